@@ -1,0 +1,82 @@
+"""What a model and its processes must be, checked before the first document."""
+
+import os
+
+import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers.utils import logging
+
+from tttnn.training_args import TestTimeTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_model(model: torch.nn.Module) -> None:
+    """
+    Make sure that a model can be adapted and restored; warn where adapting it would do little.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+
+    Raises:
+        `ValueError`: If it is wrapped for several devices, spread over them, quantized without adapters, or frozen.
+    """
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        raise ValueError(
+            f"The model is wrapped in {type(model).__name__}, which keeps its copies equal; here each process adapts its "
+            "own to its own documents. Pass `model.module`."
+        )
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) != 1 or devices == ["meta"]:
+        raise ValueError(
+            f"The model is spread over the devices {', '.join(devices)} (`device_map`), and must be whole on one. Load it "
+            "without `device_map`."
+        )
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if getattr(model, "is_quantized", False) and (not trainable or not hasattr(model, "peft_config")):
+        raise ValueError(
+            "The model is quantized, and quantized weights cannot be trained. Wrap it with PEFT adapters "
+            "(`get_peft_model`), or load it without quantization."
+        )
+    if not trainable:
+        raise ValueError("Every parameter of the model is frozen, so nothing can be adapted. Set `requires_grad` on some.")
+    low = sorted({str(p.dtype) for p in trainable if p.dtype in (torch.bfloat16, torch.float16)})
+    if low:
+        logger.warning(
+            f"The model is trained in {', '.join(low)}: at a small learning rate most updates round to nothing there. Load "
+            "it with `dtype=torch.float32`, and set `bf16=True` for speed."
+        )
+
+
+def check_processes(args: TestTimeTrainingArguments, sharded: bool) -> None:
+    """
+    Make sure that the processes of this run are those that were launched, and that the method allows several.
+
+    Args:
+        args (`TestTimeTrainingArguments`):
+            The trainer's arguments.
+        sharded (`bool`):
+            Whether the launcher set up FSDP or DeepSpeed.
+
+    Raises:
+        `RuntimeError`: If the launcher named more processes than found each other.
+        `ValueError`: If the model would be sharded, or a carried optimizer meets several processes.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != args.world_size:
+        raise RuntimeError(
+            f"The launcher set WORLD_SIZE={launched}, but {args.world_size} process takes part: each would score every "
+            "document. Launch with `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`."
+        )
+    if sharded:
+        raise ValueError(
+            "The launcher set up FSDP or DeepSpeed, but each process adapts the whole model to its own documents. Launch "
+            "without it."
+        )
+    if args.world_size > 1 and not args.reset_optimizer:
+        raise ValueError(
+            f"`reset_optimizer` is False and {args.world_size} processes run, but a carried optimizer passes from each "
+            "document to the next. Run one process, or reset the optimizer."
+        )

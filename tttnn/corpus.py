@@ -1,0 +1,308 @@
+"""Documents with stable ids: readers of the usual formats, and a memory-mapped store of their texts."""
+
+import io
+import json
+import logging
+import mmap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+
+logger = logging.getLogger(__name__)
+
+RECORD_SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+
+
+@dataclass(frozen=True)
+class Document:
+    """
+    A text of a corpus or of a test set.
+
+    Args:
+        id (`str`):
+            The document's own id, stable between runs: a field of its row, or its file and line.
+        text (`str`):
+            The text, free of lone surrogates.
+        metadata (`dict[str, Any]`, *optional*):
+            The row's other fields, JSON-able; a field `meta` or `metadata` that holds a dictionary is merged in.
+    """
+
+    id: str
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, name: str) -> Any:  # noqa: ANN401
+        """
+        Look up a field by its name.
+
+        Args:
+            name (`str`):
+                `"id"`, or a key of `metadata`.
+
+        Returns:
+            `Any`: the value, or `None` where the document has no such field.
+        """
+        return self.id if name == "id" else self.metadata.get(name)
+
+
+def check_text(text: object, where: str) -> str:
+    """
+    Make sure that a text is a string that UTF-8 can encode.
+
+    Args:
+        text (`object`):
+            What should be a text.
+        where (`str`):
+            Where it stands, for the error message: `"row 3"`.
+
+    Returns:
+        `str`: the text, unchanged.
+
+    Raises:
+        `TypeError`: If it is not a string.
+        `ValueError`: If it holds a lone surrogate, which neither UTF-8 nor a tokenizer can encode.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"The text of {where} is {type(text).__name__}, not a string. Convert or drop it.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text of {where} holds the lone surrogate U+{ord(text[error.start]):04X} at character "
+            f"{error.start}, which UTF-8 cannot encode. Replace it, for example with "
+            "`text.encode('utf-8', 'replace').decode('utf-8')`."
+        ) from None
+    return text
+
+
+def document_from_row(
+    row: dict[str, Any], where: str, text_column: str = "text", id_column: str | None = None
+) -> Document:
+    """
+    Turn a row of a data set into a document.
+
+    Args:
+        row (`dict[str, Any]`):
+            The row's fields.
+        where (`str`):
+            Where the row stands; serves as its id where it brings none.
+        text_column (`str`, *optional*, defaults to `"text"`):
+            The field with the text.
+        id_column (`str`, *optional*):
+            The field with the id. By default `id` where there is one, else `where`.
+
+    Returns:
+        `Document`: the text, its id, and every other field as metadata.
+
+    Raises:
+        `ValueError`: If a named column is missing, or the text holds a lone surrogate.
+        `TypeError`: If the text is not a string.
+    """
+    for column in (text_column, id_column):
+        if column is not None and column not in row:
+            raise ValueError(f"{where} has no column `{column}`; its columns are {sorted(row)}. Name the right one.")
+    text = check_text(row[text_column], where)
+    metadata = {name: value for name, value in row.items() if name not in (text_column, id_column or "id")}
+    for name in ("meta", "metadata"):
+        if isinstance(metadata.get(name), dict):
+            metadata |= metadata.pop(name)
+    return Document(str(row.get(id_column or "id", where)), text, metadata)
+
+
+def as_documents(
+    rows: Iterable[Any], text_column: str = "text", id_column: str | None = None, name: str = "row"
+) -> Iterator[Document]:
+    """
+    Read documents from strings, dictionaries, a `datasets` data set, or documents.
+
+    Args:
+        rows (`Iterable`):
+            `str`, `dict` or `Document` items; a `Dataset` or `IterableDataset` iterates over dictionaries.
+        text_column (`str`, *optional*, defaults to `"text"`):
+            The field with the text.
+        id_column (`str`, *optional*):
+            The field with the id.
+        name (`str`, *optional*, defaults to `"row"`):
+            What an item is called in ids and errors, followed by its position.
+
+    Yields:
+        `Document`: one per item, in order.
+
+    Raises:
+        `TypeError`: If an item or its text is of another type.
+        `ValueError`: If a column is missing, or a text holds a lone surrogate.
+    """
+    if isinstance(rows, str):
+        raise TypeError("A list of texts is needed, and one string was given. Put it into a list.")
+    for position, row in enumerate(rows):
+        where = f"{name} {position}"
+        if isinstance(row, Document):
+            check_text(row.text, where)
+            yield row
+        elif isinstance(row, dict):
+            yield document_from_row(row, where, text_column, id_column)
+        else:
+            yield Document(where, check_text(row, where))
+
+
+def read_documents(
+    source: str | Path,
+    text_column: str = "text",
+    id_column: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    limit: int | None = None,
+) -> Iterator[Document]:
+    """
+    Read documents from a file, a folder or a data set of the Hub, one at a time.
+
+    Args:
+        source (`str` or `Path`):
+            A `.jsonl`, `.jsonl.zst` or `.parquet` file of rows; any other file is one text. A folder: all its files,
+            sorted by path, hidden ones left out, and those that are not UTF-8 text skipped with a warning. Anything
+            else: the id of a data set on the Hub, which is streamed.
+        text_column (`str`, *optional*, defaults to `"text"`):
+            The field with the text.
+        id_column (`str`, *optional*):
+            The field with the id. By default `id`, or else the file and line.
+        split (`str`, *optional*, defaults to `"train"`):
+            The split of a Hub data set.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a Hub data set.
+        token (`str` or `bool`, *optional*):
+            Token for a private Hub data set.
+        limit (`int`, *optional*):
+            Stop after that many documents.
+
+    Returns:
+        `Iterator[Document]`: the documents, in the order of the source.
+
+    Raises:
+        `FileNotFoundError`: If `source` looks like a path and nothing is there.
+        `ValueError`: If a line is not JSON, a column is missing, or a text holds a lone surrogate.
+        `TypeError`: If a text is not a string.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        documents = _read_folder(path, text_column, id_column)
+    elif path.is_file():
+        documents = _read_file(path, path.name, text_column, id_column)
+    elif isinstance(source, Path) or source.endswith(RECORD_SUFFIXES) or source.count("/") != 1 or source[0] in "./~":
+        raise FileNotFoundError(
+            f"There is no file or folder at '{source}', and an id on the Hub reads 'user/name'. Check the path."
+        )
+    else:
+        from datasets import load_dataset
+
+        rows = load_dataset(source, split=split, revision=revision, token=token, streaming=True)
+        documents = as_documents(rows, text_column, id_column, name=f"{source}/{split}")
+    return islice(documents, limit)
+
+
+def _read_folder(folder: Path, text_column: str, id_column: str | None) -> Iterator[Document]:
+    skipped = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or not path.is_file():
+            continue
+        try:
+            yield from _read_file(path, name.as_posix(), text_column, id_column)
+        except UnicodeDecodeError:
+            skipped.append(name.as_posix())
+    if skipped:
+        logger.warning("Skipped %d files that are not UTF-8 text: %s", len(skipped), ", ".join(skipped[:5]))
+
+
+def _read_file(path: Path, name: str, text_column: str, id_column: str | None) -> Iterator[Document]:
+    if not path.name.endswith(RECORD_SUFFIXES):
+        yield Document(name, path.read_text(encoding="utf-8"), {"source": name})
+        return
+    for where, row in _read_rows(path, name):
+        document = document_from_row(row, where, text_column, id_column)
+        document.metadata.setdefault("source", name)
+        yield document
+
+
+def _read_rows(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+            yield from ((f"{name}:{number}", row) for number, row in enumerate(rows, 1))
+        return
+    with zstandard.open(path, "rb") if path.suffix == ".zst" else path.open("rb") as stream:
+        for number, line in enumerate(io.BufferedReader(stream) if path.suffix == ".zst" else stream, 1):
+            where = f"{name}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{where} is not JSON ({error}). Each line of a .jsonl file holds one object.") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object. Write one object a line.")
+            yield where, row
+
+
+class TextStore:
+    """
+    Documents of a shard on disk, read at random through a memory map.
+
+    A store is two files: `NAME.jsonl`, an object `{"id", "text", "metadata"}` a line in UTF-8, and
+    `NAME.offsets.npy`, the int64 byte offset of each line and of the end. Opening it reads neither.
+
+    Args:
+        path (`str` or `Path`):
+            The `.jsonl` file; the offsets lie beside it.
+
+    Raises:
+        `ValueError`: If the offsets do not span the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.offsets = np.load(self.path.with_suffix(".offsets.npy"), mmap_mode="r", allow_pickle=False)
+        size = self.path.stat().st_size
+        if self.offsets.dtype != np.int64 or self.offsets.ndim != 1 or not len(self.offsets) or self.offsets[-1] != size:
+            raise ValueError(f"The offsets beside '{self.path}' do not span its {size} bytes. Fetch or build it anew.")
+        with self.path.open("rb") as file:
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Document:
+        start, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        return Document(**json.loads(self.bytes[start:end]))
+
+    @staticmethod
+    def write(path: str | Path, documents: Iterable[Document]) -> list[Path]:
+        """
+        Write the two files of a store.
+
+        Args:
+            path (`str` or `Path`):
+                The `.jsonl` file to write; its folder exists.
+            documents (`Iterable[Document]`):
+                What to store, in order; metadata that JSON lacks (dates, say) becomes a string.
+
+        Returns:
+            `list[Path]`: the files written.
+        """
+        path, offsets = Path(path), [0]
+        with path.open("wb") as file:
+            for document in documents:
+                row = {"id": document.id, "text": document.text, "metadata": document.metadata}
+                offsets.append(offsets[-1] + file.write(_json_line(row)))
+        np.save(path.with_suffix(".offsets.npy"), np.array(offsets, dtype=np.int64))
+        return [path, path.with_suffix(".offsets.npy")]
+
+
+def _json_line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8") + b"\n"

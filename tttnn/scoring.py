@@ -1,0 +1,86 @@
+"""The score of a text: its negative log-likelihood in nats, beside the bytes and words that it has."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tttnn.windows import Window, encode, prefix_token_id, scoring_windows
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """
+    A text made ready to be scored again and again.
+
+    Args:
+        windows (`list[Window]`):
+            Rolling windows that predict each of its tokens once.
+        num_bytes (`int`):
+            Its length in UTF-8.
+        num_words (`int`):
+            Its words as lm-evaluation-harness counts them: `len(re.split(r"\\s+", text))`.
+    """
+
+    windows: list[Window]
+    num_bytes: int
+    num_words: int
+
+    @classmethod
+    def from_text(cls, text: str, processing_class: PreTrainedTokenizerBase, max_length: int) -> "ScoredText":
+        """
+        Tokenize a text and cut it into windows.
+
+        Args:
+            text (`str`):
+                What is scored. An empty one has no window, no byte and one word.
+            processing_class (`PreTrainedTokenizerBase`):
+                The model's tokenizer.
+            max_length (`int`):
+                Tokens in a window.
+
+        Returns:
+            `ScoredText`: ready for `score`.
+        """
+        windows = scoring_windows(encode(processing_class, text), prefix_token_id(processing_class), max_length)
+        return cls(windows, len(text.encode("utf-8")), len(re.split(r"\s+", text)))
+
+
+@torch.no_grad()
+def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) -> float:
+    """
+    Sum the negative log-likelihood of a text's tokens under a model, which is put into eval mode.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal language model.
+        scored_text (`ScoredText`):
+            The text's windows.
+        batch_size (`int`, *optional*, defaults to `1`):
+            Windows of equal length in one forward pass.
+
+    Returns:
+        `float`: nats, from float32 log-probabilities summed in float64. Equal to the rolling log-likelihood of
+        lm-evaluation-harness, but for its sign.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in _batches(scored_text.windows, batch_size):
+        logits = model(input_ids=torch.tensor([window.input_ids for window in batch], device=device)).logits
+        for row, window in zip(logits, batch, strict=True):
+            targets = torch.tensor(window.target_ids, device=device)
+            losses = torch.nn.functional.cross_entropy(row[-len(targets) :].float(), targets, reduction="none")
+            nll += losses.sum(dtype=torch.float64)
+    return nll.item()
+
+
+def _batches(windows: list[Window], batch_size: int) -> list[list[Window]]:
+    batches: list[list[Window]] = []
+    for window in windows:
+        if batches and len(batches[-1]) < batch_size and len(batches[-1][0].input_ids) == len(window.input_ids):
+            batches[-1].append(window)
+        else:
+            batches.append([window])
+    return batches

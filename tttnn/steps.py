@@ -1,0 +1,170 @@
+"""The optimizer steps on the neighbors of a document: `Trainer`'s own step, without its loop over epochs."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+from typing import NoReturn, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+
+from tttnn.corpus import check_text
+from tttnn.records import DocumentRecord
+from tttnn.restore import Snapshot, prepared_for_training, restored
+from tttnn.retriever import Neighbor
+from tttnn.training_args import TestTimeTrainingArguments
+from tttnn.windows import encode, training_chunks
+
+
+def raise_not_finite(name: str, value: float) -> NoReturn:
+    """
+    Say that a loss or a score is no number any more.
+
+    Args:
+        name (`str`):
+            Of what.
+        value (`float`):
+            What it is.
+
+    Raises:
+        `RuntimeError`: Always.
+    """
+    raise RuntimeError(
+        f"The {name} is {value}: training diverged, or the model overflows in its precision. Lower `learning_rate`, or load "
+        "the model in float32. The model was restored."
+    )
+
+
+class NeighborTrainer(Trainer):
+    """A `Trainer` that takes its steps neighbor by neighbor; the ground floor of `TestTimeTrainer`."""
+
+    args: TestTimeTrainingArguments
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    max_length: int
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Give the names of all parameters: the method decays every one."""
+        return [name for name, _ in model.named_parameters()]
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Enter the context of mixed precision, if `bf16` or `fp16` ask for it; the model itself stays unwrapped."""
+        stack = super().compute_loss_context_manager()
+        stack.enter_context(self.accelerator.autocast())
+        return stack
+
+    @contextmanager
+    def _episodes(self, num_documents: int, snapshot: Snapshot | None = None) -> Iterator[Snapshot]:
+        """Make ready to train inside; outside, the model, the optimizer and the callbacks' state are as before."""
+        args = self.args
+        self.create_optimizer()
+        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.callback_handler.optimizer = self.optimizer
+        # a schedule of `train` may have left another rate behind
+        self._initial_groups = [
+            {**{name: value for name, value in group.items() if name != "params"}, "lr": group.get("initial_lr", group["lr"])}
+            for group in self.optimizer.param_groups
+        ]
+        self._reset_optimizer()
+        chunks = args.chunks_per_neighbor or 1
+        steps = num_documents * args.num_neighbors * int(chunks) * int(args.num_train_epochs)
+        self.state.compute_steps(args, self.state.global_step + steps)
+        self.state.max_steps = 2**62  # an upper bound that is never met, where the default flow would stop
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        with ExitStack() as stack:
+            # the bar of `train` counts epochs, and fails on a step outside them
+            bar = self.pop_callback(DEFAULT_PROGRESS_CALLBACK)
+            if bar is not None:
+                stack.callback(self.add_callback, bar)
+            if snapshot is None:
+                snapshot = stack.enter_context(restored(self.model))
+            stack.enter_context(prepared_for_training(self.model, args.disable_dropout))
+            if args.activation_checkpointing and not self.model.is_activation_checkpointing:
+                self.model.activation_checkpointing_enable(
+                    activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
+                )
+                stack.callback(self.model.activation_checkpointing_disable)
+            self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+            stack.callback(self._reset_optimizer)
+            yield snapshot
+            self.control = self.callback_handler.on_train_end(args, self.state, self.control)
+
+    def _reset_optimizer(self) -> None:
+        self.optimizer.state.clear()
+        for group, initial in zip(self.optimizer.param_groups, self._initial_groups, strict=True):
+            group.update(initial)
+
+    def _train_on(self, neighbors: list[Neighbor], record: DocumentRecord) -> Iterator[tuple[int, bool]]:
+        """
+        Take the steps of a document.
+
+        Yields, after each neighbor or group of neighbors, how many they were and whether a step was taken: none is for
+        neighbors without a token.
+        """
+        args, start = self.args, perf_counter()
+        chunks = [self._chunks(neighbor) for neighbor in neighbors]
+        size = args.gradient_accumulation_steps
+        groups = [chunks[first : first + size] for first in range(0, len(chunks), size)]
+        passes = int(args.num_train_epochs)
+        num_steps = passes * sum(sum(map(len, group)) if size == 1 else any(group) for group in groups)
+        self.lr_scheduler = None
+        self.create_scheduler(max(num_steps, 1))
+        self.callback_handler.lr_scheduler = self.lr_scheduler
+        self.control = TrainerControl()
+        for group in groups * passes:
+            self._train_on_group(group, record)
+            record.seconds["train"] += perf_counter() - start
+            yield len(group), any(group)
+            start = perf_counter()
+            if self.control.should_training_stop:
+                break
+
+    def _chunks(self, neighbor: Neighbor) -> list[list[int]]:
+        token_ids = encode(self.processing_class, check_text(neighbor.text, f"neighbor {neighbor.id}"))
+        return training_chunks(token_ids, self.max_length, cast("int | None", self.args.chunks_per_neighbor))
+
+    def _train_on_group(self, group: list[list[list[int]]], record: DocumentRecord) -> None:
+        """Train on one neighbor, a step per chunk, or on several in one step."""
+        first = len(record.train_loss)
+        record.train_loss += [math.nan] * len(group)
+        losses: list[list[float]] = [[] for _ in group]
+        places = [(place, chunk) for place, chunks in enumerate(group) for chunk in chunks]
+        for step in [[place] for place in places] if len(group) == 1 else [places] if places else []:
+            self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+            self.current_gradient_accumulation_steps = len(step)
+            for number, (place, chunk) in enumerate(step, 1):
+                inputs = self.data_collator([{"input_ids": chunk, "labels": chunk}])
+                loss = self.training_step(self.model, inputs).item() * len(step)
+                # a chunk of one token has no target and so no loss; its step still decays and carries momentum
+                if len(chunk) > 1:
+                    if not math.isfinite(loss):
+                        raise_not_finite(f"training loss of document {record.index} ('{record.id}')", loss)
+                    losses[place].append(loss)
+                    record.train_loss[first + place] = sum(losses[place]) / len(losses[place])
+                if number < len(step):
+                    self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+            self._take_step(record.train_loss[-1])
+            if self.control.should_training_stop:
+                break
+
+    def _take_step(self, loss: float) -> None:
+        args, handler = self.args, self.callback_handler
+        grad_norm = self._clip_grad_norm(self.model) if args.max_grad_norm > 0 else None
+        self.control = handler.on_pre_optimizer_step(args, self.state, self.control)
+        self.optimizer.step()
+        self.control = handler.on_optimizer_step(args, self.state, self.control)
+        learning_rate = self._get_learning_rate()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.lr_scheduler.step()
+        self.model.zero_grad()
+        self.state.global_step += 1
+        self.control = handler.on_step_end(args, self.state, self.control)
+        if self.control.should_log:
+            logs = {"loss": loss, "learning_rate": learning_rate}
+            self.log(logs if grad_norm is None else {**logs, "grad_norm": float(grad_norm)})
+

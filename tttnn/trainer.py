@@ -1,0 +1,389 @@
+"""`TestTimeTrainer`: one step on each neighbor of a document, a score before and after, and the weights as they were."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.data.data_collator import default_data_collator
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.utils import logging
+
+from tttnn.callbacks import DocumentProgressCallback, JournalCallback, TestTimeCallback
+from tttnn.checks import check_model, check_processes
+from tttnn.corpus import Document, as_documents, check_text
+from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
+from tttnn.restore import Snapshot, restored
+from tttnn.retriever import Neighbor, NeighborRetriever, Retriever
+from tttnn.scoring import ScoredText, score
+from tttnn.selection import Selection, select
+from tttnn.steps import NeighborTrainer, raise_not_finite
+from tttnn.training_args import TestTimeTrainingArguments
+from tttnn.windows import prefix_token_id, split_document
+
+
+# fields of ours that do not change a number, or that the records themselves are checked for
+NOT_SETTINGS = ("output_dir", "text_column", "per_device_eval_batch_size", "ddp_timeout", "save_strategy")
+
+logger = logging.get_logger(__name__)
+
+
+class TestTimeTrainer(NeighborTrainer):
+    """
+    Adapts a causal language model to each test document and restores it: test-time training on nearest neighbors.
+
+    Each document is an episode: retrieve its neighbors, score it, take one optimizer step on each neighbor, score it
+    again, restore the model to the bit. `evaluate` and `predict` do so for a data set, data-parallel over documents
+    where several processes run; `adapt` hands out the model adapted to one text; `train` is that of `Trainer`.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            A causal language model of transformers, PEFT-wrapped or not, whole on one device.
+        args (`TestTimeTrainingArguments`, *optional*):
+            How to train and score.
+        retriever (`Retriever`, *optional*):
+            A `NeighborRetriever`, or anything with its method `retrieve`. `adapt` with neighbors of its own needs none.
+        processing_class (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+        eval_dataset (`Dataset` or `list`, or a `dict` of them, *optional*):
+            Test documents: a `datasets` data set, or a list of texts, rows or `Document` items. Columns beside the text
+            become metadata of the records.
+        train_dataset (`Dataset`, *optional*):
+            For `train`.
+        data_collator (`Callable`, *optional*):
+            Makes the model's inputs of a list with one chunk, `{"input_ids": ..., "labels": ...}`.
+        compute_metrics (`Callable`, *optional*):
+            Further metrics, from an `EvalPrediction` as `predict` returns it.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Callbacks; see `TestTimeCallback` for the events.
+        optimizers (`tuple`, *optional*):
+            An optimizer of your own, and `None`.
+        optimizer_cls_and_kwargs (`tuple`, *optional*):
+            Class and keyword arguments of an optimizer of your own.
+
+    Raises:
+        `ValueError`: If the model, the tokenizer or the processes cannot serve.
+        `TypeError`: If `args` are not `TestTimeTrainingArguments`.
+
+    Source: [TTT-NN](https://huggingface.co/papers/2305.18466).
+    """
+
+    __test__ = False  # for pytest, which would collect it for its name
+
+    def __init__(
+        self,
+        model: PreTrainedModel | torch.nn.Module,
+        args: TestTimeTrainingArguments | None = None,
+        retriever: Retriever | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        eval_dataset: Any = None,  # noqa: ANN401
+        train_dataset: Any = None,  # noqa: ANN401
+        data_collator: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+    ) -> None:
+        args = TestTimeTrainingArguments() if args is None else args
+        if not isinstance(args, TestTimeTrainingArguments):
+            raise TypeError(f"`args` are {type(args).__name__}. Pass `TestTimeTrainingArguments`.")
+        check_model(model)
+        prefix_token_id(processing_class)
+        use_cache = model.config.use_cache
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or default_data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        model.config.use_cache = use_cache  # Trainer switches it off for good
+        self.args: TestTimeTrainingArguments = args
+        self.retriever = retriever
+        self.records: list[DocumentRecord] = []
+        check_processes(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        context = getattr(model.config, "max_position_embeddings", None)  # models without positions have none
+        self.max_length = min(args.max_length, context or args.max_length)
+        if not args.disable_tqdm:
+            self.add_callback(DocumentProgressCallback)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:  # noqa: ANN401
+        """
+        Check a data set and give this process its documents.
+
+        Args:
+            eval_dataset (`Dataset`, `list` or `str`, *optional*):
+                Test documents, or the name of one of several data sets. By default `self.eval_dataset`.
+
+        Returns:
+            `DataLoader`: of pairs of index and `Document`, every `world_size`-th from this process's rank.
+
+        Raises:
+            `ValueError`: If there is no document, a text column is missing, or a text cannot be encoded.
+            `TypeError`: If a text is not a string.
+        """
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None:
+            raise ValueError("There is nothing to evaluate on. Pass `eval_dataset` here or to the trainer.")
+        documents = list(enumerate(as_documents(eval_dataset, self.args.text_column)))
+        if not documents:
+            raise ValueError("The data set holds no document. Pass at least one.")
+        mine = range(self.args.process_index, len(documents), self.args.world_size)
+        return DataLoader(documents, batch_size=None, sampler=mine, collate_fn=_as_is)  # type: ignore[arg-type]
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:  # noqa: ANN401
+        """Do what `get_eval_dataloader` does, for `predict`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """
+        Run the episode of every document; `evaluate` and `predict` call this.
+
+        Args:
+            dataloader (`DataLoader`):
+                What `get_eval_dataloader` gives.
+            description (`str`):
+                Not used.
+            prediction_loss_only (`bool`, *optional*):
+                Not used.
+            ignore_keys (`list[str]`, *optional*):
+                Not used.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
+                Begins the name of every metric.
+
+        Returns:
+            `EvalLoopOutput`: `predictions` are the scores in nats, float64 of shape `(documents, points)`: before
+            training, then after each neighbor where every one is scored, else after the last; shorter rows carry
+            their last value forward. `label_ids` are the bytes scored, int64 of shape `(documents,)`. `metrics` pool
+            sums over all documents. `self.records` holds the details.
+
+        Raises:
+            `RuntimeError`: If there is no retriever, or a loss or score is not finite.
+        """
+        if self.retriever is None:
+            raise RuntimeError("The trainer has no retriever. Pass `retriever=` to it, for example a NeighborRetriever.")
+        self.callback_handler.eval_dataloader = dataloader
+        indices = list(dataloader.sampler)
+        journals = [c for c in self.callback_handler.callbacks if isinstance(c, JournalCallback)]
+        bars = [c for c in self.callback_handler.callbacks if isinstance(c, DocumentProgressCallback)]
+        with self._episodes(len(indices)) as snapshot, ExitStack() as opened:
+            records: dict[int, DocumentRecord] = {}
+            for journal in journals:
+                opened.callback(journal.close)
+                records |= journal.open(self.args, metric_key_prefix, self._settings(snapshot))
+            done = [index for index in indices if index in records]
+            if done and not self.args.reset_optimizer:
+                for journal in journals:
+                    journal.load_optimizer(self.optimizer, done[-1])
+            for bar in bars if self.is_local_process_zero() else ():
+                opened.callback(bar.close)
+                bar.open(len(indices), len(done))
+            for index, document in dataloader:
+                if index in records:
+                    _check_same(records[index], document)
+                    continue
+                records[index] = self._run_episode(index, document)
+                snapshot.restore()
+                if self.args.reset_optimizer:
+                    self._reset_optimizer()
+        rows = [record for index, record in sorted(records.items()) if index in indices]
+        self.records = sorted(gather_object(rows), key=lambda record: record.index)
+        return self._output(metric_key_prefix)
+
+    @contextmanager
+    def adapt(self, text: str, neighbors: Sequence[Neighbor | str] | None = None) -> Iterator[PreTrainedModel]:
+        """
+        Adapt the model to a text, to generate with it or to save it; restore it on the way out.
+
+        Args:
+            text (`str`):
+                The whole of it is the query.
+            neighbors (`Sequence[Neighbor]` or `Sequence[str]`, *optional*):
+                Neighbors found elsewhere, trained on as they come. By default they are retrieved and selected.
+
+        Yields:
+            `PreTrainedModel`: the model itself, adapted, in eval mode. `model.save_pretrained(folder)` inside keeps a
+            copy.
+
+        Raises:
+            `ValueError`: If there is no neighbor to train on.
+            `RuntimeError`: If there is no retriever, or a loss is not finite.
+            `ConnectionError`, `TimeoutError`: If retrieving fails.
+
+        Example:
+
+        ```python
+        with trainer.adapt("def parse_args("):
+            model.generate(...)
+        ```
+        """
+        document = Document("adapt", check_text(text, "`text`"))
+        record = DocumentRecord(0, digest(text), document.id, {}, len(text.encode("utf-8")), 0)
+        with ExitStack() as training, restored(self.model) as snapshot:
+            training.enter_context(self._episodes(1, snapshot))
+            set_seed(self._seed(0))
+            self._dispatch("on_document_begin", record)
+            if neighbors is None:
+                if self.retriever is None:
+                    raise RuntimeError("The trainer has no retriever. Pass `neighbors=`, or `retriever=` to the trainer.")
+                selection = self._retrieve(document, text, text, record)
+            else:
+                selection = Selection([_as_neighbor(row, neighbor) for row, neighbor in enumerate(neighbors)])
+            if not selection.neighbors:
+                raise ValueError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
+            for _ in self._train_on(selection.neighbors, record):
+                pass
+            self._dispatch("on_document_end", record)
+            training.close()
+            snapshot.restore_random_states()
+            self.model.eval()
+            yield self.model
+
+    def _run_episode(self, index: int, document: Document) -> DocumentRecord:
+        set_seed(self._seed(index))
+        query, text = split_document(self.processing_class, document.text, self.args.query)
+        scored_text = ScoredText.from_text(text, self.processing_class, self.max_length)
+        record = DocumentRecord(
+            index,
+            digest(document.text),
+            document.id,
+            document.metadata,
+            scored_text.num_bytes,
+            scored_text.num_words,
+        )
+        self._dispatch("on_document_begin", record)
+        selection = Selection()
+        try:
+            selection = self._retrieve(document, query, text, record)
+            record.error = None if selection.neighbors else "no neighbor was retrieved, or none was left by the filters"
+        except (ConnectionError, TimeoutError) as error:
+            record.error = f"{type(error).__name__}: {error}"
+        self._score(scored_text, record)
+        if selection.neighbors:
+            for num_neighbors, changed in self._train_on(selection.neighbors, record):
+                if self.args.score_every_neighbor:
+                    # the score is the same between the neighbors of one step, and after neighbors without a token
+                    record.nll += [record.nll[-1]] * (num_neighbors - changed)
+                    if changed:
+                        self._score(scored_text, record)
+            if not self.args.score_every_neighbor:
+                self._score(scored_text, record)
+        else:
+            record.status = "untrained"
+            logger.warning(f"Document {index} ('{document.id}') stays untrained: {record.error}.")
+        self._dispatch("on_document_end", record)
+        return record
+
+    def _retrieve(self, document: Document, query: str, scored_text: str, record: DocumentRecord) -> Selection:
+        args, start = self.args, perf_counter()
+        candidates = self.retriever.retrieve([query], args.num_candidates)[0]
+        selection = select(
+            candidates,
+            document,
+            scored_text,
+            args.num_neighbors,
+            args.order,
+            self._seed(record.index),
+            args.max_distance,
+            args.exclude,
+            args.drop_near_copies,
+        )
+        record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
+        record.distances = [neighbor.distance for neighbor in selection.neighbors]
+        record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
+        record.seconds["retrieve"] += perf_counter() - start
+        return selection
+
+    def _score(self, scored_text: ScoredText, record: DocumentRecord) -> None:
+        start = perf_counter()
+        with self.compute_loss_context_manager():
+            nll = score(self.model, scored_text, self.args.per_device_eval_batch_size)
+        if not math.isfinite(nll):
+            raise_not_finite(f"score of document {record.index} ('{record.id}')", nll)
+        record.nll.append(nll)
+        record.seconds["score"] += perf_counter() - start
+
+    def _dispatch(self, event: str, record: DocumentRecord) -> None:
+        """Send one of our events to the callbacks that know it; `CallbackHandler.call_event` fails on the others."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TestTimeCallback):
+                handle = callback.on_document_begin if event == "on_document_begin" else callback.on_document_end
+                handle(
+                    self.args,
+                    self.state,
+                    self.control,
+                    record=record,
+                    model=self.model,
+                    processing_class=self.processing_class,
+                    optimizer=self.optimizer,
+                )
+
+    def _seed(self, index: int) -> int:
+        return int(np.random.SeedSequence([self.args.seed, index]).generate_state(1)[0])
+
+    def _settings(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Say what the numbers of a run depend on, for its journal."""
+        names = (
+            *(name for name in TestTimeTrainingArguments.__annotations__ if name not in NOT_SETTINGS),
+            *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_steps"),
+            *("lr_scheduler_kwargs", "seed", "bf16", "fp16"),
+        )
+        # sums of a model's weights tell it from another of the same name, at no cost to speak of
+        weights = [float(copy.double().sum()) for copy in snapshot.copies]
+        return {
+            **{name: getattr(self.args, name) for name in names},
+            "model": self.model.config._name_or_path,
+            "weights": digest(repr(weights)),
+            "tokenizer": self.processing_class.name_or_path,
+            "index": self.retriever.index.digest if isinstance(self.retriever, NeighborRetriever) else None,
+        }
+
+    def _output(self, prefix: str) -> EvalLoopOutput:
+        records = self.records
+        untrained = [record.index for record in records if record.status == "untrained"]
+        if untrained:
+            logger.warning(f"{len(untrained)} of {len(records)} documents stay untrained, and count so: {untrained}.")
+        predictions = nll_matrix(records)
+        label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
+        metrics: dict[str, Any] = dict(summarize(records))
+        if self.compute_metrics is not None:
+            metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
+        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
+        return EvalLoopOutput(predictions, label_ids, metrics, len(records))
+
+
+def _as_is(item: tuple[int, Document]) -> tuple[int, Document]:
+    return item
+
+
+def _as_neighbor(row: int, neighbor: Neighbor | str) -> Neighbor:
+    return neighbor if isinstance(neighbor, Neighbor) else Neighbor(row, neighbor, math.nan)
+
+
+def _check_same(record: DocumentRecord, document: Document) -> None:
+    if record.digest != digest(document.text):
+        raise ValueError(
+            f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set has "
+            "changed. Choose another folder, or remove the journal."
+        )
