@@ -20,8 +20,9 @@ class TestTimeCallback(TrainerCallback):
     Base class of callbacks that follow test-time training document by document.
 
     The events of `TrainerCallback` fire for every inner step: `on_step_begin`, `on_pre_optimizer_step`,
-    `on_optimizer_step`, `on_substep_end`, `on_step_end` and `on_log`, between one `on_train_begin` and `on_train_end` per
-    evaluation. `control.should_training_stop` ends the training of the current document only. This class adds two events.
+    `on_optimizer_step`, `on_substep_end`, `on_step_end` and `on_log`, between one `on_train_begin` and `on_train_end`
+    per evaluation. `control.should_training_stop` ends the training of the current document only. This class adds two
+    events.
     """
 
     __test__ = False  # for pytest, which would collect it for its name
@@ -96,9 +97,9 @@ class JournalCallback(TestTimeCallback):
     """
     Write each finished document to a journal, and go on with the journal when the same evaluation is started again.
 
-    `evaluate()` writes `journal-eval.jsonl`, `predict()` `journal-test.jsonl`. A journal of other settings, another model,
-    index or data set is refused, not mixed. With a carried optimizer (`reset_optimizer=False`) its state is kept beside
-    the journal, in safetensors, so that going on is exact.
+    `evaluate()` writes `journal-eval.jsonl`, `predict()` `journal-test.jsonl`. A journal of other settings, another
+    model, index or data set is refused, not mixed. With a carried optimizer (`reset_optimizer=False`) its state is
+    kept beside the journal, in safetensors, so that going on is exact.
 
     Args:
         folder (`str` or `Path`, *optional*):
@@ -155,8 +156,8 @@ class JournalCallback(TestTimeCallback):
         path = self._optimizer_path(index)
         if not path.is_file():
             raise RuntimeError(
-                f"The journal ends with document {index}, but the optimizer's state after it, '{path}', is missing. With "
-                "a carried optimizer the run cannot go on: remove the journal and start anew."
+                f"The journal ends with document {index}, but the optimizer's state after it, '{path}', is missing. "
+                "With a carried optimizer the run cannot go on: remove the journal and start anew."
             )
         state = optimizer.state_dict()
         state["state"] = {}

@@ -25,14 +25,14 @@ def check_model(model: torch.nn.Module) -> None:
     """
     if isinstance(model, DistributedDataParallel | DataParallel):
         raise ValueError(
-            f"The model is wrapped in {type(model).__name__}, which keeps its copies equal; here each process adapts its "
-            "own to its own documents. Pass `model.module`."
+            f"The model is wrapped in {type(model).__name__}, which keeps its copies equal; here each process adapts "
+            "its own to its own documents. Pass `model.module`."
         )
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) != 1 or devices == ["meta"]:
         raise ValueError(
-            f"The model is spread over the devices {', '.join(devices)} (`device_map`), and must be whole on one. Load it "
-            "without `device_map`."
+            f"The model is spread over the devices {', '.join(devices)} (`device_map`), and must be whole on one. "
+            "Load it without `device_map`."
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if getattr(model, "is_quantized", False) and (not trainable or not hasattr(model, "peft_config")):
@@ -41,12 +41,14 @@ def check_model(model: torch.nn.Module) -> None:
             "(`get_peft_model`), or load it without quantization."
         )
     if not trainable:
-        raise ValueError("Every parameter of the model is frozen, so nothing can be adapted. Set `requires_grad` on some.")
+        raise ValueError(
+            "Every parameter of the model is frozen, so nothing can be adapted. Set `requires_grad` on some."
+        )
     low = sorted({str(p.dtype) for p in trainable if p.dtype in (torch.bfloat16, torch.float16)})
     if low:
         logger.warning(
-            f"The model is trained in {', '.join(low)}: at a small learning rate most updates round to nothing there. Load "
-            "it with `dtype=torch.float32`, and set `bf16=True` for speed."
+            f"The model is trained in {', '.join(low)}: at a small learning rate most updates round to nothing there. "
+            "Load it with `dtype=torch.float32`, and set `bf16=True` for speed."
         )
 
 
@@ -67,16 +69,17 @@ def check_processes(args: TestTimeTrainingArguments, sharded: bool) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != args.world_size:
         raise RuntimeError(
-            f"The launcher set WORLD_SIZE={launched}, but {args.world_size} process takes part: each would score every "
-            "document. Launch with `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`."
+            f"The launcher set WORLD_SIZE={launched}, but {args.world_size} process takes part: each would score "
+            "every document. Launch with `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu "
+            "--num_processes N`."
         )
     if sharded:
         raise ValueError(
-            "The launcher set up FSDP or DeepSpeed, but each process adapts the whole model to its own documents. Launch "
-            "without it."
+            "The launcher set up FSDP or DeepSpeed, but each process adapts the whole model to its own documents. "
+            "Launch without it."
         )
     if args.world_size > 1 and not args.reset_optimizer:
         raise ValueError(
-            f"`reset_optimizer` is False and {args.world_size} processes run, but a carried optimizer passes from each "
-            "document to the next. Run one process, or reset the optimizer."
+            f"`reset_optimizer` is False and {args.world_size} processes run, but a carried optimizer passes from "
+            "each document to the next. Run one process, or reset the optimizer."
         )

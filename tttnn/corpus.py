@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import mmap
-from collections.abc import Iterable, Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ import zstandard
 logger = logging.getLogger(__name__)
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+HUB_ID = re.compile(r"[\w.-]*\w/[\w-][\w.-]*(?<!\.jsonl)(?<!\.jsonl\.zst)(?<!\.parquet)")
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def as_documents(
 
 
 def read_documents(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     text_column: str = "text",
     id_column: str | None = None,
     split: str = "train",
@@ -161,13 +164,13 @@ def read_documents(
     limit: int | None = None,
 ) -> Iterator[Document]:
     """
-    Read documents from a file, a folder or a data set of the Hub, one at a time.
+    Read documents from files, folders or data sets of the Hub, one at a time.
 
     Args:
-        source (`str` or `Path`):
+        source (`str`, `Path` or a sequence of them):
             A `.jsonl`, `.jsonl.zst` or `.parquet` file of rows; any other file is one text. A folder: all its files,
             sorted by path, hidden ones left out, and those that are not UTF-8 text skipped with a warning. Anything
-            else: the id of a data set on the Hub, which is streamed.
+            else: the id of a data set on the Hub, which is streamed. Several are read one after another.
         text_column (`str`, *optional*, defaults to `"text"`):
             The field with the text.
         id_column (`str`, *optional*):
@@ -185,25 +188,32 @@ def read_documents(
         `Iterator[Document]`: the documents, in the order of the source.
 
     Raises:
-        `FileNotFoundError`: If `source` looks like a path and nothing is there.
-        `ValueError`: If a line is not JSON, a column is missing, or a text holds a lone surrogate.
-        `TypeError`: If a text is not a string.
+        `FileNotFoundError`: If a source looks like a path and nothing is there.
+        `ValueError`, `TypeError`: As `document_from_row`, or if a line is not JSON.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        documents = _read_folder(path, text_column, id_column)
-    elif path.is_file():
-        documents = _read_file(path, path.name, text_column, id_column)
-    elif isinstance(source, Path) or source.endswith(RECORD_SUFFIXES) or source.count("/") != 1 or source[0] in "./~":
-        raise FileNotFoundError(
-            f"There is no file or folder at '{source}', and an id on the Hub reads 'user/name'. Check the path."
-        )
-    else:
-        from datasets import load_dataset
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    paths = {item: Path(item).expanduser() for item in sources}
+    files = [path.parent.resolve() for path in paths.values() if path.is_file()]
+    root = Path(os.path.commonpath(files)) if files else Path()
+    for item, path in paths.items():
+        if not path.exists() and (isinstance(item, Path) or not HUB_ID.fullmatch(item)):
+            raise FileNotFoundError(
+                f"There is no file or folder at '{item}', and an id on the Hub reads 'user/name'. Check the path."
+            )
 
-        rows = load_dataset(source, split=split, revision=revision, token=token, streaming=True)
-        documents = as_documents(rows, text_column, id_column, name=f"{source}/{split}")
-    return islice(documents, limit)
+    def read() -> Iterator[Document]:
+        for item, path in paths.items():
+            if path.is_dir():
+                yield from _read_folder(path, text_column, id_column)
+            elif path.is_file():
+                yield from _read_file(path, path.resolve().relative_to(root).as_posix(), text_column, id_column)
+            else:
+                from datasets import load_dataset
+
+                rows = load_dataset(str(item), split=split, revision=revision, token=token, streaming=True)
+                yield from as_documents(rows, text_column, id_column, name=f"{item}/{split}")
+
+    return islice(read(), limit)
 
 
 def _read_folder(folder: Path, text_column: str, id_column: str | None) -> Iterator[Document]:
@@ -244,7 +254,9 @@ def _read_rows(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{where} is not JSON ({error}). Each line of a .jsonl file holds one object.") from None
+                raise ValueError(
+                    f"{where} is not JSON ({error}). Each line of a .jsonl file holds one object."
+                ) from None
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object. Write one object a line.")
             yield where, row
@@ -269,7 +281,12 @@ class TextStore:
         self.path = Path(path)
         self.offsets = np.load(self.path.with_suffix(".offsets.npy"), mmap_mode="r", allow_pickle=False)
         size = self.path.stat().st_size
-        if self.offsets.dtype != np.int64 or self.offsets.ndim != 1 or not len(self.offsets) or self.offsets[-1] != size:
+        if (
+            self.offsets.dtype != np.int64
+            or self.offsets.ndim != 1
+            or not len(self.offsets)
+            or self.offsets[-1] != size
+        ):
             raise ValueError(f"The offsets beside '{self.path}' do not span its {size} bytes. Fetch or build it anew.")
         with self.path.open("rb") as file:
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

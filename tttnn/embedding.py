@@ -1,6 +1,6 @@
 """Texts to vectors: a thin layer over sentence-transformers that says which embedder made an index."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -42,21 +42,18 @@ class Embedder:
         max_seq_length: int | None = None,
         device: str | None = None,
     ) -> None:
-        if isinstance(model, SentenceTransformer):
-            self.model = model
-            self.name = model.transformers_model.config._name_or_path
-        else:
-            self.model = SentenceTransformer(model, revision=revision, device=device)
-            self.name = model
+        self.model = SentenceTransformer(model, revision=revision, device=device) if isinstance(model, str) else model
         if max_seq_length is not None:
             self.model.max_seq_length = max_seq_length
+        backbone = self.model.transformers_model  # static embeddings have none
+        self.name: str = model if isinstance(model, str) else backbone.config._name_or_path if backbone else "unnamed"
         # set by transformers where the model came from the Hub
-        self.revision = revision or getattr(self.model.transformers_model.config, "_commit_hash", None)
+        self.revision = revision or getattr(backbone.config if backbone else None, "_commit_hash", None)
 
     @property
     def dimension(self) -> int:
         """Length of a vector."""
-        return int(self.model.get_embedding_dimension())
+        return cast(int, self.model.get_embedding_dimension())
 
     def encode(self, texts: list[str], batch_size: int = 32, show_progress_bar: bool = False) -> np.ndarray:
         """
@@ -85,8 +82,8 @@ class Embedder:
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             raise ValueError(
-                f"The embedder '{self.name}' gave vectors that are not finite for rows {broken[:5].tolist()}. Load it in "
-                "float32, or check its weights."
+                f"The embedder '{self.name}' gave vectors that are not finite for rows {broken[:5].tolist()}. Load it "
+                "in float32, or check its weights."
             )
         return vectors
 
@@ -129,6 +126,6 @@ class Embedder:
         distance = np.linalg.norm(self.encode([PROBE])[0] - probe) / np.linalg.norm(probe)
         if not distance <= PROBE_TOLERANCE:
             raise ValueError(
-                f"The index was built with the embedder {built} (revision {description['revision']}); {given} maps the "
-                f"same text {distance:.0%} away. Pass the embedder that built it."
+                f"The index was built with the embedder {built} (revision {description['revision']}); {given} maps "
+                f"the same text {distance:.0%} away. Pass the embedder that built it."
             )

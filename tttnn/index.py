@@ -40,7 +40,9 @@ def import_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError:
-        raise ImportError("Faiss is missing. Install it: `pip install tttnn[cpu]`, or `pip install tttnn[gpu]`.") from None
+        raise ImportError(
+            "Faiss is missing. Install it: `pip install tttnn[cpu]`, or `pip install tttnn[gpu]`."
+        ) from None
     return faiss
 
 
@@ -229,7 +231,11 @@ def _write_shard(shard: Shard, number: int, folder: Path) -> dict[str, Any]:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in (vectors, *texts, viewer)
     }
-    return {"rows": len(rows), "texts_sha256": files[texts[0].relative_to(folder).as_posix()]["sha256"], "files": files}
+    return {
+        "rows": len(rows),
+        "texts_sha256": files[texts[0].relative_to(folder).as_posix()]["sha256"],
+        "files": files,
+    }
 
 
 def open_index(folder: str | Path, verify: bool = False) -> DocumentIndex:
@@ -252,13 +258,15 @@ def open_index(folder: str | Path, verify: bool = False) -> DocumentIndex:
     faiss, folder = import_faiss(), Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"'{folder}' holds no `{MANIFEST}`, so it is no index. Build one: `tttnn build-index`.")
+        raise FileNotFoundError(
+            f"'{folder}' holds no `{MANIFEST}`, so it is no index. Build one: `tttnn build-index`."
+        )
     text = path.read_bytes()
     manifest = json.loads(text)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"'{path}' has format_version {manifest.get('format_version')}; this tttnn reads {FORMAT_VERSION}. Install "
-            "the tttnn that wrote it, or build the index anew."
+            f"'{path}' has format_version {manifest.get('format_version')}; this tttnn reads {FORMAT_VERSION}. "
+            "Install the tttnn that wrote it, or build the index anew."
         )
     shards = []
     for number, entry in enumerate(manifest["shards"]):
@@ -297,8 +305,8 @@ def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
     found = _sha256(path)
     if found != expected["sha256"]:
         raise ValueError(
-            f"'{path}' is damaged: its sha256 is {found}, and the manifest says {expected['sha256']}. Fetch or build the "
-            "index anew."
+            f"'{path}' is damaged: its sha256 is {found}, and the manifest says {expected['sha256']}. Fetch or build "
+            "the index anew."
         )
     if os.access(stamp_file.parent, os.W_OK) or not stamp_file.parent.exists():
         stamp_file.parent.mkdir(parents=True, exist_ok=True)

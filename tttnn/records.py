@@ -9,9 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tttnn.corpus import Document
+from tttnn.restore import Snapshot
+from tttnn.retriever import NeighborRetriever, Retriever
+from tttnn.training_args import TestTimeTrainingArguments
 
 
 JOURNAL_VERSION = 1
+# Fields of `Trainer` on which a number depends, beside our own but for those that only say where things go.
+TRAINER_SETTINGS = (
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("warmup_steps", "lr_scheduler_kwargs", "seed", "bf16", "fp16"),
+)
+NOT_SETTINGS = ("output_dir", "text_column", "per_device_eval_batch_size", "ddp_timeout", "save_strategy")
 
 
 @dataclass
@@ -147,8 +160,8 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
     num_bytes = sum(record.num_bytes for record in records)
     if num_bytes == 0:
         raise ValueError(
-            f"The {len(records)} documents have no byte to score, so bits per byte is undefined. Pass texts that are not "
-            "empty."
+            f"The {len(records)} documents have no byte to score, so bits per byte is undefined. Pass texts that are "
+            "not empty."
         )
     before, after = (sum(record.nll[position] for record in records) for position in (0, -1))
     num_words = sum(record.num_words for record in records)
@@ -162,8 +175,68 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
         "num_bytes": num_bytes,
         "num_untrained": sum(record.status == "untrained" for record in records),
         "num_with_near_copies": sum(bool(record.near_copies) for record in records),
-        **{f"seconds_{phase}": sum(record.seconds[phase] for record in records) for phase in ("retrieve", "train", "score")},
+        **{
+            f"seconds_{phase}": sum(record.seconds[phase] for record in records)
+            for phase in ("retrieve", "train", "score")
+        },
     }
+
+
+def run_settings(
+    args: TestTimeTrainingArguments,
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    retriever: Retriever | None,
+    snapshot: Snapshot,
+) -> dict[str, Any]:
+    """
+    Say what the numbers of a run depend on, for its journal.
+
+    Args:
+        args (`TestTimeTrainingArguments`):
+            The trainer's arguments.
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        retriever (`Retriever`, *optional*):
+            Where neighbors come from; the digest of its index is taken if it is a `NeighborRetriever`.
+        snapshot (`Snapshot`):
+            The model's weights.
+
+    Returns:
+        `dict[str, Any]`: by name.
+    """
+    names = [name for name in TestTimeTrainingArguments.__annotations__ if name not in NOT_SETTINGS]
+    # the sums of a model's weights tell it from another of the same name, at no cost to speak of
+    weights = [float(copy.sum(dtype=torch.float64)) for copy in snapshot.copies]
+    return {
+        **{name: getattr(args, name) for name in (*names, *TRAINER_SETTINGS)},
+        "model": model.config._name_or_path,
+        "weights": digest(repr(weights)),
+        "tokenizer": processing_class.name_or_path,
+        "index": retriever.index.digest if isinstance(retriever, NeighborRetriever) else None,
+    }
+
+
+def check_same(record: DocumentRecord, document: Document) -> None:
+    """
+    Make sure that a record from a journal is of the document that now has its index.
+
+    Args:
+        record (`DocumentRecord`):
+            From the journal.
+        document (`Document`):
+            From the data set.
+
+    Raises:
+        `ValueError`: If their texts differ.
+    """
+    if record.digest != digest(document.text):
+        raise ValueError(
+            f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set "
+            "has changed. Choose another folder, or remove the journal."
+        )
 
 
 def _exp(value: float) -> float:
@@ -207,7 +280,7 @@ class Journal:
         """
         settings = json.loads(json.dumps(settings, default=str))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        done = {}
+        done: dict[int, DocumentRecord] = {}
         ranks = self.first.parent.glob(f"{glob.escape(self.first.stem)}.rank*.jsonl")
         for path in [self.first, *sorted(ranks)]:
             if path.is_file():
@@ -232,7 +305,9 @@ class Journal:
             theirs = first["settings"]
             records = [DocumentRecord.from_json(line) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"'{path}' is not a journal of this version of tttnn ({error!r}). Move it away.") from None
+            raise ValueError(
+                f"'{path}' is not a journal of this version of tttnn ({error!r}). Move it away."
+            ) from None
         different = [name for name in {**theirs, **settings} if theirs.get(name) != settings.get(name)]
         if different:
             name = different[0]
@@ -263,8 +338,8 @@ class Journal:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"The journal '{self.path}' could not be written ({error.strerror}). Its finished documents are kept: make "
-                "room and start again to go on",
+                f"The journal '{self.path}' could not be written ({error.strerror}). Its finished documents are kept: "
+                "make room and start again to go on",
             ) from error
 
     def close(self) -> None:

@@ -239,7 +239,8 @@ class NeighborRetriever:
             raise TypeError("`texts` is one string, but a list is needed. Pass `[text]`.")
         if not 1 <= top_k <= len(self):
             raise ValueError(
-                f"`top_k` is {top_k}, but the index holds {len(self)} documents. Pass at least 1 and at most {len(self)}."
+                f"`top_k` is {top_k}, but the index holds {len(self)} documents. Pass at least 1 and at most "
+                f"{len(self)}."
             )
         found = self.index.search(self.embedder.encode(list(texts)), top_k)
         return [[self._neighbor(distance, row) for distance, row in pairs] for pairs in found]

@@ -69,16 +69,15 @@ def select(
     Returns:
         `Selection`: at most `num_neighbors` neighbors.
     """
-    selection = Selection()
-    words = _words(scored_text)
+    selection, words = Selection(), _words(scored_text)
     excluded = None if exclude is None else document.value(exclude)
-    chosen = []
+    chosen: list[tuple[Neighbor, float]] = []
     for neighbor in candidates:
         if len(chosen) == num_neighbors:
             break
         if max_distance is not None and neighbor.distance > max_distance:
             continue
-        if excluded is not None and neighbor.metadata.get(exclude) == excluded:
+        if exclude is not None and excluded is not None and neighbor.metadata.get(exclude) == excluded:
             continue
         shared = _overlap(words, _words(neighbor.text))
         if shared >= NEAR_COPY_OVERLAP:

@@ -32,8 +32,8 @@ def raise_not_finite(name: str, value: float) -> NoReturn:
         `RuntimeError`: Always.
     """
     raise RuntimeError(
-        f"The {name} is {value}: training diverged, or the model overflows in its precision. Lower `learning_rate`, or load "
-        "the model in float32. The model was restored."
+        f"The {name} is {value}: training diverged, or the model overflows in its precision. Lower `learning_rate`, "
+        "or load the model in float32. The model was restored."
     )
 
 
@@ -44,7 +44,6 @@ class NeighborTrainer(Trainer):
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
     max_length: int
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
@@ -66,7 +65,10 @@ class NeighborTrainer(Trainer):
         self.callback_handler.optimizer = self.optimizer
         # a schedule of `train` may have left another rate behind
         self._initial_groups = [
-            {**{name: value for name, value in group.items() if name != "params"}, "lr": group.get("initial_lr", group["lr"])}
+            {
+                **{name: value for name, value in group.items() if name != "params"},
+                "lr": group.get("initial_lr", group["lr"]),
+            }
             for group in self.optimizer.param_groups
         ]
         self._reset_optimizer()
@@ -160,11 +162,10 @@ class NeighborTrainer(Trainer):
         self.control = handler.on_optimizer_step(args, self.state, self.control)
         learning_rate = self._get_learning_rate()
         if not self.accelerator.optimizer_step_was_skipped:
-            self.lr_scheduler.step()
+            cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler).step()
         self.model.zero_grad()
         self.state.global_step += 1
         self.control = handler.on_step_end(args, self.state, self.control)
         if self.control.should_log:
             logs = {"loss": loss, "learning_rate": learning_rate}
             self.log(logs if grad_norm is None else {**logs, "grad_norm": float(grad_norm)})
-

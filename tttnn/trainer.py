@@ -1,10 +1,10 @@
-"""`TestTimeTrainer`: one step on each neighbor of a document, a score before and after, and the weights as they were."""
+"""`TestTimeTrainer`: a step on each neighbor of a document, a score before and after, the weights as they were."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,23 +13,19 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.data.data_collator import default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
-from transformers.utils import logging
 
 from tttnn.callbacks import DocumentProgressCallback, JournalCallback, TestTimeCallback
 from tttnn.checks import check_model, check_processes
 from tttnn.corpus import Document, as_documents, check_text
-from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
-from tttnn.restore import Snapshot, restored
-from tttnn.retriever import Neighbor, NeighborRetriever, Retriever
+from tttnn.records import DocumentRecord, check_same, digest, nll_matrix, run_settings, summarize
+from tttnn.restore import restored
+from tttnn.retriever import Neighbor, Retriever
 from tttnn.scoring import ScoredText, score
 from tttnn.selection import Selection, select
 from tttnn.steps import NeighborTrainer, raise_not_finite
 from tttnn.training_args import TestTimeTrainingArguments
 from tttnn.windows import prefix_token_id, split_document
 
-
-# fields of ours that do not change a number, or that the records themselves are checked for
-NOT_SETTINGS = ("output_dir", "text_column", "per_device_eval_batch_size", "ddp_timeout", "save_strategy")
 
 logger = logging.get_logger(__name__)
 
@@ -48,12 +44,13 @@ class TestTimeTrainer(NeighborTrainer):
         args (`TestTimeTrainingArguments`, *optional*):
             How to train and score.
         retriever (`Retriever`, *optional*):
-            A `NeighborRetriever`, or anything with its method `retrieve`. `adapt` with neighbors of its own needs none.
+            A `NeighborRetriever`, or anything with its method `retrieve`. `adapt` with neighbors of its own needs
+            none.
         processing_class (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         eval_dataset (`Dataset` or `list`, or a `dict` of them, *optional*):
-            Test documents: a `datasets` data set, or a list of texts, rows or `Document` items. Columns beside the text
-            become metadata of the records.
+            Test documents: a `datasets` data set, or a list of texts, rows or `Document` items. Columns beside the
+            text become metadata of the records.
         train_dataset (`Dataset`, *optional*):
             For `train`.
         data_collator (`Callable`, *optional*):
@@ -78,15 +75,15 @@ class TestTimeTrainer(NeighborTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | torch.nn.Module,
+        model: PreTrainedModel,
         args: TestTimeTrainingArguments | None = None,
         retriever: Retriever | None = None,
         *,
         processing_class: PreTrainedTokenizerBase,
         eval_dataset: Any = None,  # noqa: ANN401
         train_dataset: Any = None,  # noqa: ANN401
-        data_collator: Callable | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
@@ -111,7 +108,7 @@ class TestTimeTrainer(NeighborTrainer):
         )
         model.config.use_cache = use_cache  # Trainer switches it off for good
         self.args: TestTimeTrainingArguments = args
-        self.retriever = retriever
+        self.retriever: Retriever | None = retriever
         self.records: list[DocumentRecord] = []
         check_processes(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         context = getattr(model.config, "max_position_embeddings", None)  # models without positions have none
@@ -119,7 +116,7 @@ class TestTimeTrainer(NeighborTrainer):
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:  # noqa: ANN401
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ANN401
         """
         Check a data set and give this process its documents.
 
@@ -135,7 +132,7 @@ class TestTimeTrainer(NeighborTrainer):
             `TypeError`: If a text is not a string.
         """
         if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
+            eval_dataset = cast("dict[str, Any]", self.eval_dataset)[eval_dataset]
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise ValueError("There is nothing to evaluate on. Pass `eval_dataset` here or to the trainer.")
@@ -143,15 +140,15 @@ class TestTimeTrainer(NeighborTrainer):
         if not documents:
             raise ValueError("The data set holds no document. Pass at least one.")
         mine = range(self.args.process_index, len(documents), self.args.world_size)
-        return DataLoader(documents, batch_size=None, sampler=mine, collate_fn=_as_is)  # type: ignore[arg-type]
+        return DataLoader(documents, batch_size=None, sampler=mine, collate_fn=lambda item: item)  # type: ignore[arg-type]
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:  # noqa: ANN401
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:  # noqa: ANN401
         """Do what `get_eval_dataloader` does, for `predict`."""
         return self.get_eval_dataloader(test_dataset)
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -163,12 +160,8 @@ class TestTimeTrainer(NeighborTrainer):
         Args:
             dataloader (`DataLoader`):
                 What `get_eval_dataloader` gives.
-            description (`str`):
-                Not used.
-            prediction_loss_only (`bool`, *optional*):
-                Not used.
-            ignore_keys (`list[str]`, *optional*):
-                Not used.
+            description (`str`), prediction_loss_only (`bool`), ignore_keys (`list[str]`):
+                Of `Trainer`; not used.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
                 Begins the name of every metric.
 
@@ -181,8 +174,6 @@ class TestTimeTrainer(NeighborTrainer):
         Raises:
             `RuntimeError`: If there is no retriever, or a loss or score is not finite.
         """
-        if self.retriever is None:
-            raise RuntimeError("The trainer has no retriever. Pass `retriever=` to it, for example a NeighborRetriever.")
         self.callback_handler.eval_dataloader = dataloader
         indices = list(dataloader.sampler)
         journals = [c for c in self.callback_handler.callbacks if isinstance(c, JournalCallback)]
@@ -191,7 +182,8 @@ class TestTimeTrainer(NeighborTrainer):
             records: dict[int, DocumentRecord] = {}
             for journal in journals:
                 opened.callback(journal.close)
-                records |= journal.open(self.args, metric_key_prefix, self._settings(snapshot))
+                settings = run_settings(self.args, self.model, self.processing_class, self.retriever, snapshot)
+                records |= journal.open(self.args, metric_key_prefix, settings)
             done = [index for index in indices if index in records]
             if done and not self.args.reset_optimizer:
                 for journal in journals:
@@ -201,7 +193,7 @@ class TestTimeTrainer(NeighborTrainer):
                 bar.open(len(indices), len(done))
             for index, document in dataloader:
                 if index in records:
-                    _check_same(records[index], document)
+                    check_same(records[index], document)
                     continue
                 records[index] = self._run_episode(index, document)
                 snapshot.restore()
@@ -245,8 +237,6 @@ class TestTimeTrainer(NeighborTrainer):
             set_seed(self._seed(0))
             self._dispatch("on_document_begin", record)
             if neighbors is None:
-                if self.retriever is None:
-                    raise RuntimeError("The trainer has no retriever. Pass `neighbors=`, or `retriever=` to the trainer.")
                 selection = self._retrieve(document, text, text, record)
             else:
                 selection = Selection([_as_neighbor(row, neighbor) for row, neighbor in enumerate(neighbors)])
@@ -276,7 +266,9 @@ class TestTimeTrainer(NeighborTrainer):
         selection = Selection()
         try:
             selection = self._retrieve(document, query, text, record)
-            record.error = None if selection.neighbors else "no neighbor was retrieved, or none was left by the filters"
+            record.error = (
+                None if selection.neighbors else "no neighbor was retrieved, or none was left by the filters"
+            )
         except (ConnectionError, TimeoutError) as error:
             record.error = f"{type(error).__name__}: {error}"
         self._score(scored_text, record)
@@ -297,6 +289,8 @@ class TestTimeTrainer(NeighborTrainer):
 
     def _retrieve(self, document: Document, query: str, scored_text: str, record: DocumentRecord) -> Selection:
         args, start = self.args, perf_counter()
+        if self.retriever is None:
+            raise RuntimeError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
         candidates = self.retriever.retrieve([query], args.num_candidates)[0]
         selection = select(
             candidates,
@@ -328,8 +322,7 @@ class TestTimeTrainer(NeighborTrainer):
         """Send one of our events to the callbacks that know it; `CallbackHandler.call_event` fails on the others."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TestTimeCallback):
-                handle = callback.on_document_begin if event == "on_document_begin" else callback.on_document_end
-                handle(
+                getattr(callback, event)(
                     self.args,
                     self.state,
                     self.control,
@@ -341,23 +334,6 @@ class TestTimeTrainer(NeighborTrainer):
 
     def _seed(self, index: int) -> int:
         return int(np.random.SeedSequence([self.args.seed, index]).generate_state(1)[0])
-
-    def _settings(self, snapshot: Snapshot) -> dict[str, Any]:
-        """Say what the numbers of a run depend on, for its journal."""
-        names = (
-            *(name for name in TestTimeTrainingArguments.__annotations__ if name not in NOT_SETTINGS),
-            *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_steps"),
-            *("lr_scheduler_kwargs", "seed", "bf16", "fp16"),
-        )
-        # sums of a model's weights tell it from another of the same name, at no cost to speak of
-        weights = [float(copy.double().sum()) for copy in snapshot.copies]
-        return {
-            **{name: getattr(self.args, name) for name in names},
-            "model": self.model.config._name_or_path,
-            "weights": digest(repr(weights)),
-            "tokenizer": self.processing_class.name_or_path,
-            "index": self.retriever.index.digest if isinstance(self.retriever, NeighborRetriever) else None,
-        }
 
     def _output(self, prefix: str) -> EvalLoopOutput:
         records = self.records
@@ -373,17 +349,5 @@ class TestTimeTrainer(NeighborTrainer):
         return EvalLoopOutput(predictions, label_ids, metrics, len(records))
 
 
-def _as_is(item: tuple[int, Document]) -> tuple[int, Document]:
-    return item
-
-
 def _as_neighbor(row: int, neighbor: Neighbor | str) -> Neighbor:
     return neighbor if isinstance(neighbor, Neighbor) else Neighbor(row, neighbor, math.nan)
-
-
-def _check_same(record: DocumentRecord, document: Document) -> None:
-    if record.digest != digest(document.text):
-        raise ValueError(
-            f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set has "
-            "changed. Choose another folder, or remove the journal."
-        )

@@ -56,10 +56,10 @@ class TestTimeTrainingArguments(TrainingArguments):
     Arguments of `TestTimeTrainer`.
 
     The fields below are its own; those of `transformers.TrainingArguments` keep their meaning, some with another
-    default: `learning_rate` (2e-5), `lr_scheduler_type` (constant, over the steps of one document), `weight_decay` (0.01,
-    on every parameter), `num_train_epochs` (1: passes over the neighbors), `gradient_accumulation_steps` (1: neighbors
-    whose gradients make one step; with 1, each chunk is a step), `per_device_eval_batch_size` (1: windows scored in one
-    forward pass), `save_strategy` (no).
+    default: `learning_rate` (2e-5), `lr_scheduler_type` (constant, over the steps of one document), `weight_decay`
+    (0.01, on every parameter), `num_train_epochs` (1: passes over the neighbors), `gradient_accumulation_steps` (1:
+    neighbors whose gradients make one step; with 1, each chunk is a step), `per_device_eval_batch_size` (1: windows
+    scored in one forward pass), `save_strategy` (no).
 
     Args:
         num_neighbors (`int`, *optional*, defaults to `20`):
@@ -82,7 +82,8 @@ class TestTimeTrainingArguments(TrainingArguments):
         score_every_neighbor (`bool`, *optional*, defaults to `False`):
             Whether to score after every neighbor, for a curve, and not only after the last.
         reset_optimizer (`bool`, *optional*, defaults to `True`):
-            Whether each document begins with a fresh optimizer. `False` carries its state on, as the official code does.
+            Whether each document begins with a fresh optimizer. `False` carries its state on, as the official code
+            does.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether dropout is off in training.
         drop_near_copies (`bool`, *optional*, defaults to `False`):
@@ -102,7 +103,9 @@ class TestTimeTrainingArguments(TrainingArguments):
     num_neighbors: int = field(default=20, metadata={"help": "Neighbors trained on for each document."})
     top_k: int | None = field(
         default=None,
-        metadata={"help": "Candidates retrieved for each document. Default: num_neighbors, or twice that with a filter."},
+        metadata={
+            "help": "Candidates retrieved for each document. Default: num_neighbors, or twice that with a filter."
+        },
     )
     order: str = field(default="nearest", metadata={"help": "Order of training.", "choices": list(ORDERS)})
     query: str = field(
@@ -119,7 +122,8 @@ class TestTimeTrainingArguments(TrainingArguments):
     )
     # with `str` in it, a command line may say "all"
     chunks_per_neighbor: int | str | None = field(
-        default=1, metadata={"help": "Chunks of max_length tokens trained on per neighbor, from its beginning; or 'all'."}
+        default=1,
+        metadata={"help": "Chunks of max_length tokens trained on per neighbor, from its beginning; or 'all'."},
     )
     score_every_neighbor: bool = field(default=False, metadata={"help": "Score after every neighbor, for a curve."})
     reset_optimizer: bool = field(default=True, metadata={"help": "Begin each document with a fresh optimizer."})
@@ -140,7 +144,9 @@ class TestTimeTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, on every parameter."})
     num_train_epochs: float = field(default=1, metadata={"help": "Passes over the neighbors."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Neighbors whose gradients make one step."})
-    per_device_train_batch_size: int = field(default=1, metadata={"help": "Always 1: see gradient_accumulation_steps."})
+    per_device_train_batch_size: int = field(
+        default=1, metadata={"help": "Always 1: see gradient_accumulation_steps."}
+    )
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "Windows scored in one forward pass."})
     average_tokens_across_devices: bool = field(default=False, metadata={"help": "Always off: ranks are independent."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Always off: metadata columns are kept."})
@@ -163,12 +169,13 @@ class TestTimeTrainingArguments(TrainingArguments):
             raise ValueError(f"`max_distance` is {self.max_distance}, but a squared distance is at least 0.")
         if self.top_k is not None and self.top_k < self.num_neighbors:
             raise ValueError(
-                f"`top_k` is {self.top_k}, fewer than the {self.num_neighbors} of `num_neighbors`. Raise it, or leave it."
+                f"`top_k` is {self.top_k}, fewer than the {self.num_neighbors} of `num_neighbors`. Raise it, or leave "
+                "it."
             )
         if self.per_device_train_batch_size != 1:
             raise ValueError(
-                f"`per_device_train_batch_size` is {self.per_device_train_batch_size}, but a step trains on one neighbor. "
-                "To put several into one step, set `gradient_accumulation_steps`."
+                f"`per_device_train_batch_size` is {self.per_device_train_batch_size}, but a step trains on one "
+                "neighbor. To put several into one step, set `gradient_accumulation_steps`."
             )
         for item in fields(TrainingArguments):
             value = getattr(self, item.name)

@@ -74,8 +74,8 @@ def split_document(processing_class: PreTrainedTokenizerBase, text: str, query: 
             The document.
         query (`str`):
             `"prefix"`: the query is the decoded first min(n // 2, 1024) of the n tokens, and the decoded rest is
-            scored, so that nothing of it was seen in retrieval. `"document"`: both are the whole document, the protocol
-            of the paper.
+            scored, so that nothing of it was seen in retrieval. `"document"`: both are the whole document, the
+            protocol of the paper.
 
     Returns:
         `tuple[str, str]`: query and scored text. Where the cut falls inside a character, both sides hold U+FFFD there.
@@ -87,7 +87,7 @@ def split_document(processing_class: PreTrainedTokenizerBase, text: str, query: 
     token_ids = encode(processing_class, text)
     cut = min(len(token_ids) // 2, MAX_PREFIX_LENGTH)
     parts = (token_ids[:cut], token_ids[cut:])
-    prefix, rest = (processing_class.decode(part, clean_up_tokenization_spaces=False) for part in parts)
+    prefix, rest = (str(processing_class.decode(part, clean_up_tokenization_spaces=False)) for part in parts)
     return prefix, rest
 
 
@@ -114,8 +114,8 @@ def scoring_windows(token_ids: list[int], prefix_id: int, max_length: int) -> li
     """
     Cut a text into rolling windows that predict every token exactly once.
 
-    The first window predicts up to `max_length` tokens after the prefix token. Each later one begins with the last token
-    of the one before and predicts the next `max_length`; the last is filled up with earlier tokens as context.
+    The first window predicts up to `max_length` tokens after the prefix token. Each later one begins with the last
+    token of the one before and predicts the next `max_length`; the last is filled up with earlier tokens as context.
 
     Args:
         token_ids (`list[int]`):

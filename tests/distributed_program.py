@@ -1,0 +1,99 @@
+"""
+What `test_distributed.py` runs on one process and on two: evaluations of tiny parts, each dumped as JSON.
+
+`torchrun --nproc_per_node 2 tests/distributed_program.py FOLDER TOKENIZER` writes `FOLDER/NAME-RANK.json` for each
+scenario; their journals lie in `FOLDER/NAME`.
+"""
+
+import json
+import os
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import CONFIGS, TEXTS
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tttnn import JournalCallback, Neighbor, TestTimeTrainer, TestTimeTrainingArguments
+
+
+# of very different lengths, so that the processes drift apart
+DOCUMENTS = [text * (1 + 3 * (number % 2)) for number, text in enumerate(reversed(TEXTS))][:7]
+UNREACHABLE = DOCUMENTS[3]
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    # dropout and the random order show whether document i is seeded from (seed, i) on whichever process it is
+    "all": {"disable_dropout": False, "order": "random", "score_every_neighbor": True},
+    "fewer than processes": {"documents": DOCUMENTS[:1]},
+    "resumed": {},
+}
+
+
+class TurningRetriever:
+    """Gives the texts of conftest from a place on that the query decides; one document cannot be retrieved for."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+
+    def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
+        self.queries += texts
+        if UNREACHABLE in texts:
+            raise ConnectionError("the index is unreachable")
+        starts = [zlib.crc32(text.encode()) for text in texts]
+        rows = [[(start + place) % len(TEXTS) for place in range(top_k)] for start in starts]
+        return [[Neighbor(row, TEXTS[row], float(place)) for place, row in enumerate(found)] for found in rows]
+
+
+def make_trainer(
+    folder: str | Path, tokenizer: Any, vocab_size: int | None = None, **overrides: Any
+) -> TestTimeTrainer:
+    """Make a trainer of a tiny GPT-2 that keeps a journal in `folder`."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"](vocab_size or len(tokenizer)))
+    args = TestTimeTrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "num_neighbors": 3,
+            "query": "document",
+            "max_length": 32,
+            "learning_rate": 1e-3,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **overrides,
+        }
+    )
+    return TestTimeTrainer(model, args, TurningRetriever(), processing_class=tokenizer, callbacks=[JournalCallback()])
+
+
+def evaluate(trainer: TestTimeTrainer, documents: list[str] = DOCUMENTS) -> dict[str, Any]:
+    """Evaluate, and give all that came of it as JSON would hold it."""
+    metrics = trainer.evaluate(documents)
+    result = {
+        "metrics": metrics,
+        "records": [json.loads(record.to_json()) for record in trainer.records],
+        "retrieved": len(trainer.retriever.queries),
+    }
+    return json.loads(json.dumps(result))
+
+
+def main(folder: Path, tokenizer_folder: str) -> None:
+    """Run every scenario on this process, among the others that were launched."""
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    rank = os.environ["RANK"]
+    for name, scenario in SCENARIOS.items():
+        overrides = dict(scenario)
+        documents = overrides.pop("documents", DOCUMENTS)
+        result = evaluate(make_trainer(folder / name, tokenizer, **overrides), documents)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
+    try:
+        make_trainer(folder / "carried", tokenizer, reset_optimizer=False)
+    except ValueError as error:
+        (folder / f"carried-{rank}.json").write_text(json.dumps(str(error)))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,101 @@
+"""What a user gets from `pip install tttnn`: the contents of the wheel and the names it needs."""
+
+import ast
+import email
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import tttnn
+
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIST_INFO = f"tttnn-{PROJECT['version']}.dist-info"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    # Without isolation the build uses the installed backend and needs no network.
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    with zipfile.ZipFile(folder / f"tttnn-{PROJECT['version']}-py3-none-any.whl") as archive:
+        yield archive
+
+
+def normalized(requirement):
+    """The name of a requirement as package indexes compare it: "lm_eval>=0.4" -> "lm-eval"."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def test_the_wheel_holds_every_module(wheel):
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tttnn").rglob("*.py")}
+    assert {name for name in wheel.namelist() if name.endswith(".py")} == modules
+
+
+@pytest.mark.parametrize("name", ["tttnn/py.typed", "tttnn/metrics/bits_per_byte/bits_per_byte.py"])
+def test_the_wheel_holds(wheel, name):
+    assert name in wheel.namelist()
+
+
+def test_the_wheel_holds_nothing_but_the_package(wheel):
+    assert {name.split("/")[0] for name in wheel.namelist()} == {"tttnn", DIST_INFO}
+
+
+def test_the_wheel_holds_the_license(wheel):
+    assert wheel.read(f"{DIST_INFO}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_wheel_names_its_license_and_python(wheel):
+    metadata = email.message_from_bytes(wheel.read(f"{DIST_INFO}/METADATA"))
+    assert (metadata["Name"], metadata["License-Expression"]) == ("tttnn", "Apache-2.0")
+    assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_the_wheel_installs_the_command(wheel):
+    entry_points = ConfigParser()
+    entry_points.read_string(wheel.read(f"{DIST_INFO}/entry_points.txt").decode())
+    assert dict(entry_points["console_scripts"]) == {"tttnn": "tttnn.cli:main"}
+
+
+def test_every_import_is_a_declared_dependency():
+    extras = PROJECT["optional-dependencies"]
+    declared = {*PROJECT["dependencies"], *extras["cpu"], *extras["gpu"], *extras["peft"], *extras["report"]}
+    names = {normalized(requirement) for requirement in declared}
+    distributions = packages_distributions()
+    undeclared = {}
+    for path in (ROOT / "tttnn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            else:
+                continue
+            for module in {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {"tttnn"}:
+                if names.isdisjoint(normalized(name) for name in distributions[module]):
+                    undeclared[module] = path.name
+    assert undeclared == {}
+
+
+def test_every_dependency_is_pinned_for_reproduction():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {normalized(line) for line in lines if "==" in line}
+    declared = {*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])}
+    assert {normalized(requirement) for requirement in declared} - pinned == set()
+
+
+def test_the_package_has_the_version():
+    assert tttnn.__version__ == PROJECT["version"]
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
