@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.data.data_collator import default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.utils import logging
 
 from tttnn.callbacks import DocumentProgressCallback, JournalCallback, TestTimeCallback
 from tttnn.checks import check_model, check_processes
