@@ -118,8 +118,8 @@ def adapted_nll(
     Returns:
         `list[list[float]]`: for each document its nll in nats before training and after each neighbor.
     """
-    saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    saved = [parameter.detach().clone() for parameter in parameters]
 
     def new_optimizer() -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -159,6 +159,8 @@ def adapted_nll(
                     curve.append(rolling_nll(model, tokenizer, text, settings.max_length))
         if not settings.score_every_neighbor:
             curve.append(rolling_nll(model, tokenizer, text, settings.max_length))
-        model.load_state_dict(saved)
+        with torch.no_grad():
+            for parameter, weights in zip(parameters, saved, strict=True):
+                parameter.copy_(weights)
         curves.append(curve)
     return curves

@@ -424,9 +424,9 @@ def test_ctrl_c_in_the_restore_between_two_documents_leaves_the_model_whole(make
     assert trainer.witness.changed
 
 
-def lines_run(action):
-    """How often each line of the modules that train and restore is run; lines at which nothing happens left out."""
-    lines = Counter()
+def lines_run(action, witness):
+    """How often each line of the modules that train and restore is run, of those that run after a step."""
+    lines, late = Counter(), set()
     files = {tttnn.restore.__file__, tttnn.steps.__file__}
 
     def trace(frame, event, argument):
@@ -436,6 +436,8 @@ def lines_run(action):
         # whoever is interrupted on the way into a clean-up, before its first line, cannot know
         if event == "line" and not source.startswith(("try:", "with ")) and before != "finally:":
             lines[frame.f_code.co_filename, frame.f_lineno] += 1
+            if witness.changed:
+                late.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
     sys.settrace(trace)
@@ -443,7 +445,7 @@ def lines_run(action):
         action()
     finally:
         sys.settrace(None)
-    return lines
+    return {place: count for place, count in lines.items() if place in late}
 
 
 def interrupt_at(place, count, action):
@@ -481,9 +483,9 @@ def test_ctrl_c_at_any_line_of_training_and_restoring_leaves_the_model_as_it_cam
                 pass
 
     act()  # what is made once, the optimizer, is made here
-    assert witness.changed
-    lines, before = lines_run(act), State(model)
-    assert len(lines) > 50
+    witness.changed.clear()
+    lines, before = lines_run(act, witness), State(model)
+    assert len(lines) > 30
     faults = []
     for (file, line), count in lines.items():
         with pytest.raises(KeyboardInterrupt):

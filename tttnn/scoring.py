@@ -1,5 +1,6 @@
 """The score of a text: its negative log-likelihood in nats, beside the bytes and words that it has."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -61,19 +62,20 @@ def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) 
             Windows of equal length in one forward pass.
 
     Returns:
-        `float`: nats, from float32 log-probabilities summed in float64. Equal to the rolling log-likelihood of
+        `float`: nats, from float32 log-probabilities, summed in float64 over windows. Equal to the rolling log-likelihood of
         lm-evaluation-harness, but for its sign.
     """
     model.eval()
     device = next(model.parameters()).device
-    nll = torch.zeros((), dtype=torch.float64, device=device)
+    sums = []
     for batch in _batches(scored_text.windows, batch_size):
         logits = model(input_ids=torch.tensor([window.input_ids for window in batch], device=device)).logits
         for row, window in zip(logits, batch, strict=True):
             targets = torch.tensor(window.target_ids, device=device)
             losses = torch.nn.functional.cross_entropy(row[-len(targets) :].float(), targets, reduction="none")
-            nll += losses.sum(dtype=torch.float64)
-    return nll.item()
+            sums.append(losses.sum())
+    # fetched once, for a fetch waits for the device; added up in float64, which not every device has
+    return math.fsum(torch.stack(sums).tolist()) if sums else 0.0
 
 
 def _batches(windows: list[Window], batch_size: int) -> list[list[Window]]:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from tttnn.callbacks import TestTimeCallback
 from tttnn.corpus import check_text
 from tttnn.records import DocumentRecord
 from tttnn.restore import Snapshot, prepared_for_training, restored
@@ -169,3 +170,17 @@ class NeighborTrainer(Trainer):
         if self.control.should_log:
             logs = {"loss": loss, "learning_rate": learning_rate}
             self.log(logs if grad_norm is None else {**logs, "grad_norm": float(grad_norm)})
+
+    def _dispatch(self, event: str, record: DocumentRecord) -> None:
+        """Send one of our events to the callbacks that know it; `CallbackHandler.call_event` fails on the others."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TestTimeCallback):
+                getattr(callback, event)(
+                    self.args,
+                    self.state,
+                    self.control,
+                    record=record,
+                    model=self.model,
+                    processing_class=self.processing_class,
+                    optimizer=self.optimizer,
+                )

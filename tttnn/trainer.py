@@ -15,7 +15,7 @@ from transformers.data.data_collator import default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
-from tttnn.callbacks import DocumentProgressCallback, JournalCallback, TestTimeCallback
+from tttnn.callbacks import DocumentProgressCallback, JournalCallback
 from tttnn.checks import check_model, check_processes
 from tttnn.corpus import Document, as_documents, check_text
 from tttnn.records import DocumentRecord, check_same, digest, nll_matrix, run_settings, summarize
@@ -186,7 +186,7 @@ class TestTimeTrainer(NeighborTrainer):
                 settings = run_settings(self.args, self.model, self.processing_class, self.retriever, snapshot)
                 records |= journal.open(self.args, metric_key_prefix, settings)
             done = [index for index in indices if index in records]
-            if done and not self.args.reset_optimizer:
+            if 0 < len(done) < len(indices) and not self.args.reset_optimizer:
                 for journal in journals:
                     journal.load_optimizer(self.optimizer, done[-1])
             for bar in bars if self.is_local_process_zero() else ():
@@ -200,7 +200,7 @@ class TestTimeTrainer(NeighborTrainer):
                 snapshot.restore()
                 if self.args.reset_optimizer:
                     self._reset_optimizer()
-        rows = [record for index, record in sorted(records.items()) if index in indices]
+        rows = [records[index] for index in indices]
         self.records = sorted(gather_object(rows), key=lambda record: record.index)
         return self._output(metric_key_prefix)
 
@@ -318,20 +318,6 @@ class TestTimeTrainer(NeighborTrainer):
             raise_not_finite(f"score of document {record.index} ('{record.id}')", nll)
         record.nll.append(nll)
         record.seconds["score"] += perf_counter() - start
-
-    def _dispatch(self, event: str, record: DocumentRecord) -> None:
-        """Send one of our events to the callbacks that know it; `CallbackHandler.call_event` fails on the others."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TestTimeCallback):
-                getattr(callback, event)(
-                    self.args,
-                    self.state,
-                    self.control,
-                    record=record,
-                    model=self.model,
-                    processing_class=self.processing_class,
-                    optimizer=self.optimizer,
-                )
 
     def _seed(self, index: int) -> int:
         return int(np.random.SeedSequence([self.args.seed, index]).generate_state(1)[0])
