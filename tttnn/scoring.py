@@ -62,7 +62,7 @@ def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) 
             Windows of equal length in one forward pass.
 
     Returns:
-        `float`: nats, from float32 log-probabilities, summed in float64 over windows. Equal to the rolling log-likelihood of
+        `float`: nats, from float32 log-probabilities, summed in float64. Equal to the rolling log-likelihood of
         lm-evaluation-harness, but for its sign.
     """
     model.eval()
