@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
 
 if TYPE_CHECKING:
     from tttnn.training_args import TestTimeTrainingArguments
 
+DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 # Fields of `TrainingArguments` that `tttnn evaluate --help` shows beside our own; all others are accepted as well.
@@ -40,12 +42,19 @@ class EvaluateArguments:
     limit: int | None = field(default=None, metadata={"help": "Evaluate the first so many documents only."})
     split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
     id_column: str | None = field(default=None, metadata={"help": "Column with the documents' ids."})
-    dtype: str = field(default="float32", metadata={"help": "Precision of the weights: float32 trains exactly."})
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Precision of the weights: float32, or bfloat16 or float16, which learn less."},
+    )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     index_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the index."})
     embedder: str | None = field(
         default=None, metadata={"help": "Embedder of the index, where it now has another name or path."}
     )
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"`dtype` is {self.dtype!r}. Pass one of {', '.join(DTYPES)}.")
 
 
 Evaluation = TypeVar("Evaluation", bound=EvaluateArguments)
@@ -79,8 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(argv)
     try:
         commands[parsed.command](parsed.arguments)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"tttnn {parsed.command}: error: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        # those of torch, out of memory say, keep their traceback
+        raised_in = Path(extract_tb(error.__traceback__)[-1].filename)
+        if isinstance(error, RuntimeError) and Path(__file__).parent not in raised_in.parents:
+            raise
+        print(f"tttnn {parsed.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
@@ -256,7 +269,8 @@ def parse_evaluation(
         prog=prog,
         usage=f"{prog or '%(prog)s'} --model MODEL --index INDEX --dataset DATASET [options]",
         description=description,
-        epilog="Every other field of transformers.TrainingArguments is accepted too; --no_NAME switches a flag off.",
+        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false switches a flag
+        off.", formatter_class=_HelpFormatter,
     )
     chosen = parser.parse_known_args(argv)[0].preset
     if chosen is not None:
@@ -265,6 +279,11 @@ def parse_evaluation(
         parser.set_defaults(**PRESETS[chosen])
     arguments, args = parser.parse_args_into_dataclasses(argv)
     return arguments, args
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def load_parts(arguments: EvaluateArguments) -> dict[str, Any]:

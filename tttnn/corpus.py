@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 
 
 logger = logging.getLogger(__name__)
@@ -115,7 +114,9 @@ def document_from_row(
     for name in ("meta", "metadata"):
         if isinstance(metadata.get(name), dict):
             metadata |= metadata.pop(name)
-    return Document(str(row.get(id_column or "id", where)), text, metadata)
+    check_text(json.dumps(metadata, ensure_ascii=False, default=str), f"{where}, outside of its `{text_column}`,")
+    given = row.get(id_column or "id")
+    return Document(where if given is None else check_text(str(given), f"the id of {where}"), text, metadata)
 
 
 def as_documents(
@@ -143,6 +144,8 @@ def as_documents(
     """
     if isinstance(rows, str):
         raise TypeError("A list of texts is needed, and one string was given. Put it into a list.")
+    if isinstance(rows, dict):
+        raise TypeError(f"A dictionary with {sorted(rows)} was given, several splits perhaps. Pass one of them.")
     for position, row in enumerate(rows):
         where = f"{name} {position}"
         if isinstance(row, Document):
@@ -191,22 +194,20 @@ def read_documents(
         `FileNotFoundError`: If a source looks like a path and nothing is there.
         `ValueError`, `TypeError`: As `document_from_row`, or if a line is not JSON.
     """
-    sources = [source] if isinstance(source, str | Path) else list(source)
-    paths = {item: Path(item).expanduser() for item in sources}
-    files = [path.parent.resolve() for path in paths.values() if path.is_file()]
-    root = Path(os.path.commonpath(files)) if files else Path()
-    for item, path in paths.items():
-        if not path.exists() and (isinstance(item, Path) or not HUB_ID.fullmatch(item)):
-            raise FileNotFoundError(
-                f"There is no file or folder at '{item}', and an id on the Hub reads 'user/name'. Check the path."
-            )
+    if limit is not None and limit < 1:
+        raise ValueError(f"The limit is {limit} documents. Pass at least 1.")
+    paths, root = _find(source)
 
     def read() -> Iterator[Document]:
         for item, path in paths.items():
             if path.is_dir():
-                yield from _read_folder(path, text_column, id_column)
+                yield from _read_folder(path, root, text_column, id_column)
             elif path.is_file():
-                yield from _read_file(path, path.resolve().relative_to(root).as_posix(), text_column, id_column)
+                name = Path(os.path.abspath(path)).relative_to(root).as_posix()
+                try:
+                    yield from _read_file(path, name, text_column, id_column)
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"'{path}' is not UTF-8 text ({error}). Convert it, or leave it out.") from None
             else:
                 from datasets import load_dataset
 
@@ -216,23 +217,40 @@ def read_documents(
     return islice(read(), limit)
 
 
-def _read_folder(folder: Path, text_column: str, id_column: str | None) -> Iterator[Document]:
+def _find(source: str | Path | Sequence[str | Path]) -> tuple[dict[str | Path, Path], Path]:
+    """Give the path of each source, and the folder in which the names of their files begin."""
+    paths = {item: Path(item).expanduser() for item in ([source] if isinstance(source, str | Path) else source)}
+    for item, path in paths.items():
+        if not str(item) or not path.exists() and (isinstance(item, Path) or not HUB_ID.fullmatch(item)):
+            raise FileNotFoundError(
+                f"There is no file or folder at '{item}', and an id on the Hub reads 'user/name'. Check the path."
+            )
+    # so that names tell files of several sources apart, and are the same wherever the corpus lies
+    local = [Path(os.path.abspath(path)) for path in paths.values() if path.exists()]
+    if len(paths) == 1 and local and local[0].is_dir():
+        return paths, local[0]
+    return paths, Path(os.path.commonpath([path.parent for path in local])) if local else Path()
+
+
+def _read_folder(folder: Path, root: Path, text_column: str, id_column: str | None) -> Iterator[Document]:
     skipped = []
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or not path.is_file():
+        inside = path.relative_to(folder).parts
+        if any(part.startswith(".") or part == "__pycache__" for part in inside) or not path.is_file():
             continue
+        name = Path(os.path.abspath(path)).relative_to(root).as_posix()
         try:
-            yield from _read_file(path, name.as_posix(), text_column, id_column)
+            yield from _read_file(path, name, text_column, id_column)
         except UnicodeDecodeError:
-            skipped.append(name.as_posix())
+            skipped.append(name)
     if skipped:
         logger.warning("Skipped %d files that are not UTF-8 text: %s", len(skipped), ", ".join(skipped[:5]))
 
 
 def _read_file(path: Path, name: str, text_column: str, id_column: str | None) -> Iterator[Document]:
+    check_text(name, f"the file name {name!a}")
     if not path.name.endswith(RECORD_SUFFIXES):
-        yield Document(name, path.read_text(encoding="utf-8"), {"source": name})
+        yield Document(name, path.read_bytes().decode("utf-8"), {"source": name})
         return
     for where, row in _read_rows(path, name):
         document = document_from_row(row, where, text_column, id_column)
@@ -241,25 +259,31 @@ def _read_file(path: Path, name: str, text_column: str, id_column: str | None) -
 
 
 def _read_rows(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+    import pyarrow
+    import pyarrow.parquet
 
-        with pyarrow.parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
-            yield from ((f"{name}:{number}", row) for number, row in enumerate(rows, 1))
-        return
-    with zstandard.open(path, "rb") if path.suffix == ".zst" else path.open("rb") as stream:
-        for number, line in enumerate(io.BufferedReader(stream) if path.suffix == ".zst" else stream, 1):
-            where = f"{name}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"{where} is not JSON ({error}). Each line of a .jsonl file holds one object."
-                ) from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object. Write one object a line.")
-            yield where, row
+    try:
+        if path.suffix == ".parquet":
+            with pyarrow.parquet.ParquetFile(path) as file:
+                rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+                yield from ((f"{name}:{number}", row) for number, row in enumerate(rows, 1))
+        else:
+            # of the zstd readers, this one tells a file that was cut short
+            with pyarrow.input_stream(str(path), compression="zstd" if path.suffix == ".zst" else None) as stream:
+                for number, line in enumerate(io.BufferedReader(stream, buffer_size=1 << 20), 1):
+                    yield f"{name}:{number}", _parse_line(line, f"{name}:{number}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"'{path}' cannot be read ({error}). It is damaged, or not what its name says.") from None
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error}). Each line of a .jsonl file holds one object.") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object. Write one object a line.")
+    return row
 
 
 class TextStore:

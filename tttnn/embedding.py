@@ -1,5 +1,7 @@
 """Texts to vectors: a thin layer over sentence-transformers that says which embedder made an index."""
 
+import math
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,12 +25,12 @@ class Embedder:
     special tokens included, as the method's authors used.
 
     Args:
-        model (`str` or `SentenceTransformer`):
+        model (`str`, `Path` or `SentenceTransformer`):
             Hub id or folder of the model, or the loaded model itself.
         revision (`str`, *optional*):
             Branch, tag or commit, where `model` is a Hub id.
         max_seq_length (`int`, *optional*):
-            Tokens of a text that are read. By default the model's own.
+            Tokens of a text that are read. By default the model's own; that of a loaded model stays as it is.
         device (`str`, *optional*):
             Where it runs. By default sentence-transformers decides.
 
@@ -37,16 +39,20 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | SentenceTransformer,
+        model: str | Path | SentenceTransformer,
         revision: str | None = None,
         max_seq_length: int | None = None,
         device: str | None = None,
     ) -> None:
-        self.model = SentenceTransformer(model, revision=revision, device=device) if isinstance(model, str) else model
-        if max_seq_length is not None:
-            self.model.max_seq_length = max_seq_length
+        if isinstance(model, SentenceTransformer):
+            self.model = model
+        else:
+            self.model = SentenceTransformer(str(model), revision=revision, device=device)
+            if max_seq_length is not None:
+                self.model.max_seq_length = max_seq_length
         backbone = self.model.transformers_model  # static embeddings have none
-        self.name: str = model if isinstance(model, str) else backbone.config._name_or_path if backbone else "unnamed"
+        loaded = backbone.config._name_or_path if backbone else "unnamed"
+        self.name: str = loaded if isinstance(model, SentenceTransformer) else str(model)
         # set by transformers where the model came from the Hub
         self.revision = revision or getattr(backbone.config if backbone else None, "_commit_hash", None)
 
@@ -55,7 +61,15 @@ class Embedder:
         """Length of a vector."""
         return cast(int, self.model.get_embedding_dimension())
 
-    def encode(self, texts: list[str], batch_size: int = 32, show_progress_bar: bool = False) -> np.ndarray:
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens of a text that are read; `None` for static embeddings, which read all."""
+        limit = self.model.max_seq_length
+        return None if limit is None or limit == math.inf else int(limit)
+
+    def encode(
+        self, texts: list[str], batch_size: int = 32, show_progress_bar: bool = False, first_row: int = 0
+    ) -> np.ndarray:
         """
         Embed texts.
 
@@ -66,6 +80,8 @@ class Embedder:
                 Texts in one forward pass; they are sorted by length first.
             show_progress_bar (`bool`, *optional*, defaults to `False`):
                 Whether to show one.
+            first_row (`int`, *optional*, defaults to `0`):
+                Row of the first text, for error messages.
 
         Returns:
             `np.ndarray`: float32 of shape `(len(texts), dimension)`, in the order of `texts`.
@@ -74,16 +90,21 @@ class Embedder:
             `ValueError`: If a vector is not finite, or a text holds a lone surrogate.
             `TypeError`: If a text is not a string.
         """
-        texts = [check_text(text, f"row {row}") or " " for row, text in enumerate(texts)]
+        if isinstance(texts, str):
+            raise TypeError("A list of texts is needed, and one string was given. Put it into a list.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}. Pass at least 1.")
+        texts = [check_text(text, f"row {first_row + row}") or " " for row, text in enumerate(texts)]
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
         vectors = self.model.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
+            rows = (broken[:5] + first_row).tolist()
             raise ValueError(
-                f"The embedder '{self.name}' gave vectors that are not finite for rows {broken[:5].tolist()}. Load it "
-                "in float32, or check its weights."
+                f"The embedder '{self.name}' gave vectors that are not finite for rows {rows}. Load it in float32, or "
+                "check its weights."
             )
         return vectors
 
@@ -99,7 +120,7 @@ class Embedder:
             "revision": self.revision,
             "pooling": [str(module.pooling_mode) for module in self.model if isinstance(module, Pooling)],
             "normalized": any(isinstance(module, Normalize) for module in self.model),
-            "max_seq_length": self.model.max_seq_length,
+            "max_seq_length": self.max_seq_length,
             "dimension": self.dimension,
             "probe": self.encode([PROBE])[0].tolist(),
         }
@@ -116,7 +137,7 @@ class Embedder:
             `ValueError`: If dimension, `max_seq_length` or the probe's vector differ.
         """
         built, given = f"'{description['name']}'", f"'{self.name}'"
-        for name, value in (("dimension", self.dimension), ("max_seq_length", self.model.max_seq_length)):
+        for name, value in (("dimension", self.dimension), ("max_seq_length", self.max_seq_length)):
             if description[name] != value:
                 raise ValueError(
                     f"The index was built with the embedder {built}, whose {name} is {description[name]}; {given} has "

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,11 @@ from tttnn.corpus import Document, TextStore
 from tttnn.embedding import Embedder
 
 
+logger = logging.getLogger(__name__)
+
 MANIFEST = "tttnn_index.json"
 FORMAT_VERSION = 1
+SHARD_FILES = ("index/shard-{:05d}.faiss", "texts/shard-{:05d}.jsonl", "texts/shard-{:05d}.offsets.npy")
 # Faiss answers 20 or more queries at once by a matrix product, whose rounding reorders near-equal neighbors: below
 # that, a batch of queries gives exactly what each query alone gives.
 QUERIES_PER_SEARCH = 16
@@ -94,7 +97,12 @@ class DocumentIndex:
 
         Returns:
             `Document`: the document.
+
+        Raises:
+            `IndexError`: If there is no such row.
         """
+        if not 0 <= row < len(self):
+            raise IndexError(f"Row {row} was asked for, but the index holds rows 0 to {len(self) - 1}.")
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.shards[shard].documents[row - int(self.starts[shard])]
 
@@ -153,18 +161,19 @@ def build_shards(
     """
     if shard_size < 1:
         raise ValueError(f"`shard_size` is {shard_size}, but a shard holds at least one document. Pass 1 or more.")
-    faiss, iterator, empty = import_faiss(), iter(documents), True
+    faiss, iterator, embedded = import_faiss(), iter(documents), 0
     with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
         while rows := list(islice(iterator, shard_size)):
-            empty = False
             vectors = faiss.IndexFlatL2(embedder.dimension)
             # blocks keep the bar moving; each is long enough for the embedder to sort by length inside it
             for first in range(0, len(rows), 8 * batch_size):
                 block = rows[first : first + 8 * batch_size]
-                vectors.add(embedder.encode([document.text for document in block], batch_size))
+                texts = [document.text for document in block]
+                vectors.add(embedder.encode(texts, batch_size, first_row=embedded + first))
                 progress.update(len(block))
+            embedded += len(rows)
             yield Shard(vectors, rows)
-    if empty:
+    if not embedded:
         raise ValueError("The corpus holds no document. Check its path, its split and the limit.")
 
 
@@ -186,7 +195,7 @@ def write_index(shards: Iterable[Shard], embedder: dict[str, Any], folder: str |
     Raises:
         `FileExistsError`: If the folder is there and not empty.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"'{folder}' is there already. Choose another folder, or remove it first.")
     unfinished = folder.with_name(folder.name + ".unfinished")
@@ -261,18 +270,13 @@ def open_index(folder: str | Path, verify: bool = False) -> DocumentIndex:
         raise FileNotFoundError(
             f"'{folder}' holds no `{MANIFEST}`, so it is no index. Build one: `tttnn build-index`."
         )
-    text = path.read_bytes()
-    manifest = json.loads(text)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"'{path}' has format_version {manifest.get('format_version')}; this tttnn reads {FORMAT_VERSION}. "
-            "Install the tttnn that wrote it, or build the index anew."
-        )
-    shards = []
+    content = path.read_bytes()
+    manifest, shards = _parse_manifest(content, path), []
     for number, entry in enumerate(manifest["shards"]):
-        files = [f"index/shard-{number:05d}.faiss", f"texts/shard-{number:05d}.jsonl"]
-        files.append(f"texts/shard-{number:05d}.offsets.npy")
-        for name in files:
+        files = [name.format(number) for name in SHARD_FILES]
+        # the files for viewers are not opened here, and may be left out
+        viewers = [name for name in entry["files"] if verify and name not in files and (folder / name).is_file()]
+        for name in files + viewers:
             _check_file(folder / name, entry["files"][name], verify)
         # the flag that maps Flat storage; IO_FLAG_MMAP does not
         vectors = faiss.read_index(str(folder / files[0]), faiss.IO_FLAG_MMAP_IFC)
@@ -284,7 +288,33 @@ def open_index(folder: str | Path, verify: bool = False) -> DocumentIndex:
                 f"{vectors.ntotal} vectors of dimension {vectors.d} and {len(documents)} texts. Build the index anew."
             )
         shards.append(Shard(vectors, documents))
-    return DocumentIndex(shards, manifest["embedder"], hashlib.sha256(text).hexdigest())
+    return DocumentIndex(shards, manifest["embedder"], hashlib.sha256(content).hexdigest())
+
+
+def _parse_manifest(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content)
+        version = manifest.get("format_version")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"'{path}' is not a manifest ({error}). Fetch or build the index anew.") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"'{path}' has format_version {version}; this tttnn reads {FORMAT_VERSION}. Install the tttnn that wrote "
+            "it, or build the index anew."
+        )
+    try:
+        parts: list[tuple[Any, Any]] = [(manifest["embedder"]["name"], str), (manifest["embedder"]["dimension"], int)]
+        for number, shard in enumerate(manifest["shards"]):
+            parts.append((shard["rows"], int))
+            for name in SHARD_FILES:
+                file = shard["files"][name.format(number)]
+                parts += [(file["bytes"], int), (file["sha256"], str)]
+        wrong = [part for part, kind in parts if type(part) is not kind]
+        if wrong or not manifest["shards"]:
+            raise TypeError(f"it holds {wrong[0]!r} where another type belongs" if wrong else "it has no shard")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{path}' lacks a part or is damaged ({error!r}). Fetch or build the index anew.") from None
+    return manifest
 
 
 def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
@@ -308,9 +338,11 @@ def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
             f"'{path}' is damaged: its sha256 is {found}, and the manifest says {expected['sha256']}. Fetch or build "
             "the index anew."
         )
-    if os.access(stamp_file.parent, os.W_OK) or not stamp_file.parent.exists():
+    try:
         stamp_file.parent.mkdir(parents=True, exist_ok=True)
         stamp_file.touch()
+    except OSError as error:
+        logger.info("'%s' was verified, but that cannot be kept for the next time: %s", path, error)
 
 
 def _sha256(path: Path) -> str:

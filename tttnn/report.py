@@ -97,10 +97,13 @@ def pooled_line(records: list[DocumentRecord]) -> str:
     low, high = bootstrap_difference({"all": records})
     before, after = pooled["bits_per_byte_before"], pooled["bits_per_byte"]
     worse = sum(record.nll[-1] > record.nll[0] for record in records)
+    interval = "one document has no interval"
+    if not math.isnan(low):
+        interval = f"95 % paired bootstrap over documents: {low:+.4f} to {high:+.4f}"
     line = (
-        f"Pooled over {len(records)} documents ({pooled['num_bytes']} bytes): {before:.4f} -> {after:.4f} bits per "
-        f"byte, ratio {after / before:.3f}, difference {after - before:+.4f} (95 % paired bootstrap over documents: "
-        f"{low:+.4f} to {high:+.4f}). Worse on {worse} of {len(records)} documents."
+        f"Pooled over {_count(records)} ({pooled['num_bytes']} bytes): {before:.4f} -> {after:.4f} bits per byte, "
+        f"ratio {after / before:.3f}, difference {after - before:+.4f} ({interval}). Worse on {worse} of "
+        f"{_count(records)}."
     )
     if pooled["num_with_near_copies"]:
         line += f" {pooled['num_with_near_copies']:.0f} had a near-copy of the scored text among their neighbors."
@@ -156,8 +159,12 @@ def task_table(groups: Groups, total: str, weights: dict[str, float]) -> str:
 
 def _result_cells(count: int, worse: int, before: float, after: float, interval: tuple[float, float]) -> list[str]:
     low, high = interval
-    difference = f"{after - before:+.4f} ({low:+.4f} to {high:+.4f})"
+    difference = f"{after - before:+.4f}" + ("" if math.isnan(low) else f" ({low:+.4f} to {high:+.4f})")
     return [str(count), str(worse), f"{before:.4f}", f"{after:.4f}", f"{after / before:.3f}", difference]
+
+
+def _count(records: list[DocumentRecord]) -> str:
+    return "1 document" if len(records) == 1 else f"{len(records)} documents"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -173,7 +180,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Returns:
         `str`: the table, without a line end.
     """
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -224,10 +231,10 @@ def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     neighbors = np.arange(scores.shape[1])
-    axes.fill_between(
-        neighbors, low, high, color="#0072B2", alpha=0.2, linewidth=0, label="95 % interval of the change"
-    )
-    axes.plot(neighbors, curve, color="#0072B2", marker="o", markersize=4, label=f"{len(records)} documents, pooled")
+    if len(records) > 1:
+        label = "95 % interval of the change"
+        axes.fill_between(neighbors, low, high, color="#0072B2", alpha=0.2, linewidth=0, label=label)
+    axes.plot(neighbors, curve, color="#0072B2", marker="o", markersize=4, label=_count(records))
     axes.axhline(curve[0], color="#555555", linewidth=1, linestyle="--", label="before training")
     axes.set(xlabel="neighbors trained on", ylabel="bits per byte", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

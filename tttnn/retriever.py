@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 
-from tttnn.corpus import as_documents
+from tttnn.corpus import HUB_ID, as_documents
 from tttnn.embedding import Embedder
 from tttnn.index import MANIFEST, DocumentIndex, build_shards, open_index, write_index
 
@@ -138,8 +138,12 @@ class NeighborRetriever:
             `FileNotFoundError`: If there is no index.
             `ValueError`: If a file is damaged, or the embedder is not the one that built the index.
         """
-        folder = Path(repo_id)
+        folder = Path(repo_id).expanduser()
         if not folder.is_dir():
+            if isinstance(repo_id, Path) or folder.exists() or not HUB_ID.fullmatch(repo_id):
+                raise FileNotFoundError(
+                    f"There is no folder '{repo_id}', and an id on the Hub reads 'user/name'. Check the path."
+                )
             downloaded = snapshot_download(
                 str(repo_id),
                 repo_type="dataset",

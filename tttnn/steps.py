@@ -120,7 +120,7 @@ class NeighborTrainer(Trainer):
         self.callback_handler.lr_scheduler = self.lr_scheduler
         self.control = TrainerControl()
         for group in groups * passes:
-            self._train_on_group(group, record)
+            self._train_on_group(group, record, one_step=size > 1)
             record.seconds["train"] += perf_counter() - start
             yield len(group), any(group)
             start = perf_counter()
@@ -131,13 +131,13 @@ class NeighborTrainer(Trainer):
         token_ids = encode(self.processing_class, check_text(neighbor.text, f"neighbor {neighbor.id}"))
         return training_chunks(token_ids, self.max_length, cast("int | None", self.args.chunks_per_neighbor))
 
-    def _train_on_group(self, group: list[list[list[int]]], record: DocumentRecord) -> None:
-        """Train on one neighbor, a step per chunk, or on several in one step."""
+    def _train_on_group(self, group: list[list[list[int]]], record: DocumentRecord, one_step: bool) -> None:
+        """Train on a neighbor, a step per chunk, or on a group of neighbors in one step."""
         first = len(record.train_loss)
         record.train_loss += [math.nan] * len(group)
         losses: list[list[float]] = [[] for _ in group]
         places = [(place, chunk) for place, chunks in enumerate(group) for chunk in chunks]
-        for step in [[place] for place in places] if len(group) == 1 else [places] if places else []:
+        for step in [places] if one_step and places else [[place] for place in places]:
             self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
             self.current_gradient_accumulation_steps = len(step)
             for number, (place, chunk) in enumerate(step, 1):

@@ -156,6 +156,8 @@ class TestTimeTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if isinstance(self.chunks_per_neighbor, str):
+            if not self.chunks_per_neighbor.isdecimal() and self.chunks_per_neighbor != "all":
+                raise ValueError(f"`chunks_per_neighbor` is {self.chunks_per_neighbor!r}. Pass a number, or all.")
             self.chunks_per_neighbor = None if self.chunks_per_neighbor == "all" else int(self.chunks_per_neighbor)
         super().__post_init__()
         for name in ("num_neighbors", "top_k", "max_length", "chunks_per_neighbor", "num_train_epochs"):
