@@ -269,8 +269,8 @@ def parse_evaluation(
         prog=prog,
         usage=f"{prog or '%(prog)s'} --model MODEL --index INDEX --dataset DATASET [options]",
         description=description,
-        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false switches a flag
-        off.", formatter_class=_HelpFormatter,
+        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false switches off a flag.",
+        formatter_class=_HelpFormatter,
     )
     chosen = parser.parse_known_args(argv)[0].preset
     if chosen is not None:
