@@ -269,7 +269,7 @@ def parse_evaluation(
         prog=prog,
         usage=f"{prog or '%(prog)s'} --model MODEL --index INDEX --dataset DATASET [options]",
         description=description,
-        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false switches off a flag.",
+        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false unsets a flag.",
         formatter_class=_HelpFormatter,
     )
     chosen = parser.parse_known_args(argv)[0].preset

@@ -231,10 +231,12 @@ def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     neighbors = np.arange(scores.shape[1])
+    label = _count(records)
     if len(records) > 1:
-        label = "95 % interval of the change"
-        axes.fill_between(neighbors, low, high, color="#0072B2", alpha=0.2, linewidth=0, label=label)
-    axes.plot(neighbors, curve, color="#0072B2", marker="o", markersize=4, label=_count(records))
+        label += ", pooled"
+        band = "95 % interval of the change"
+        axes.fill_between(neighbors, low, high, color="#0072B2", alpha=0.2, linewidth=0, label=band)
+    axes.plot(neighbors, curve, color="#0072B2", marker="o", markersize=4, label=label)
     axes.axhline(curve[0], color="#555555", linewidth=1, linestyle="--", label="before training")
     axes.set(xlabel="neighbors trained on", ylabel="bits per byte", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
