@@ -41,6 +41,8 @@ def cut(document: Document, max_bytes: int | None) -> Document:
 def main() -> None:
     """Evaluate and print a row per task."""
     arguments, args = parse_evaluation(PileArguments, None, description=__doc__ or "")
+    if arguments.max_document_bytes is not None and arguments.max_document_bytes < 1:
+        raise ValueError(f"`max_document_bytes` is {arguments.max_document_bytes}. Pass at least 1.")
     documents = read_documents(arguments.dataset, args.text_column, arguments.id_column, arguments.split)
     by_task = select_documents(documents, parse_tasks(arguments.tasks), arguments.fraction, arguments.limit)
     selected = [cut(document, arguments.max_document_bytes) for found in by_task.values() for document in found]

@@ -10,6 +10,7 @@ Python packages. With `--corpus FOLDER`, `--model` and `--embedder` the same scr
 
 import argparse
 import random
+import shutil
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,9 +64,9 @@ def main() -> None:
 
     # 2. Index it, keep the index, open it again.
     folder = output_dir / "index"
-    if not folder.exists():
-        embedder = arguments.embedder or minilm()
-        NeighborRetriever.from_documents(corpus, embedder, show_progress_bar=True).save_pretrained(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, which may have held out other documents
+    embedder = arguments.embedder or minilm()
+    NeighborRetriever.from_documents(corpus, embedder, show_progress_bar=True).save_pretrained(folder)
     retriever = NeighborRetriever.from_pretrained(folder)
 
     # 3. Adapt the model to each test document, score it before and after, restore it.

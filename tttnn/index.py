@@ -159,8 +159,9 @@ def build_shards(
     Raises:
         `ValueError`: If there is no document, or `shard_size` is not positive.
     """
-    if shard_size < 1:
-        raise ValueError(f"`shard_size` is {shard_size}, but a shard holds at least one document. Pass 1 or more.")
+    for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value} documents. Pass 1 or more.")
     faiss, iterator, embedded = import_faiss(), iter(documents), 0
     with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
         while rows := list(islice(iterator, shard_size)):

@@ -105,10 +105,14 @@ def select_documents(
         `dict[str, list[Document]]`: the documents of each task that has any, in the shuffled order.
 
     Raises:
-        `ValueError`: If nothing is left of any task, or a document is of no known task.
+        `ValueError`: If nothing is left of any task, a document is of no known task, or a number is out of range.
 
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466) and its public code (`random.Random(1216)`).
     """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"`fraction` is {fraction}. Pass a share of each task's documents, above 0 and up to 1.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` is {limit}. Pass at least 1 document of each task.")
     by_task: dict[str, list[Document]] = {task: [] for task in tasks}
     for document in documents:
         task = task_of(document)

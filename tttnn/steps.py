@@ -62,7 +62,7 @@ class NeighborTrainer(Trainer):
         """Make ready to train inside; outside, the model, the optimizer and the callbacks' state are as before."""
         args = self.args
         self.create_optimizer()
-        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.optimizer = self.accelerator.prepare(self.optimizer)
         self.callback_handler.optimizer = self.optimizer
         # a schedule of `train` may have left another rate behind
         self._initial_groups = [
