@@ -24,7 +24,7 @@ class Request:
 
 
 class LoopbackHub(ThreadingHTTPServer):
-    """Use it as a context manager; `HF_ENDPOINT` is read when huggingface_hub is imported, so ask from a new process."""
+    """A context manager. huggingface_hub reads `HF_ENDPOINT` when it is imported: ask from a process of its own."""
 
     daemon_threads = True
 

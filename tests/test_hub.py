@@ -16,7 +16,7 @@ from tttnn import NeighborRetriever
 
 pytestmark = pytest.mark.slow  # a process of its own imports torch and transformers
 
-# `HF_ENDPOINT` must be set before huggingface_hub is imported: everything that asks the Hub runs in this program, once.
+# `HF_ENDPOINT` must be set before huggingface_hub is imported: all that asks the Hub runs in this program, once.
 PROGRAM = """
 import json, sys
 from tttnn import NeighborRetriever
@@ -56,7 +56,7 @@ def visit(tmp_path_factory, embedder):
         environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
         run = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(cache), QUERY],
-            env={**environment, **hub.environment(), "HF_HOME": str(folder / "home")},
+            env={**environment, **hub.environment(), "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,

@@ -88,18 +88,21 @@ def test_neighbors_equal_brute_force_with_ties_by_row(dimension, num_shards):
 def test_neighbors_of_real_numbers_equal_brute_force():
     rng = np.random.default_rng(0)
     vectors, queries = (rng.normal(size=(n, 384)).astype(np.float32) for n in (300, 17))
-    for found, expected in zip(make_index(vectors, 3).search(queries, 50), brute_force(vectors, queries, 50), strict=True):
+    for found, expected in zip(
+        make_index(vectors, 3).search(queries, 50), brute_force(vectors, queries, 50), strict=True
+    ):
         assert [row for _, row in found] == [row for _, row in expected]
         assert [distance for distance, _ in found] == pytest.approx([distance for distance, _ in expected], rel=1e-5)
 
 
 @pytest.mark.parametrize("number", [1, 16, 17, 40])
 def test_a_batch_of_queries_gives_exactly_what_each_gives_alone(number):
+    # Faiss turns to a matrix product, which rounds differently, at 20 queries, and 1.15.1 at 128,000 numbers in them:
+    # 40 queries of 4,100 are past both.
     rng = np.random.default_rng(1)
-    vectors = rng.normal(size=(500, 33)).astype(np.float32)
-    # near-equal neighbors, which the rounding of a matrix product would reorder
-    vectors[250:] = vectors[:250] + np.float32(1e-6)
-    queries = rng.normal(size=(number, 33)).astype(np.float32)
+    vectors = rng.normal(size=(200, 4100)).astype(np.float32)
+    vectors[100:] = vectors[:100] + np.float32(1e-6)  # near-equal neighbors, which that rounding reorders
+    queries = rng.normal(size=(number, 4100)).astype(np.float32)
     index = make_index(vectors, 2)
     assert index.search(queries, 30) == [index.search(query[None], 30)[0] for query in queries]
 
@@ -148,7 +151,9 @@ def test_a_row_outside_of_the_index_is_an_index_error(folder, row):
     for index in (make_index(np.zeros((10, 8), dtype=np.float32), 3), open_index(folder)):
         with pytest.raises(IndexError):
             index.document(row)
-    saved = write_index(make_index(np.zeros((10, 8), dtype=np.float32)).shards, {"dimension": 8}, folder / "one")
+    saved = write_index(
+        make_index(np.zeros((10, 8), dtype=np.float32)).shards, {"name": "none", "dimension": 8}, folder / "one"
+    )
     with pytest.raises(IndexError):
         open_index(saved).document(row)
 
@@ -301,15 +306,19 @@ def test_a_folder_with_something_in_it_is_noticed_before_the_work(folder):
         write_index(shards(), {}, folder)
 
 
-def test_an_empty_folder_may_be_written_to(folder, tmp_path, monkeypatch):
+def test_an_empty_folder_may_be_written_to(folder, tmp_path):
     index = open_index(folder)
     (tmp_path / "empty").mkdir()
     write_index(index.shards, index.embedder, tmp_path / "empty")
     assert len(open_index(tmp_path / "empty")) == 10
+
+
+def test_the_current_folder_may_be_written_to(folder, tmp_path, monkeypatch):
+    index = open_index(folder)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     write_index(index.shards, index.embedder, ".")
-    assert len(open_index(tmp_path / "here")) == 10
+    assert len(open_index(".")) == len(open_index(tmp_path / "here")) == 10
 
 
 def test_a_link_to_an_empty_folder_may_be_written_to(folder, tmp_path):
@@ -317,7 +326,7 @@ def test_a_link_to_an_empty_folder_may_be_written_to(folder, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     write_index(index.shards, index.embedder, tmp_path / "link")
-    assert len(open_index(tmp_path / "link")) == 10
+    assert len(open_index(tmp_path / "link")) == len(open_index(tmp_path / "disk")) == 10
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -395,20 +404,20 @@ def anonymous_bytes():
 
 
 def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_path):
-    rows, dimension = 2000, 4096
+    # more than 32 MiB each: malloc gives such a block memory of its own, and not what was freed before
+    rows, dimension = 2500, 4096
     flat = faiss.IndexFlatL2(dimension)
     flat.add(np.random.default_rng(0).normal(size=(rows, dimension)).astype(np.float32))
-    documents = [Document(str(row), chr(97 + row % 26) * 10_000) for row in range(rows)]
-    folder = write_index([Shard(flat, documents)], {"dimension": dimension}, tmp_path / "large")
+    documents = [Document(str(row), chr(97 + row % 26) * 16_000) for row in range(rows)]
+    folder = write_index([Shard(flat, documents)], {"name": "none", "dimension": dimension}, tmp_path / "large")
     query = flat.reconstruct(7)[None]
-    del flat, documents
     vectors, texts = folder / "index" / "shard-00000.faiss", folder / "texts" / "shard-00000.jsonl"
-    assert vectors.stat().st_size > 32_000_000
-    assert texts.stat().st_size > 20_000_000
+    assert vectors.stat().st_size > 40_000_000
+    assert texts.stat().st_size > 40_000_000
     before = anonymous_bytes()
     opened = open_index(folder)
-    assert opened.search(query, 1) == [[(0.0, 7)]]
-    assert opened.document(7).text == "h" * 10_000
+    assert opened.search(query, 1) == [[(0.0, 7)]]  # which reads every page of the vectors
+    assert opened.document(7).text == "h" * 16_000
     assert anonymous_bytes() - before < 4_000_000
     assert type(opened.shards[0].vectors) is faiss.IndexFlatL2
     mapped = Path("/proc/self/maps").read_text()
@@ -418,7 +427,7 @@ def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_pa
     before = anonymous_bytes()
     copied = faiss.read_index(str(vectors))
     assert copied.ntotal == rows
-    assert anonymous_bytes() - before > 25_000_000
+    assert anonymous_bytes() - before > 36_000_000
 
 
 @pytest.mark.parametrize("name", OPENED_FILES)
@@ -556,6 +565,22 @@ def test_a_broken_manifest_is_an_error_that_names_it(folder, content):
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(ValueError, match="tttnn_index.json"):
         open_index(folder)
+
+
+def test_a_changed_byte_of_the_manifest_is_a_clear_error_or_of_no_account(folder):
+    content = (folder / MANIFEST).read_bytes()
+    outcomes = {"opened": 0, "error": 0}
+    for position in range(0, len(content), 23):
+        flip(folder / MANIFEST, position)
+        try:
+            open_index(folder)
+            outcomes["opened"] += 1
+        except (ValueError, FileNotFoundError) as error:
+            assert str(folder) in str(error), f"byte {position}: {error}"
+            outcomes["error"] += 1
+        (folder / MANIFEST).write_bytes(content)
+    # most of a manifest is checksums and what they belong to
+    assert outcomes["error"] > outcomes["opened"] > 0
 
 
 def test_a_manifest_that_names_other_rows_is_an_error(folder):

@@ -40,16 +40,7 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def value(self, name: str) -> Any:  # noqa: ANN401
-        """
-        Look up a field by its name.
-
-        Args:
-            name (`str`):
-                `"id"`, or a key of `metadata`.
-
-        Returns:
-            `Any`: the value, or `None` where the document has no such field.
-        """
+        """Look up `"id"` or a key of `metadata`; `None` where the document has no such field."""
         return self.id if name == "id" else self.metadata.get(name)
 
 
@@ -109,14 +100,20 @@ def document_from_row(
     for column in (text_column, id_column):
         if column is not None and column not in row:
             raise ValueError(f"{where} has no column `{column}`; its columns are {sorted(row)}. Name the right one.")
-    text = check_text(row[text_column], where)
+    text, given = row[text_column], row.get(id_column or "id")
     metadata = {name: value for name, value in row.items() if name not in (text_column, id_column or "id")}
     for name in ("meta", "metadata"):
         if isinstance(metadata.get(name), dict):
             metadata |= metadata.pop(name)
-    check_text(json.dumps(metadata, ensure_ascii=False, default=str), f"{where}, outside of its `{text_column}`,")
-    given = row.get(id_column or "id")
-    return Document(where if given is None else check_text(str(given), f"the id of {where}"), text, metadata)
+    return _checked(Document(where if given is None else str(given), text, metadata), where, text_column)
+
+
+def _checked(document: Document, where: str, text_column: str = "text") -> Document:
+    check_text(document.text, where)
+    check_text(document.id, f"the id of {where}")
+    other = json.dumps(document.metadata, ensure_ascii=False, default=str)
+    check_text(other, f"{where}, outside of its `{text_column}`,")
+    return document
 
 
 def as_documents(
@@ -149,8 +146,7 @@ def as_documents(
     for position, row in enumerate(rows):
         where = f"{name} {position}"
         if isinstance(row, Document):
-            check_text(row.text, where)
-            yield row
+            yield _checked(row, where)
         elif isinstance(row, dict):
             yield document_from_row(row, where, text_column, id_column)
         else:
@@ -271,7 +267,8 @@ def _read_rows(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             # of the zstd readers, this one tells a file that was cut short
             with pyarrow.input_stream(str(path), compression="zstd" if path.suffix == ".zst" else None) as stream:
                 for number, line in enumerate(io.BufferedReader(stream, buffer_size=1 << 20), 1):
-                    yield f"{name}:{number}", _parse_line(line, f"{name}:{number}")
+                    if line.strip():
+                        yield f"{name}:{number}", _parse_line(line, f"{name}:{number}")
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"'{path}' cannot be read ({error}). It is damaged, or not what its name says.") from None
 

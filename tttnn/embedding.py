@@ -30,9 +30,12 @@ class Embedder:
         revision (`str`, *optional*):
             Branch, tag or commit, where `model` is a Hub id.
         max_seq_length (`int`, *optional*):
-            Tokens of a text that are read. By default the model's own; that of a loaded model stays as it is.
+            Tokens of a text that are read. By default the model's own.
         device (`str`, *optional*):
             Where it runs. By default sentence-transformers decides.
+
+    Raises:
+        `ValueError`: If a loaded model has another `max_seq_length` than the given one.
 
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
     """
@@ -45,6 +48,11 @@ class Embedder:
         device: str | None = None,
     ) -> None:
         if isinstance(model, SentenceTransformer):
+            if max_seq_length not in (None, model.max_seq_length):
+                raise ValueError(
+                    f"`max_seq_length` is {max_seq_length}, but the loaded model has {model.max_seq_length}. Set it "
+                    "there: `model.max_seq_length = ...`."
+                )
             self.model = model
         else:
             self.model = SentenceTransformer(str(model), revision=revision, device=device)

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 MANIFEST = "tttnn_index.json"
 FORMAT_VERSION = 1
 SHARD_FILES = ("index/shard-{:05d}.faiss", "texts/shard-{:05d}.jsonl", "texts/shard-{:05d}.offsets.npy")
-# Faiss answers 20 or more queries at once by a matrix product, whose rounding reorders near-equal neighbors: below
-# that, a batch of queries gives exactly what each query alone gives.
+# Faiss answers large batches by a matrix product, whose rounding reorders near-equal neighbors: in small blocks, a
+# batch of queries gives exactly what each query alone gives.
 QUERIES_PER_SEARCH = 16
 
 
@@ -38,7 +38,7 @@ def import_faiss() -> ModuleType:
         `ModuleType`: the module `faiss`.
 
     Raises:
-        `ImportError`: If neither build is installed.
+        `ImportError`: If neither is installed.
     """
     try:
         import faiss
@@ -51,15 +51,7 @@ def import_faiss() -> ModuleType:
 
 @dataclass
 class Shard:
-    """
-    A part of an index: a Faiss index and the documents of its rows.
-
-    Args:
-        vectors (`faiss.Index`):
-            Row i is the vector of document i.
-        documents (`Sequence[Document]` or `TextStore`):
-            The documents, by row.
-    """
+    """A part of an index: a Faiss index, and the documents of its rows, in memory or in a store."""
 
     vectors: Any
     documents: Sequence[Document] | TextStore
@@ -215,9 +207,11 @@ def write_index(shards: Iterable[Shard], embedder: dict[str, Any], folder: str |
         "shards": table,
     }
     (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    unfinished.rename(folder)
+    # an existing folder stays the same one, in which a process may be; the manifest goes last, for it makes the index
+    folder.mkdir(exist_ok=True)
+    for name in ("index", "data", "texts", MANIFEST):
+        (unfinished / name).rename(folder / name)
+    unfinished.rmdir()
     return folder
 
 

@@ -156,7 +156,9 @@ class NeighborRetriever:
             folder = Path(downloaded)
         index = open_index(folder, verify=verify)
         if embedder is not None and not isinstance(embedder, Embedder):
-            embedder = Embedder(embedder, max_seq_length=index.embedder["max_seq_length"])
+            # a loaded model is checked as it is; one that is loaded here reads as many tokens as the index's own
+            loaded = isinstance(embedder, SentenceTransformer)
+            embedder = Embedder(embedder, max_seq_length=None if loaded else index.embedder["max_seq_length"])
         return cls(index, embedder)
 
     @classmethod
