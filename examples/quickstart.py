@@ -19,6 +19,7 @@ from packaged_models import minilm, smollm2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import Document, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments, read_documents
+from tttnn.index import MANIFEST
 from tttnn.report import document_table, plot_curve
 
 
@@ -64,7 +65,8 @@ def main() -> None:
 
     # 2. Index it, keep the index, open it again.
     folder = output_dir / "index"
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, which may have held out other documents
+    if (folder / MANIFEST).exists():
+        shutil.rmtree(folder)  # of an earlier run, which may have held out other documents
     embedder = arguments.embedder or minilm()
     NeighborRetriever.from_documents(corpus, embedder, show_progress_bar=True).save_pretrained(folder)
     retriever = NeighborRetriever.from_pretrained(folder)

@@ -141,7 +141,8 @@ def retriever(embedder):
 @pytest.fixture
 def documents():
     return [
-        "def parse_args(args):\n    parser = argparse.ArgumentParser()\n    parser.parse_args(args)\n    return parser\n",
+        "def parse_args(args):\n    parser = argparse.ArgumentParser()\n"
+        "    parser.parse_args(args)\n    return parser\n",
         "The old captain saw the white whale at the break of day, and the whole crew was at the boats.",
         "Then x is a rational number; let p and q be such that x squared equals p over q. Größe!",
     ]
@@ -149,7 +150,7 @@ def documents():
 
 @pytest.fixture
 def make_trainer(model, tokenizer, retriever, tmp_path):
-    """Make a trainer of tiny parts; keyword arguments go to the trainer or, if it has none of that name, to its args."""
+    """Make a trainer of tiny parts; keyword arguments go to it or, if it has none of that name, to its args."""
 
     def make(**overrides):
         parts = {"model": model, "processing_class": tokenizer, "retriever": retriever, "callbacks": None}
