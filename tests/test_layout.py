@@ -32,6 +32,7 @@ ORDER = [
     "trainer",
     "report",
     "cli",
+    "__main__",
 ]
 # Outside of the order: the public names point everywhere, and the metric is also a Hub Space of its own.
 FACADE = "__init__"

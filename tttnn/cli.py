@@ -202,16 +202,18 @@ def evaluate(argv: Sequence[str]) -> None:
         EvaluateArguments,
         argv,
         prog="tttnn evaluate",
-        description="Adapt a model to each test document by one step on each of its neighbors, and report bits per "
-        "byte before and after. Every finished document goes into a journal in the output folder; started again, an "
-        "interrupted run goes on. Start it with torchrun for several processes.",
+        description="Adapt a model to each test document by one step on each of its neighbors, and report bits per\n"
+        "byte before and after. Every finished document goes into a journal in the output folder; started\n"
+        "again, an interrupted run goes on. Several processes: torchrun --nproc_per_node N -m tttnn evaluate ...",
     )
 
     from tttnn.callbacks import JournalCallback
     from tttnn.corpus import read_documents
-    from tttnn.report import document_table, plot_curve, pooled_line
+    from tttnn.report import document_table, import_figure, plot_curve, pooled_line
     from tttnn.trainer import TestTimeTrainer
 
+    if args.score_every_neighbor:
+        import_figure()  # what is missing for the picture is said before the work, not after it
     documents = list(
         read_documents(
             arguments.dataset, args.text_column, arguments.id_column, arguments.split, limit=arguments.limit
@@ -281,7 +283,7 @@ def parse_evaluation(
     return arguments, args
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 

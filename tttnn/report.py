@@ -3,11 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tttnn.records import DocumentRecord, nll_matrix, summarize
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Groups = dict[str, list[DocumentRecord]]
 
@@ -196,6 +200,23 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), rule + "|", *map(line, cells[1:])])
 
 
+def import_figure() -> type["Figure"]:
+    """
+    Import what draws pictures, which is an extra.
+
+    Returns:
+        `type`: `matplotlib.figure.Figure`.
+
+    Raises:
+        `ImportError`: If matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("Pictures need matplotlib. Install it: `pip install tttnn[report]`.") from None
+    return Figure
+
+
 def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "") -> Path:
     """
     Draw pooled bits per byte against the number of neighbors trained on.
@@ -216,11 +237,9 @@ def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "")
     Raises:
         `ImportError`: If matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ImportError("Pictures need matplotlib. Install it: `pip install tttnn[report]`.") from None
+    figure = import_figure()(figsize=(6.4, 4.0), layout="constrained")
+    from matplotlib.ticker import MaxNLocator
+
     scores = nll_matrix(records)
     num_bytes = np.array([record.num_bytes for record in records], dtype=np.float64)
     curve = scores.sum(axis=0) / num_bytes.sum() / math.log(2)
@@ -228,7 +247,6 @@ def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "")
     with np.errstate(invalid="ignore", divide="ignore"):
         differences = counts @ (scores - scores[:, :1]) / (counts @ num_bytes)[:, None] / math.log(2)
     low, high = curve[0] + np.nanquantile(differences, [0.025, 0.975], axis=0)
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     neighbors = np.arange(scores.shape[1])
     label = _count(records)

@@ -243,13 +243,28 @@ class NeighborRetriever:
         """
         if isinstance(texts, str):
             raise TypeError("`texts` is one string, but a list is needed. Pass `[text]`.")
+        self.prepare(top_k)
+        found = self.index.search(self.embedder.encode(list(texts)), top_k)
+        return [[self._neighbor(distance, row) for distance, row in pairs] for pairs in found]
+
+    def prepare(self, top_k: int) -> None:
+        """
+        Load the embedder, and make sure that the index is large enough, before the first query.
+
+        Args:
+            top_k (`int`):
+                Candidates that will be fetched per text.
+
+        Raises:
+            `ValueError`: If `top_k` exceeds the number of indexed documents.
+            `RuntimeError`: If the embedder cannot be loaded.
+        """
         if not 1 <= top_k <= len(self):
             raise ValueError(
                 f"`top_k` is {top_k}, but the index holds {len(self)} documents. Pass at least 1 and at most "
-                f"{len(self)}."
+                f"{len(self)}; where it is left open, it follows from `num_neighbors`."
             )
-        found = self.index.search(self.embedder.encode(list(texts)), top_k)
-        return [[self._neighbor(distance, row) for distance, row in pairs] for pairs in found]
+        _ = self.embedder
 
     def _neighbor(self, distance: float, row: int) -> Neighbor:
         document = self.index.document(row)

@@ -20,7 +20,7 @@ from tttnn.checks import check_model, check_processes
 from tttnn.corpus import Document, as_documents, check_text
 from tttnn.records import DocumentRecord, check_same, digest, nll_matrix, run_settings, summarize
 from tttnn.restore import restored
-from tttnn.retriever import Neighbor, Retriever
+from tttnn.retriever import Neighbor, NeighborRetriever, Retriever
 from tttnn.scoring import ScoredText, score
 from tttnn.selection import Selection, select
 from tttnn.steps import NeighborTrainer, raise_not_finite
@@ -161,8 +161,10 @@ class TestTimeTrainer(NeighborTrainer):
         Args:
             dataloader (`DataLoader`):
                 What `get_eval_dataloader` gives.
-            description (`str`), prediction_loss_only (`bool`), ignore_keys (`list[str]`):
-                Of `Trainer`; not used.
+            description (`str`):
+                Not used, nor are `prediction_loss_only` and `ignore_keys` of `Trainer`.
+            prediction_loss_only (`bool`, *optional*):
+            ignore_keys (`list[str]`, *optional*):
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
                 Begins the name of every metric.
 
@@ -176,6 +178,8 @@ class TestTimeTrainer(NeighborTrainer):
             `RuntimeError`: If there is no retriever, or a loss or score is not finite.
         """
         self.callback_handler.eval_dataloader = dataloader
+        if isinstance(self.retriever, NeighborRetriever):
+            self.retriever.prepare(self.args.num_candidates)
         indices = list(dataloader.sampler)
         journals = [c for c in self.callback_handler.callbacks if isinstance(c, JournalCallback)]
         bars = [c for c in self.callback_handler.callbacks if isinstance(c, DocumentProgressCallback)]
@@ -220,7 +224,7 @@ class TestTimeTrainer(NeighborTrainer):
             copy.
 
         Raises:
-            `ValueError`: If there is no neighbor to train on.
+            `ValueError`: If there is no neighbor to train on, or none has a token.
             `RuntimeError`: If there is no retriever, or a loss is not finite.
             `ConnectionError`, `TimeoutError`: If retrieving fails.
 
@@ -243,8 +247,8 @@ class TestTimeTrainer(NeighborTrainer):
                 selection = Selection([_as_neighbor(row, neighbor) for row, neighbor in enumerate(neighbors)])
             if not selection.neighbors:
                 raise ValueError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
-            for _ in self._train_on(selection.neighbors, record):
-                pass
+            if not any([changed for _, changed in self._train_on(selection.neighbors, record)]):
+                raise ValueError("There is nothing to train on: the neighbors have no token.")
             self._dispatch("on_document_end", record)
             training.close()
             snapshot.restore_random_states()
