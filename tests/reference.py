@@ -81,7 +81,7 @@ def rolling_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
         end = start + len(targets)
         # the tokens before the last target, as many as a window holds: a short last window is filled up to the left
         inputs = tokens[max(0, end - 1 - max_length) : end - 1]
-        logits = model(inputs[None]).logits[0, -len(targets) :]
+        logits = model(inputs[None], use_cache=False).logits[0, -len(targets) :]
         nll += F.cross_entropy(logits, targets, reduction="sum").item()
     return nll
 
@@ -89,7 +89,7 @@ def rolling_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
 def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> torch.Tensor:
     """Give the mean loss of the tokens after the first; of a single token it is NaN, with gradients of zero."""
     inputs = torch.tensor(chunk)
-    logits = model(inputs[None]).logits[0]
+    logits = model(inputs[None], use_cache=False).logits[0]
     return F.cross_entropy(logits[:-1], inputs[1:])
 
 
@@ -140,7 +140,9 @@ def adapted_nll(
                 chunks = []
                 for neighbor in group:
                     tokens = tokenize(tokenizer, neighbor)
-                    pieces = [tokens[at : at + settings.max_length] for at in range(0, len(tokens), settings.max_length)]
+                    pieces = [
+                        tokens[at : at + settings.max_length] for at in range(0, len(tokens), settings.max_length)
+                    ]
                     chunks += pieces[: settings.first_chunks]
                 if settings.neighbors_per_step == 1:
                     steps = [[chunk] for chunk in chunks]

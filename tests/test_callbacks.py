@@ -117,8 +117,13 @@ def test_a_document_without_neighbors_has_no_step(make):
     assert events.names == ["on_init_end", "on_train_begin", *document, "on_train_end", "on_log", "on_evaluate"]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_steps_look_to_callbacks_and_loggers_as_those_of_trainer_itself(make, model, tokenizer, tmp_path, accumulation):
+@pytest.mark.parametrize(
+    "accumulation",
+    [1, pytest.param(2)],
+)
+def test_steps_look_to_callbacks_and_loggers_as_those_of_trainer_itself(
+    make, model, tokenizer, tmp_path, accumulation
+):
     """The same neighbors as a training set of transformers' own Trainer: the same events, and the same logs."""
     plain = TrainingArguments(
         str(tmp_path),
@@ -253,7 +258,9 @@ def test_a_logger_that_opens_its_file_when_training_begins_works(make):
 # --- stopping ---
 
 
-@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log"])
+@pytest.mark.parametrize(
+    "event", ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log"]
+)
 def test_should_training_stop_ends_the_document_after_this_step_and_no_other(make, event):
     class Stop(TestTimeCallback):
         def __init__(self):

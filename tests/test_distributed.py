@@ -160,14 +160,12 @@ def test_processes_that_did_not_find_each_other_are_refused(saved_tokenizer, tmp
         check_processes(args, sharded=False)
 
 
-@pytest.mark.xfail(strict=True, reason="closing a journal that was never opened hides why it was refused")
 def test_a_journal_of_other_settings_is_refused_with_its_reason(saved_tokenizer, tmp_path):
     evaluate(make_trainer(tmp_path, saved_tokenizer), DOCUMENTS[:1])
     with pytest.raises(ValueError, match="`learning_rate` was 0.001 and is now 0.5"):
         evaluate(make_trainer(tmp_path, saved_tokenizer, learning_rate=0.5), DOCUMENTS[:1])
 
 
-@pytest.mark.xfail(strict=True, reason="a float sum of the weights depends on the number of threads")
 def test_a_journal_is_gone_on_with_on_another_number_of_threads(saved_tokenizer, tmp_path):
     """A launcher sets one thread per process, and a plain start takes all: the weights are the same."""
 

@@ -1,8 +1,8 @@
 """
 `TestTimeTrainer` against the plain loop of `reference.py`, which knows nothing of it.
 
-Every comparison asks three things: the two agree, training moved the scores by far more than the tolerance, and so does
-the setting that the test is about (`unlike`), so that a trainer that ignores it cannot pass.
+Every comparison asks three things: the two agree, training moved the scores by far more than the tolerance, and so
+does the setting that the test is about (`unlike`), so that a trainer that ignores it cannot pass.
 """
 
 import copy
@@ -21,7 +21,9 @@ TOLERANCE = 1e-5  # relative, on the nll
 MAX_LENGTH = 24
 LEARNING_RATE = 1e-3
 
-CODE = "def parse_args(args):\n    parser = argparse.ArgumentParser()\n    parser.add_argument(args)\n    return parser\n"
+CODE = (
+    "def parse_args(args):\n    parser = argparse.ArgumentParser()\n    parser.add_argument(args)\n    return parser\n"
+)
 WHALE = "The old captain saw the white whale at the break of day, and the whole crew was at the boats."
 PROOF = "Then x is a rational number; let p and q be such that x squared equals p over q. Größe!"
 
@@ -136,9 +138,7 @@ def test_the_preset_without_dropout_agrees_over_documents_in_sequence(curves, to
     episodes = [(CODE, [TEXTS[0], LONG]), (WHALE, [LONG, TEXTS[2]])]
     settings = Settings(MAX_LENGTH, LEARNING_RATE, first_chunks=None, carry_optimizer=True)
     unlike = Settings(MAX_LENGTH, LEARNING_RATE, first_chunks=None)
-    curves(
-        copy.deepcopy(plain), plain, episodes, settings, unlike, preset="tttlm", num_neighbors=50, query="document"
-    )
+    curves(copy.deepcopy(plain), plain, episodes, settings, unlike, preset="tttlm", num_neighbors=50, query="document")
 
 
 def test_the_preset_trains_with_the_dropout_of_the_model(curves, tokenizer, model):
@@ -150,7 +150,7 @@ def test_the_preset_trains_with_the_dropout_of_the_model(curves, tokenizer, mode
 
 
 def test_a_carried_optimizer_agrees_over_two_evaluations(curves, tokenizer, model):
-    """A second call of `evaluate` begins with a fresh optimizer: the state is carried over documents, not over calls."""
+    """The state is carried over documents, not over calls of `evaluate`: each begins with a fresh optimizer."""
     settings = Settings(MAX_LENGTH, LEARNING_RATE, carry_optimizer=True)
     unlike = Settings(MAX_LENGTH, LEARNING_RATE)
     trainer = curves(
@@ -195,9 +195,7 @@ def test_a_last_chunk_of_one_token_is_a_step(curves, tokenizer, model):
     length = next(length for length in range(12, 64) if len(tokens) % length == 1)
     settings = Settings(length, LEARNING_RATE, first_chunks=None)
     unlike = Settings(length, LEARNING_RATE, first_chunks=len(tokens) // length)
-    curves(
-        model, plain_model("gpt2", tokenizer), [(CODE, [LONG, LONG])], settings, unlike, chunks_per_neighbor=None
-    )
+    curves(model, plain_model("gpt2", tokenizer), [(CODE, [LONG, LONG])], settings, unlike, chunks_per_neighbor=None)
 
 
 def test_the_first_two_chunks_of_each_neighbor_agree(curves, tokenizer, model):
@@ -215,22 +213,26 @@ def test_the_first_two_chunks_of_each_neighbor_agree(curves, tokenizer, model):
 @pytest.mark.parametrize("size", [2, 3, 8])
 @pytest.mark.parametrize("chunks", [1, None])
 def test_accumulated_neighbors_agree(curves, tokenizer, model, size, chunks):
-    """A group of neighbors is one step on the mean of its chunks' losses; an empty one is no part of it."""
+    """
+    A group of neighbors is one step on the mean of its chunks' losses; an empty one is no part of it.
+
+    Without clipping, which would hide a sum in place of the mean.
+    """
     texts = [TEXTS[0], LONG, "", TEXTS[2], "", "", TEXTS[7], TEXTS[6]]
-    settings = Settings(MAX_LENGTH, LEARNING_RATE, first_chunks=chunks, neighbors_per_step=size)
+    settings = Settings(MAX_LENGTH, LEARNING_RATE, first_chunks=chunks, neighbors_per_step=size, max_grad_norm=1e6)
     curves(
         model,
         plain_model("gpt2", tokenizer),
         [(CODE, texts)],
         settings,
-        Settings(MAX_LENGTH, LEARNING_RATE, first_chunks=chunks),
+        Settings(MAX_LENGTH, LEARNING_RATE, first_chunks=chunks, max_grad_norm=1e6),
         num_neighbors=8,
         gradient_accumulation_steps=size,
         chunks_per_neighbor=chunks,
+        max_grad_norm=1e6,
     )
 
 
-@pytest.mark.xfail(strict=True, reason="each chunk of the last neighbor of an uneven group is a step of its own")
 def test_a_last_neighbor_left_over_from_the_groups_is_one_step(curves, tokenizer, model):
     settings = Settings(MAX_LENGTH, LEARNING_RATE, first_chunks=None, neighbors_per_step=2)
     overrides = {"gradient_accumulation_steps": 2, "chunks_per_neighbor": None}
@@ -295,3 +297,12 @@ def test_max_length_is_capped_at_the_context_of_the_model(curves, tokenizer, mod
     assert len(tokenize(tokenizer, episodes[0][0])) > 128
     plain, context = plain_model("gpt2", tokenizer), model.config.n_positions
     curves(model, plain, episodes, Settings(context, LEARNING_RATE), max_length=1024)
+
+
+def test_evaluating_again_wraps_the_optimizer_no_deeper(curves, tokenizer, model):
+    trainer = curves(model, plain_model("gpt2", tokenizer), EPISODES[:1], Settings(MAX_LENGTH, LEARNING_RATE))
+    first = [record.nll for record in trainer.records]
+    for _ in range(2):
+        trainer.evaluate([CODE])
+        assert [record.nll for record in trainer.records] == first
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)

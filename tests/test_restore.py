@@ -334,7 +334,8 @@ def test_an_error_in_any_phase_of_evaluate_restores_the_model(make, model, monke
 
 
 @pytest.mark.parametrize(
-    "phase", ["retrieve", "on_train_begin", "on_document_begin", "on_step_end", "on_document_end", "body", "on_train_end"]
+    "phase",
+    ["retrieve", "on_train_begin", "on_document_begin", "on_step_end", "on_document_end", "body", "on_train_end"],
 )
 def test_an_error_in_any_phase_of_adapt_restores_the_model(make, model, phase):
     model, error = made_odd(model), KeyboardInterrupt()
@@ -432,7 +433,9 @@ def lines_run(action, witness):
     def trace(frame, event, argument):
         if frame.f_code.co_filename not in files:
             return None
-        before, source = (linecache.getline(frame.f_code.co_filename, frame.f_lineno - back).strip() for back in (1, 0))
+        before, source = (
+            linecache.getline(frame.f_code.co_filename, frame.f_lineno - back).strip() for back in (1, 0)
+        )
         # whoever is interrupted on the way into a clean-up, before its first line, cannot know
         if event == "line" and not source.startswith(("try:", "with ")) and before != "finally:":
             lines[frame.f_code.co_filename, frame.f_lineno] += 1

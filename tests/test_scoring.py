@@ -173,7 +173,9 @@ def test_a_score_is_without_dropout_and_without_gradients(tokenizer, model):
 
 def test_a_model_with_adapters_scores_as_the_model_that_they_are_merged_into(tokenizer):
     torch.manual_seed(2)
-    config = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     bare = sharp_model("llama", len(tokenizer))
     wrapped = get_peft_model(copy.deepcopy(bare), config)
     found = [scored(wrapped, tokenizer, text) for text in TEXTS]
@@ -204,7 +206,14 @@ def test_bytes_and_words_are_counted_as_in_the_harness(tokenizer, text):
 
 @pytest.mark.parametrize(
     ("text", "num_bytes", "num_words"),
-    [("", 0, 1), ("two words", 9, 2), (" edges count ", 13, 4), ("Größe 東京", 14, 2), ("\0", 1, 1), ("a\u3000b", 5, 2)],
+    [
+        ("", 0, 1),
+        ("two words", 9, 2),
+        (" edges count ", 13, 4),
+        ("Größe 東京", 14, 2),
+        ("\0", 1, 1),
+        ("a\u3000b", 5, 2),
+    ],
 )
 def test_bytes_and_words_by_hand(tokenizer, text, num_bytes, num_words):
     counted = ScoredText.from_text(text, tokenizer, L)

@@ -30,7 +30,7 @@ OVERLAPS = {
     "the same text": (text(0, 20), text(0, 20), 1.0),
     "no word in common": (text(0, 20), text(50, 70), 0.0),
     "one text within the other": (text(5, 20), text(0, 100), 1.0),
-    # 20 words have 8 13-grams, 24 have 12; 0..12 to 6..18 begin at 0..6: 19 shared words have 7
+    # 20 words have 8 13-grams, their first 19 have 7
     "seven of eight": (text(0, 20), text(0, 19) + " " + text(60, 65), 7 / 8),
     # 14 words have 2 13-grams, of which one is in the other text
     "one of two": (text(0, 14), text(1, 40), 1 / 2),
@@ -38,8 +38,8 @@ OVERLAPS = {
     "twelve words in a row": (text(0, 30), text(18, 30) + " " + text(60, 80), 0.0),
     "thirteen words are one 13-gram": (text(0, 13), text(0, 13), 1.0),
     "thirteen words, the last one another": (text(0, 13), text(0, 12) + " other", 0.0),
-    # 40 words in a circle of 20: only 20 + 1 - 1 distinct 13-grams begin in it, 8 of them within the first 20 words
-    "repeated 13-grams count once": (text(0, 20), text(0, 20) + " " + text(0, 20), 1.0),
+    # 13 words said three times have 13 different 13-grams, 30 words have 18, and they share the first
+    "repeated 13-grams count once": (" ".join([text(0, 13)] * 3), text(0, 13) + " " + text(50, 67), 1 / 13),
     "case and punctuation do not count": ("A b, c! D e f g h i j k l m.", "a B c d E f-g h i j (k) l m", 1.0),
     "letters of other scripts count": ("ä б 東 " * 5, "Ä Б 東 " * 5, 1.0),
     "an underscore belongs to its word": ("a_b " * 13, "a b " * 13, 0.0),

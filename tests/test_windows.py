@@ -56,6 +56,7 @@ def test_scoring_windows_are_those_of_lm_evaluation_harness(max_length):
 def test_every_token_is_predicted_once_after_its_predecessor(num_tokens, max_length):
     tokens = list(range(num_tokens))
     windows = scoring_windows(tokens, -1, max_length)
+    assert len({len(window.input_ids) for window in windows}) <= 1
     assert [target for window in windows for target in window.target_ids] == tokens
     for window in windows:
         assert 1 <= len(window.target_ids) <= len(window.input_ids) <= max_length
@@ -145,7 +146,9 @@ def test_a_document_queries_and_is_scored_whole(tokenizer):
     assert split_document(tokenizer, "  Größe\n", "document") == ("  Größe\n", "  Größe\n")
 
 
-@pytest.mark.parametrize("text", ["", "a", "ab", "The whale, the white whale", "x = 1 ,  y = 2 .\n\n  don 't", "  \n a  "])
+@pytest.mark.parametrize(
+    "text", ["", "a", "ab", "The whale, the white whale", "x = 1 ,  y = 2 .\n\n  don 't", "  \n a  "]
+)
 def test_a_prefix_and_the_rest_make_the_document(tokenizer, text):
     prefix, rest = split_document(tokenizer, text, "prefix")
     assert prefix + rest == text
@@ -184,7 +187,11 @@ def test_a_special_token_inside_a_document_is_split_like_any_other(tokenizer):
 
 def test_a_tokenizer_that_cleans_up_spaces_does_not_change_the_document(tokenizer):
     cleaning = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>", clean_up_tokenization_spaces=True
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token="<|endoftext|>",
+        clean_up_tokenization_spaces=True,
+        clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output=True,
     )
     text = "x = 1 , y = 2 . do n't !"
+    assert cleaning.decode(encode(cleaning, text)) != text
     assert "".join(split_document(cleaning, text, "prefix")) == text

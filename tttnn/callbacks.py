@@ -1,12 +1,13 @@
 """Callbacks of test-time training: documents as events, early stopping, the journal and the progress bar."""
 
+import glob
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -187,10 +188,16 @@ class JournalCallback(TestTimeCallback):
                 if value is not None
             }
             path = self._optimizer_path(record.index)
-            save_file(tensors, path.with_suffix(".unfinished"))
+            try:
+                save_file(tensors, path.with_suffix(".unfinished"))
+            except SafetensorError as error:
+                raise OSError(
+                    f"'{path}' could not be written ({error}). The finished documents are kept: make room and start "
+                    "again to go on"
+                ) from error
             os.replace(path.with_suffix(".unfinished"), path)
         self.journal.append(record)
-        for path in self.journal.path.parent.glob(f"{self.journal.path.stem}-optimizer-*.safetensors"):
+        for path in self.journal.path.parent.glob(f"{glob.escape(self.journal.path.stem)}-optimizer-*.safetensors"):
             if path != self._optimizer_path(record.index):
                 path.unlink()
 

@@ -13,7 +13,6 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tttnn.corpus import Document
-from tttnn.restore import Snapshot
 from tttnn.retriever import NeighborRetriever, Retriever
 from tttnn.training_args import TestTimeTrainingArguments
 
@@ -98,10 +97,7 @@ class DocumentRecord:
 
     def to_json(self) -> str:
         """Write the record as a line of JSON, with null for NaN."""
-        row = asdict(self)
-        for name in ("train_loss", "distances"):
-            row[name] = [value if math.isfinite(value) else None for value in row[name]]
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False, default=str)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "DocumentRecord":
@@ -112,17 +108,17 @@ class DocumentRecord:
         return cls(**row)
 
 
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    """Put None in the place of numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def digest(text: str) -> str:
-    """
-    Identify a text.
-
-    Args:
-        text (`str`):
-            The text.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
-    """
+    """Identify a text (`str`) by 16 hexadecimal digits of its sha256."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
@@ -168,7 +164,7 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
     return {
         "bits_per_byte_before": before / num_bytes / math.log(2),
         "bits_per_byte": after / num_bytes / math.log(2),
-        "bits_per_byte_ratio": after / before,
+        "bits_per_byte_ratio": after / before if before else math.nan,
         "byte_perplexity": _exp(after / num_bytes),
         "word_perplexity": _exp(after / num_words),
         "num_documents": len(records),
@@ -187,7 +183,6 @@ def run_settings(
     model: PreTrainedModel,
     processing_class: PreTrainedTokenizerBase,
     retriever: Retriever | None,
-    snapshot: Snapshot,
 ) -> dict[str, Any]:
     """
     Say what the numbers of a run depend on, for its journal.
@@ -201,15 +196,13 @@ def run_settings(
             Its tokenizer.
         retriever (`Retriever`, *optional*):
             Where neighbors come from; the digest of its index is taken if it is a `NeighborRetriever`.
-        snapshot (`Snapshot`):
-            The model's weights.
 
     Returns:
         `dict[str, Any]`: by name.
     """
     names = [name for name in TestTimeTrainingArguments.__annotations__ if name not in NOT_SETTINGS]
     # a sample of each tensor tells a model from another of the same name, at no cost to speak of
-    samples = [copy.flatten()[:: max(1, copy.numel() // 64)].tolist() for copy in snapshot.copies]
+    samples = [weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in model.parameters()]
     return {
         **{name: getattr(args, name) for name in (*names, *TRAINER_SETTINGS)},
         "model": model.config._name_or_path,
@@ -304,6 +297,8 @@ class Journal:
         try:
             first = json.loads(header)
             theirs = first["settings"]
+            if first["tttnn_journal"] != JOURNAL_VERSION:
+                raise ValueError(f"version {first['tttnn_journal']}")
             records = [DocumentRecord.from_json(line) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"'{path}' is no journal of this version of tttnn ({error!r}). Move it away.") from None

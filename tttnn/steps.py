@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from tttnn.callbacks import TestTimeCallback
-from tttnn.corpus import check_text
 from tttnn.records import DocumentRecord
 from tttnn.restore import Snapshot, prepared_for_training, restored
 from tttnn.retriever import Neighbor
@@ -36,6 +35,10 @@ def raise_not_finite(name: str, value: float) -> NoReturn:
         f"The {name} is {value}: training diverged, or the model overflows in its precision. Lower `learning_rate`, "
         "or load the model in float32. The model was restored."
     )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 class NeighborTrainer(Trainer):
@@ -128,32 +131,45 @@ class NeighborTrainer(Trainer):
                 break
 
     def _chunks(self, neighbor: Neighbor) -> list[list[int]]:
-        token_ids = encode(self.processing_class, check_text(neighbor.text, f"neighbor {neighbor.id}"))
+        token_ids = encode(self.processing_class, neighbor.text)
         return training_chunks(token_ids, self.max_length, cast("int | None", self.args.chunks_per_neighbor))
 
     def _train_on_group(self, group: list[list[list[int]]], record: DocumentRecord, one_step: bool) -> None:
         """Train on a neighbor, a step per chunk, or on a group of neighbors in one step."""
-        first = len(record.train_loss)
-        record.train_loss += [math.nan] * len(group)
         losses: list[list[float]] = [[] for _ in group]
         places = [(place, chunk) for place, chunks in enumerate(group) for chunk in chunks]
-        for step in [places] if one_step and places else [[place] for place in places]:
-            self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
-            self.current_gradient_accumulation_steps = len(step)
-            for number, (place, chunk) in enumerate(step, 1):
-                inputs = self.data_collator([{"input_ids": chunk, "labels": chunk}])
-                loss = self.training_step(self.model, inputs).item() * len(step)
-                # a chunk of one token has no target and so no loss; its step still decays and carries momentum
-                if len(chunk) > 1:
-                    if not math.isfinite(loss):
-                        raise_not_finite(f"training loss of document {record.index} ('{record.id}')", loss)
-                    losses[place].append(loss)
-                    record.train_loss[first + place] = sum(losses[place]) / len(losses[place])
-                if number < len(step):
-                    self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
-            self._take_step(record.train_loss[-1])
+        steps = [places] if one_step and places else [[place] for place in places]
+        before = len(record.train_loss)
+        for number, step in enumerate(steps, 1):
+            found = self._accumulate([chunk for _, chunk in step], record)
+            for (place, _), loss in zip(step, found, strict=True):
+                losses[place] += [] if math.isnan(loss) else [loss]
+            if number == len(steps):
+                # callbacks at the end of the last step see the loss of the whole neighbor
+                record.train_loss += map(_mean, losses)
+            self._take_step(_mean([loss for loss in found if not math.isnan(loss)]))
             if self.control.should_training_stop:
                 break
+        if len(record.train_loss) == before:
+            record.train_loss += map(_mean, losses)
+
+    def _accumulate(self, chunks: list[list[int]], record: DocumentRecord) -> list[float]:
+        """Add up the gradients of one step, and give the loss of each chunk, NaN for one without a target."""
+        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+        self.current_gradient_accumulation_steps = len(chunks)
+        losses = []
+        for number, chunk in enumerate(chunks, 1):
+            inputs = self.data_collator([{"input_ids": chunk, "labels": chunk}])
+            loss = self.training_step(self.model, inputs).item() * len(chunks)
+            # a chunk of one token has no target and so no loss; its step still decays and carries momentum
+            if len(chunk) == 1:
+                loss = math.nan
+            elif not math.isfinite(loss):
+                raise_not_finite(f"training loss of document {record.index} ('{record.id}')", loss)
+            losses.append(loss)
+            if number < len(chunks):
+                self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+        return losses
 
     def _take_step(self, loss: float) -> None:
         args, handler = self.args, self.callback_handler

@@ -132,7 +132,7 @@ class TestTimeTrainer(NeighborTrainer):
             `ValueError`: If there is no document, a text column is missing, or a text cannot be encoded.
             `TypeError`: If a text is not a string.
         """
-        if isinstance(eval_dataset, str):
+        if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict):
             eval_dataset = cast("dict[str, Any]", self.eval_dataset)[eval_dataset]
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
@@ -187,7 +187,7 @@ class TestTimeTrainer(NeighborTrainer):
             records: dict[int, DocumentRecord] = {}
             for journal in journals:
                 opened.callback(journal.close)
-                settings = run_settings(self.args, self.model, self.processing_class, self.retriever, snapshot)
+                settings = run_settings(self.args, self.model, self.processing_class, self.retriever)
                 records |= journal.open(self.args, metric_key_prefix, settings)
             done = [index for index in indices if index in records]
             if 0 < len(done) < len(indices) and not self.args.reset_optimizer:
@@ -244,7 +244,7 @@ class TestTimeTrainer(NeighborTrainer):
             if neighbors is None:
                 selection = self._retrieve(document, text, text, record)
             else:
-                selection = Selection([_as_neighbor(row, neighbor) for row, neighbor in enumerate(neighbors)])
+                selection = Selection(_as_neighbors(neighbors))
             if not selection.neighbors:
                 raise ValueError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
             if not any([changed for _, changed in self._train_on(selection.neighbors, record)]):
@@ -259,14 +259,8 @@ class TestTimeTrainer(NeighborTrainer):
         set_seed(self._seed(index))
         query, text = split_document(self.processing_class, document.text, self.args.query)
         scored_text = ScoredText.from_text(text, self.processing_class, self.max_length)
-        record = DocumentRecord(
-            index,
-            digest(document.text),
-            document.id,
-            document.metadata,
-            scored_text.num_bytes,
-            scored_text.num_words,
-        )
+        size = (scored_text.num_bytes, scored_text.num_words)
+        record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *size)
         self._dispatch("on_document_begin", record)
         selection = Selection()
         try:
@@ -286,6 +280,8 @@ class TestTimeTrainer(NeighborTrainer):
                         self._score(scored_text, record)
             if not self.args.score_every_neighbor:
                 self._score(scored_text, record)
+            for field in (record.neighbor_ids, record.distances, record.overlaps):
+                del field[len(record.train_loss) :]  # those that a callback stopped before
         else:
             record.status = "untrained"
             logger.warning(f"Document {index} ('{document.id}') stays untrained: {record.error}.")
@@ -297,6 +293,8 @@ class TestTimeTrainer(NeighborTrainer):
         if self.retriever is None:
             raise RuntimeError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
         candidates = self.retriever.retrieve([query], args.num_candidates)[0]
+        for neighbor in candidates:
+            check_text(neighbor.text, f"neighbor {neighbor.id}")
         selection = select(
             candidates,
             document,
@@ -340,5 +338,10 @@ class TestTimeTrainer(NeighborTrainer):
         return EvalLoopOutput(predictions, label_ids, metrics, len(records))
 
 
-def _as_neighbor(row: int, neighbor: Neighbor | str) -> Neighbor:
-    return neighbor if isinstance(neighbor, Neighbor) else Neighbor(row, neighbor, math.nan)
+def _as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
+    if isinstance(neighbors, str):
+        raise TypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
+    found = [n if isinstance(n, Neighbor) else Neighbor(row, n, math.nan) for row, n in enumerate(neighbors)]
+    for neighbor in found:
+        check_text(neighbor.text, f"neighbor {neighbor.id}")
+    return found

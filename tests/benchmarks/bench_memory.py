@@ -1,0 +1,89 @@
+"""
+Measure the peak memory of an episode with SmolLM2-135M against what it is made of.
+
+Each measurement is a process of its own, as the highest resident memory of a process (`resource.getrusage`) never
+falls. Weights, snapshot, gradients and AdamW's two moments are counted from the parameters; the activations are what a
+plain forward and backward pass needs at its peak beyond weights and gradients; the rest is Python with its libraries.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import parts
+import torch
+from reference import Settings, adapted_nll, chunk_loss, tokenize
+
+
+MAX_LENGTH = 256
+
+
+def resident() -> float:
+    """Give the resident memory of this process now, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def peak() -> float:
+    """Give the highest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def measure(what: str) -> dict[str, float]:
+    """Do one thing in this process and give what it took, in MB."""
+    libraries = resident()
+    model, tokenizer = parts.real_parts()
+    loaded, loading = resident(), peak()
+    episodes = parts.make_episodes(1, 3, 1000)
+    document, neighbors = episodes[0]
+    if what == "trainer":
+        parts.make_trainer(model, tokenizer, episodes, max_length=MAX_LENGTH).evaluate([document])
+    elif what == "loop":
+        adapted_nll(model, tokenizer, episodes, Settings(MAX_LENGTH, 2e-5, score_every_neighbor=False))
+    else:
+        model.train()
+        model.config.use_cache = False
+        for neighbor in neighbors:
+            chunk_loss(model, tokenize(tokenizer, neighbor)[:MAX_LENGTH]).backward()
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
+    return {"libraries": libraries, "loaded": loaded, "loading": loading, "peak": peak(), "weights": parameters}
+
+
+def measured(what: str) -> dict[str, float]:
+    """Do one thing in a process of its own."""
+    command = [sys.executable, __file__, "--measure", what]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return json.loads(lines[-1])
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", choices=["pass", "trainer", "loop"], help=argparse.SUPPRESS)
+    what = parser.parse_args().measure
+    if what is not None:
+        print(json.dumps(measure(what)))
+        return
+    plain, trainer, loop = (measured(what) for what in ("pass", "trainer", "loop"))
+    weights = plain["weights"]
+    terms = {
+        "Python and its libraries": plain["libraries"],
+        "weights": weights,
+        "snapshot": weights,
+        "gradients": weights,
+        "AdamW's moments": 2 * weights,
+        f"activations of {MAX_LENGTH} tokens": plain["peak"] - plain["libraries"] - 2 * weights,
+    }
+    print(f"SmolLM2-135M-Instruct, dequantized from Q4_1, with torch {torch.__version__}: megabytes")
+    for name, size in [*terms.items(), ("sum", sum(terms.values()))]:
+        print(f"  {name:28} {size:8.0f}")
+    for name, result in (("trainer", trainer), ("plain loop", loop)):
+        print(f"  peak of the {name:16} {result['peak']:8.0f}  {result['peak'] / sum(terms.values()):.3f} of the sum")
+    print(f"  peak of loading the model    {plain['loading']:8.0f}")
+
+
+if __name__ == "__main__":
+    main()
