@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -683,7 +682,7 @@ def test_a_killed_run_goes_on_where_it_was_killed(evaluation, documents, tmp_pat
     slow = [*evaluation, "--num_neighbors", "10", "--score_every_neighbor", "--disable_tqdm", "True"]
     journal = tmp_path / "run" / "journal-eval.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from tttnn.cli import main; sys.exit(main())", *map(str, slow)],
+        [sys.executable, "-m", "tttnn", *map(str, slow)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf_home")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -708,5 +707,5 @@ def test_a_killed_run_goes_on_where_it_was_killed(evaluation, documents, tmp_pat
     assert [record["index"] for record in journal_in(tmp_path / "run")[1]] == list(range(12))
     assert run_main(*slow, "--output_dir", tmp_path / "in one go") == 0
     assert table_in(resumed) == table_in(capsys.readouterr().out)
-    one_go = journal_in(Path(tmp_path / "in one go"))[1]
+    one_go = journal_in(tmp_path / "in one go")[1]
     assert [record["nll"] for record in journal_in(tmp_path / "run")[1]] == [record["nll"] for record in one_go]

@@ -156,6 +156,18 @@ def test_a_second_run_tells_the_same(first_run, parts, start):
     assert held_out_in(output) == held_out_in(result.stdout)
 
 
+def test_the_picture_has_a_point_before_training_and_after_each_neighbor(parts, start, monkeypatch, tmp_path):
+    drawn = []
+
+    def plot_curve(records, path, title):
+        drawn.extend(records)
+        return path
+
+    monkeypatch.setattr(quickstart, "plot_curve", plot_curve)
+    start(*parts, "--num-documents", 1, "--output-dir", tmp_path)
+    assert [len(record.nll) for record in drawn] == [1 + 4]
+
+
 def test_a_second_run_that_holds_out_more_does_not_find_them_in_the_index(first_run, parts, start):
     _, folder = first_run
     output = start(*parts, "--num-documents", 6, "--output-dir", folder)

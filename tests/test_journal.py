@@ -26,7 +26,7 @@ from tttnn import (
     TestTimeTrainer,
     TestTimeTrainingArguments,
 )
-from tttnn.records import Journal
+from tttnn.journal import Journal
 
 
 DOCUMENTS = [

@@ -27,6 +27,7 @@ ORDER = [
     "training_args",
     "checks",
     "records",
+    "journal",
     "callbacks",
     "steps",
     "trainer",

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from tttnn.records import DocumentRecord, Journal
+from tttnn.journal import Journal
+from tttnn.records import DocumentRecord
 from tttnn.training_args import TestTimeTrainingArguments
 
 
@@ -65,6 +66,7 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
             raise ValueError(f"`patience` is {patience}, but at least one neighbor must be tried. Pass 1 or more.")
         self.patience = patience
         self.min_delta = min_delta
+        self.record: DocumentRecord | None = None
 
     def on_document_begin(
         self,
@@ -85,6 +87,8 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
         **kwargs: Any,
     ) -> None:
         """Stop where no loss has been the lowest for `patience` neighbors."""
+        if self.record is None:  # a step of `train`
+            return
         losses = [loss for loss in self.record.train_loss if not math.isnan(loss)]
         best = 0
         for position, loss in enumerate(losses):
@@ -93,14 +97,26 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
         if len(losses) - 1 - best >= self.patience:
             control.should_training_stop = True
 
+    def on_document_end(
+        self,
+        args: TestTimeTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        record: DocumentRecord,
+        **kwargs: Any,
+    ) -> None:
+        """Forget the document."""
+        self.record = None
+
 
 class JournalCallback(TestTimeCallback):
     """
     Write each finished document to a journal, and go on with the journal when the same evaluation is started again.
 
     `evaluate()` writes `journal-eval.jsonl`, `predict()` `journal-test.jsonl`. A journal of other settings, another
-    model, index or data set is refused, not mixed. With a carried optimizer (`reset_optimizer=False`) its state is
-    kept beside the journal, in safetensors, so that going on is exact.
+    model, index or data set is refused, not mixed; what a retriever or callback of your own does cannot be seen. With
+    a carried optimizer (`reset_optimizer=False`) its state is kept beside the journal, in safetensors, so that going on
+    is exact.
 
     Args:
         folder (`str` or `Path`, *optional*):

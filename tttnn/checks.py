@@ -5,6 +5,7 @@ import os
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.utils import logging
+from transformers.utils.import_utils import is_peft_available
 
 from tttnn.training_args import TestTimeTrainingArguments
 
@@ -35,7 +36,7 @@ def check_model(model: torch.nn.Module) -> None:
             "Load it without `device_map`."
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if getattr(model, "is_quantized", False) and (not trainable or not hasattr(model, "peft_config")):
+    if getattr(model, "is_quantized", False) and not (trainable and _is_peft(model)):
         raise ValueError(
             "The model is quantized, and quantized weights cannot be trained. Wrap it with PEFT adapters "
             "(`get_peft_model`), or load it without quantization."
@@ -50,6 +51,31 @@ def check_model(model: torch.nn.Module) -> None:
             f"The model is trained in {', '.join(low)}: at a small learning rate most updates round to nothing there. "
             "Load it with `dtype=torch.float32`, and set `bf16=True` for speed."
         )
+
+
+def context_length(model: torch.nn.Module) -> int | None:
+    """
+    Say how many tokens a model reads at once.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+
+    Returns:
+        `int`: without the virtual tokens of prompt tuning; `None` for a model without positions.
+    """
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and _is_peft(model) and model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+        context -= model.active_peft_config.num_virtual_tokens  # type: ignore[union-attr]
+    return context
+
+
+def _is_peft(model: torch.nn.Module) -> bool:
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def check_processes(args: TestTimeTrainingArguments, sharded: bool) -> None:

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         # those of torch, out of memory say, keep their traceback
         raised_in = Path(extract_tb(error.__traceback__)[-1].filename)
-        if isinstance(error, RuntimeError) and Path(__file__).parent not in raised_in.parents:
+        if isinstance(error, RuntimeError | TypeError) and Path(__file__).parent not in raised_in.parents:
             raise
         print(f"tttnn {parsed.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

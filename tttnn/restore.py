@@ -1,7 +1,7 @@
 """Exact restore: whatever happens inside, the model leaves as it came."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,27 +23,31 @@ class Snapshot:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self.parameters = [parameter for parameter, requires_grad in self.flags if requires_grad]
         # by place, not by tensor: rotary embeddings that grow with the text put another tensor into the same place
         self.buffers = [
             (module, name, buffer)
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
         ]
-        self.tensors = [*self.parameters, *(buffer for _, _, buffer in self.buffers)]
+        # torch writes into no expanded view, so putting it back in its place is enough
+        kept = [buffer for _, _, buffer in self.buffers if not _is_expanded(buffer)]
+        self.tensors = [*self.parameters, *kept]
         self.copies = [tensor.detach().clone() for tensor in self.tensors]
         self.modes = [(module, module.training) for module in model.modules()]
         self.random_states = _random_states()
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Bring every parameter and buffer back to the bit, drop gradients, and reset modes and generators."""
+        """Bring every parameter and buffer back to the bit, drop gradients, and reset flags, modes and generators."""
         for module, name, buffer in self.buffers:
             module._buffers[name] = buffer
         if self.tensors:
             torch._foreach_copy_(self.tensors, self.copies)
-        for parameter in self.parameters:
+        for parameter, requires_grad in self.flags:
             parameter.grad = None
+            parameter.requires_grad = requires_grad
         for module, training in self.modes:
             module.training = training
         self.restore_random_states()
@@ -51,6 +55,24 @@ class Snapshot:
     def restore_random_states(self) -> None:
         """Reset the random generators of Python, NumPy and torch alone."""
         _set_random_states(self.random_states)
+
+
+def undisturbed(restore: Callable[[], None]) -> None:
+    """
+    Put something in order, whole also where a Ctrl-C falls into the middle of it.
+
+    Args:
+        restore (`Callable`):
+            What to call; it may be called twice.
+
+    Raises:
+        `KeyboardInterrupt`: The one that fell into it, once all is in order.
+    """
+    try:
+        restore()
+    except KeyboardInterrupt:
+        restore()
+        raise
 
 
 @contextmanager
@@ -77,12 +99,7 @@ def restored(model: torch.nn.Module) -> Iterator[Snapshot]:
     try:
         yield snapshot
     finally:
-        try:
-            snapshot.restore()
-        except KeyboardInterrupt:
-            # a second Ctrl-C in the middle of the copy must not leave half of the adapted weights
-            snapshot.restore()
-            raise
+        undisturbed(snapshot.restore)
 
 
 @contextmanager
@@ -106,6 +123,10 @@ def prepared_for_training(model: PreTrainedModel, disable_dropout: bool) -> Iter
             changed.append((attributes, name, attributes[name]))
             attributes[name] = value
 
+    def change_back() -> None:
+        for attributes, name, value in changed:
+            attributes[name] = value
+
     try:
         change(model.config, "use_cache", False)
         for owner in (*model.modules(), model.config) if disable_dropout else ():
@@ -114,8 +135,11 @@ def prepared_for_training(model: PreTrainedModel, disable_dropout: bool) -> Iter
                 change(owner, name, 0.0)
         yield
     finally:
-        for attributes, name, value in changed:
-            attributes[name] = value
+        undisturbed(change_back)
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _random_states() -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """`NeighborRetriever`: the nearest documents of a text, from an index on disk, on the Hub or in memory."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
 from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 
-from tttnn.corpus import HUB_ID, as_documents
+from tttnn.corpus import HUB_ID, as_documents, check_text
 from tttnn.embedding import Embedder
 from tttnn.index import MANIFEST, DocumentIndex, build_shards, open_index, write_index
 
@@ -53,6 +55,29 @@ class Retriever(Protocol):
             `list[list[Neighbor]]`: in the order of `texts`, each nearest first.
         """
         ...
+
+
+def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
+    """
+    Make neighbors of texts that were found elsewhere.
+
+    Args:
+        neighbors (`Sequence[Neighbor]` or `Sequence[str]`):
+            Neighbors, or texts; a text gets its position for an id, and a distance of NaN.
+
+    Returns:
+        `list[Neighbor]`: in the same order.
+
+    Raises:
+        `TypeError`: If one string is given, or a text is not a string.
+        `ValueError`: If a text holds a lone surrogate.
+    """
+    if isinstance(neighbors, str):
+        raise TypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
+    found = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
+    for neighbor in found:
+        check_text(neighbor.text, f"neighbor {neighbor.id}")
+    return found
 
 
 class NeighborRetriever:
@@ -201,8 +226,11 @@ class NeighborRetriever:
             embedder = Embedder(embedder)
         rows = list(as_documents(documents, text_column, id_column))
         shards = list(build_shards(rows, embedder, max(len(rows), 1), batch_size, show_progress_bar))
-        digest = hashlib.sha256("".join(f"{len(row.text)}:{row.text}" for row in rows).encode("utf-8")).hexdigest()
-        return cls(DocumentIndex(shards, embedder.describe(), digest), embedder)
+        described = embedder.describe()
+        digest = hashlib.sha256(json.dumps(described).encode())
+        for row in rows:
+            digest.update(json.dumps([row.id, row.text, row.metadata], default=str).encode())
+        return cls(DocumentIndex(shards, described, digest.hexdigest()), embedder)
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
         """

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tttnn.corpus import Document
@@ -92,6 +93,27 @@ def select(
     selection.neighbors = [neighbor for neighbor, _ in chosen]
     selection.overlaps = [shared for _, shared in chosen]
     return selection
+
+
+def check_exclude(documents: Iterable[Document], exclude: str | None) -> None:
+    """
+    Make sure that each document has the field by which its neighbors are excluded.
+
+    Args:
+        documents (`Iterable[Document]`):
+            Test documents.
+        exclude (`str`, *optional*):
+            The field.
+
+    Raises:
+        `ValueError`: If a document lacks it: nothing would be excluded, and nobody would know.
+    """
+    for document in documents if exclude is not None else ():
+        if exclude is not None and document.value(exclude) is None:
+            raise ValueError(
+                f"`exclude` is {exclude!r}, but document '{document.id}' has no such field. Choose one of "
+                f"{', '.join(['id', *document.metadata])}."
+            )
 
 
 def overlap(text: str, other: str) -> float:

@@ -12,7 +12,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from tttnn.callbacks import TestTimeCallback
 from tttnn.records import DocumentRecord
-from tttnn.restore import Snapshot, prepared_for_training, restored
+from tttnn.restore import Snapshot, prepared_for_training, restored, undisturbed
 from tttnn.retriever import Neighbor
 from tttnn.training_args import TestTimeTrainingArguments
 from tttnn.windows import encode, training_chunks
@@ -49,6 +49,7 @@ class NeighborTrainer(Trainer):
     processing_class: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
     max_length: int
+    _adapting = False
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Give the names of all parameters: the method decays every one."""
@@ -62,7 +63,12 @@ class NeighborTrainer(Trainer):
 
     @contextmanager
     def _episodes(self, num_documents: int, snapshot: Snapshot | None = None) -> Iterator[Snapshot]:
-        """Make ready to train inside; outside, the model, the optimizer and the callbacks' state are as before."""
+        """Make ready to train inside; outside, the model is as before, and the optimizer fresh."""
+        if self._adapting:
+            raise RuntimeError(
+                "An episode is running: `adapt`, `evaluate` and `predict` cannot be called from its callbacks, for "
+                "they share one optimizer. Call them before or after it."
+            )
         args = self.args
         self.create_optimizer()
         self.optimizer = self.accelerator.prepare(self.optimizer)
@@ -75,20 +81,33 @@ class NeighborTrainer(Trainer):
             }
             for group in self.optimizer.param_groups
         ]
+        if self.accelerator.scaler is not None:
+            self._initial_scale = self.accelerator.scaler.state_dict()
         self._reset_optimizer()
+        # an interrupted `train` may leave accelerate accumulating, and then it skips every step
+        self.accelerator.gradient_state._set_sync_gradients(True)
         chunks = args.chunks_per_neighbor or 1
         steps = num_documents * args.num_neighbors * int(chunks) * int(args.num_train_epochs)
         self.state.compute_steps(args, self.state.global_step + steps)
-        self.state.max_steps = 2**62  # an upper bound that is never met, where the default flow would stop
+        max_steps, self.state.max_steps = (
+            self.state.max_steps,
+            2**62,
+        )  # an upper bound that is never met, where the default flow would stop
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
         with ExitStack() as stack:
+            stack.callback(setattr, self.state, "max_steps", max_steps)
+            stack.callback(setattr, self, "_adapting", False)
+            self._adapting = True
+            stack.callback(undisturbed, self._reset_optimizer)
             # the bar of `train` counts epochs, and fails on a step outside them
             bar = self.pop_callback(DEFAULT_PROGRESS_CALLBACK)
             if bar is not None:
                 stack.callback(self.add_callback, bar)
             if snapshot is None:
                 snapshot = stack.enter_context(restored(self.model))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
             stack.enter_context(prepared_for_training(self.model, args.disable_dropout))
             if args.activation_checkpointing and not self.model.is_activation_checkpointing:
                 self.model.activation_checkpointing_enable(
@@ -96,12 +115,13 @@ class NeighborTrainer(Trainer):
                 )
                 stack.callback(self.model.activation_checkpointing_disable)
             self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
-            stack.callback(self._reset_optimizer)
             yield snapshot
             self.control = self.callback_handler.on_train_end(args, self.state, self.control)
 
     def _reset_optimizer(self) -> None:
         self.optimizer.state.clear()
+        if self.accelerator.scaler is not None:  # of fp16: its scale moves with the steps
+            self.accelerator.scaler.load_state_dict(self._initial_scale)
         for group, initial in zip(self.optimizer.param_groups, self._initial_groups, strict=True):
             group.update(initial)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,15 @@ from transformers.data.data_collator import default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
-from tttnn.callbacks import DocumentProgressCallback, JournalCallback
-from tttnn.checks import check_model, check_processes
+from tttnn.callbacks import DocumentProgressCallback, JournalCallback, NeighborEarlyStoppingCallback
+from tttnn.checks import check_model, check_processes, context_length
 from tttnn.corpus import Document, as_documents, check_text
-from tttnn.records import DocumentRecord, check_same, digest, nll_matrix, run_settings, summarize
+from tttnn.journal import check_same, run_settings
+from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
 from tttnn.restore import restored
-from tttnn.retriever import Neighbor, NeighborRetriever, Retriever
+from tttnn.retriever import Neighbor, NeighborRetriever, Retriever, as_neighbors
 from tttnn.scoring import ScoredText, score
-from tttnn.selection import Selection, select
+from tttnn.selection import Selection, check_exclude, select
 from tttnn.steps import NeighborTrainer, raise_not_finite
 from tttnn.training_args import TestTimeTrainingArguments
 from tttnn.windows import prefix_token_id, split_document
@@ -112,8 +113,7 @@ class TestTimeTrainer(NeighborTrainer):
         self.retriever: Retriever | None = retriever
         self.records: list[DocumentRecord] = []
         check_processes(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        context = getattr(model.config, "max_position_embeddings", None)  # models without positions have none
-        self.max_length = min(args.max_length, context or args.max_length)
+        self.max_length = min(args.max_length, context_length(model) or args.max_length)
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
 
@@ -133,15 +133,16 @@ class TestTimeTrainer(NeighborTrainer):
             `TypeError`: If a text is not a string.
         """
         if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict):
-            eval_dataset = cast("dict[str, Any]", self.eval_dataset)[eval_dataset]
+            eval_dataset = self.eval_dataset[eval_dataset]
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise ValueError("There is nothing to evaluate on. Pass `eval_dataset` here or to the trainer.")
-        documents = list(enumerate(as_documents(eval_dataset, self.args.text_column)))
+        documents = list(as_documents(eval_dataset, self.args.text_column))
         if not documents:
             raise ValueError("The data set holds no document. Pass at least one.")
+        check_exclude(documents, self.args.exclude)
         mine = range(self.args.process_index, len(documents), self.args.world_size)
-        return DataLoader(documents, batch_size=None, sampler=mine, collate_fn=lambda item: item)  # type: ignore[arg-type]
+        return DataLoader(list(enumerate(documents)), batch_size=None, sampler=mine, collate_fn=lambda item: item)  # type: ignore[arg-type]
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:  # noqa: ANN401
         """Do what `get_eval_dataloader` does, for `predict`."""
@@ -162,9 +163,7 @@ class TestTimeTrainer(NeighborTrainer):
             dataloader (`DataLoader`):
                 What `get_eval_dataloader` gives.
             description (`str`):
-                Not used, nor are `prediction_loss_only` and `ignore_keys` of `Trainer`.
-            prediction_loss_only (`bool`, *optional*):
-            ignore_keys (`list[str]`, *optional*):
+                Not used, as `prediction_loss_only` and `ignore_keys`.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
                 Begins the name of every metric.
 
@@ -179,23 +178,14 @@ class TestTimeTrainer(NeighborTrainer):
         """
         self.callback_handler.eval_dataloader = dataloader
         if isinstance(self.retriever, NeighborRetriever):
-            self.retriever.prepare(self.args.num_candidates)
+            self.retriever.prepare(self._num_candidates())
         indices = list(dataloader.sampler)
-        journals = [c for c in self.callback_handler.callbacks if isinstance(c, JournalCallback)]
         bars = [c for c in self.callback_handler.callbacks if isinstance(c, DocumentProgressCallback)]
         with self._episodes(len(indices)) as snapshot, ExitStack() as opened:
-            records: dict[int, DocumentRecord] = {}
-            for journal in journals:
-                opened.callback(journal.close)
-                settings = run_settings(self.args, self.model, self.processing_class, self.retriever)
-                records |= journal.open(self.args, metric_key_prefix, settings)
-            done = [index for index in indices if index in records]
-            if 0 < len(done) < len(indices) and not self.args.reset_optimizer:
-                for journal in journals:
-                    journal.load_optimizer(self.optimizer, done[-1])
+            records = self._open_journals(opened, metric_key_prefix, indices)
             for bar in bars if self.is_local_process_zero() else ():
                 opened.callback(bar.close)
-                bar.open(len(indices), len(done))
+                bar.open(len(indices), sum(index in records for index in indices))
             for index, document in dataloader:
                 if index in records:
                     check_same(records[index], document)
@@ -208,6 +198,20 @@ class TestTimeTrainer(NeighborTrainer):
         self.records = sorted(gather_object(rows), key=lambda record: record.index)
         return self._output(metric_key_prefix)
 
+    def _open_journals(self, opened: ExitStack, prefix: str, indices: list[int]) -> dict[int, DocumentRecord]:
+        """Open the journals until `opened` closes, and give the documents that they hold."""
+        callbacks = self.callback_handler.callbacks
+        stops = [(c.patience, c.min_delta) for c in callbacks if isinstance(c, NeighborEarlyStoppingCallback)]
+        records: dict[int, DocumentRecord] = {}
+        for journal in [c for c in callbacks if isinstance(c, JournalCallback)]:
+            parts = (self.args, self.model, self.processing_class, self.retriever, self.optimizer)
+            opened.callback(journal.close)
+            records |= journal.open(self.args, prefix, run_settings(*parts, stops))
+            done = [index for index in indices if index in records]
+            if 0 < len(done) < len(indices) and not self.args.reset_optimizer:
+                journal.load_optimizer(self.optimizer, done[-1])
+        return records
+
     @contextmanager
     def adapt(self, text: str, neighbors: Sequence[Neighbor | str] | None = None) -> Iterator[PreTrainedModel]:
         """
@@ -216,7 +220,7 @@ class TestTimeTrainer(NeighborTrainer):
         Args:
             text (`str`):
                 The whole of it is the query.
-            neighbors (`Sequence[Neighbor]` or `Sequence[str]`, *optional*):
+            neighbors (`Sequence[Neighbor | str]`, *optional*):
                 Neighbors found elsewhere, trained on as they come. By default they are retrieved and selected.
 
         Yields:
@@ -241,14 +245,16 @@ class TestTimeTrainer(NeighborTrainer):
             training.enter_context(self._episodes(1, snapshot))
             set_seed(self._seed(0))
             self._dispatch("on_document_begin", record)
+            selection = Selection(as_neighbors(neighbors or []))
             if neighbors is None:
                 selection = self._retrieve(document, text, text, record)
-            else:
-                selection = Selection(_as_neighbors(neighbors))
             if not selection.neighbors:
                 raise ValueError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
             if not any([changed for _, changed in self._train_on(selection.neighbors, record)]):
                 raise ValueError("There is nothing to train on: the neighbors have no token.")
+            norm = torch.stack(torch._foreach_norm([weight.detach() for weight in snapshot.parameters])).norm()
+            if not norm.isfinite():
+                raise_not_finite("norm of the adapted weights", norm.item())
             self._dispatch("on_document_end", record)
             training.close()
             snapshot.restore_random_states()
@@ -259,8 +265,8 @@ class TestTimeTrainer(NeighborTrainer):
         set_seed(self._seed(index))
         query, text = split_document(self.processing_class, document.text, self.args.query)
         scored_text = ScoredText.from_text(text, self.processing_class, self.max_length)
-        size = (scored_text.num_bytes, scored_text.num_words)
-        record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *size)
+        counts = (scored_text.num_bytes, scored_text.num_words)
+        record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
         self._dispatch("on_document_begin", record)
         selection = Selection()
         try:
@@ -292,7 +298,8 @@ class TestTimeTrainer(NeighborTrainer):
         args, start = self.args, perf_counter()
         if self.retriever is None:
             raise RuntimeError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
-        candidates = self.retriever.retrieve([query], args.num_candidates)[0]
+        found = self.retriever.retrieve([query], self._num_candidates())
+        candidates = found[0] if found else []
         for neighbor in candidates:
             check_text(neighbor.text, f"neighbor {neighbor.id}")
         selection = select(
@@ -321,6 +328,11 @@ class TestTimeTrainer(NeighborTrainer):
         record.nll.append(nll)
         record.seconds["score"] += perf_counter() - start
 
+    def _num_candidates(self) -> int:
+        if self.args.top_k is not None or not isinstance(self.retriever, NeighborRetriever):
+            return self.args.num_candidates
+        return max(self.args.num_neighbors, min(self.args.num_candidates, len(self.retriever)))  # few have no spare
+
     def _seed(self, index: int) -> int:
         return int(np.random.SeedSequence([self.args.seed, index]).generate_state(1)[0])
 
@@ -336,12 +348,3 @@ class TestTimeTrainer(NeighborTrainer):
             metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
         metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
         return EvalLoopOutput(predictions, label_ids, metrics, len(records))
-
-
-def _as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
-    if isinstance(neighbors, str):
-        raise TypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
-    found = [n if isinstance(n, Neighbor) else Neighbor(row, n, math.nan) for row, n in enumerate(neighbors)]
-    for neighbor in found:
-        check_text(neighbor.text, f"neighbor {neighbor.id}")
-    return found

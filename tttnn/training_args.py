@@ -50,6 +50,18 @@ UNSUPPORTED = {
 }
 
 
+# Fields that count something, and the least that they can be; a chunk of one token has none to predict.
+WHOLE_NUMBERS = {
+    "num_neighbors": 1,
+    "top_k": 1,
+    "max_length": 2,
+    "chunks_per_neighbor": 1,
+    "num_train_epochs": 1,
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 1,
+}
+
+
 @dataclass
 class TestTimeTrainingArguments(TrainingArguments):
     """
@@ -159,11 +171,16 @@ class TestTimeTrainingArguments(TrainingArguments):
             if not self.chunks_per_neighbor.isdecimal() and self.chunks_per_neighbor != "all":
                 raise ValueError(f"`chunks_per_neighbor` is {self.chunks_per_neighbor!r}. Pass a number, or all.")
             self.chunks_per_neighbor = None if self.chunks_per_neighbor == "all" else int(self.chunks_per_neighbor)
+        for item in fields(TrainingArguments):
+            value = getattr(self, item.name)
+            if item.name in UNSUPPORTED and value not in (item.default, None, "no", 0):
+                raise ValueError(f"`{item.name}` is {value!r}, which has no meaning here: {UNSUPPORTED[item.name]}.")
         super().__post_init__()
-        for name in ("num_neighbors", "top_k", "max_length", "chunks_per_neighbor", "num_train_epochs"):
+        for name, least in WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and (value < 1 or value != int(value)):
-                raise ValueError(f"`{name}` is {value}, but must be a whole number of at least 1.")
+            if value is not None and (value < least or value != int(value)):
+                raise ValueError(f"`{name}` is {value}, but must be a whole number of at least {least}.")
+            setattr(self, name, None if value is None else int(value))
         for name, choices in (("order", ORDERS), ("query", QUERIES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}. Pass one of {', '.join(map(repr, choices))}.")
@@ -179,10 +196,6 @@ class TestTimeTrainingArguments(TrainingArguments):
                 f"`per_device_train_batch_size` is {self.per_device_train_batch_size}, but a step trains on one "
                 "neighbor. To put several into one step, set `gradient_accumulation_steps`."
             )
-        for item in fields(TrainingArguments):
-            value = getattr(self, item.name)
-            if item.name in UNSUPPORTED and value not in (item.default, None, "no", 0):
-                raise ValueError(f"`{item.name}` is {value!r}, which has no meaning here: {UNSUPPORTED[item.name]}.")
 
     @property
     def num_candidates(self) -> int:

@@ -1,0 +1,193 @@
+"""The journal: records on disk, under the settings that their numbers depend on, from which a run goes on."""
+
+import glob
+import json
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tttnn.corpus import Document
+from tttnn.records import DocumentRecord, digest
+from tttnn.retriever import NeighborRetriever, Retriever
+from tttnn.training_args import TestTimeTrainingArguments
+
+
+JOURNAL_VERSION = 1
+# Fields of `Trainer` on which a number depends, beside our own but for those that only say where things go.
+TRAINER_SETTINGS = (
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("warmup_steps", "lr_scheduler_kwargs", "seed", "bf16", "fp16"),
+)
+NOT_SETTINGS = ("output_dir", "text_column", "per_device_eval_batch_size", "ddp_timeout", "save_strategy")
+
+
+def run_settings(
+    args: TestTimeTrainingArguments,
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    retriever: Retriever | None,
+    optimizer: torch.optim.Optimizer,
+    early_stopping: list[tuple[int, float]],
+) -> dict[str, Any]:
+    """
+    Say what the numbers of a run depend on, for its journal.
+
+    Args:
+        args (`TestTimeTrainingArguments`):
+            The trainer's arguments.
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        retriever (`Retriever`, *optional*):
+            Where neighbors come from; the digest of its index is taken if it is a `NeighborRetriever`.
+        optimizer (`torch.optim.Optimizer`):
+            The optimizer.
+        early_stopping (`list[tuple[int, float]]`):
+            Patience and least change of each callback that stops early.
+
+    Returns:
+        `dict[str, Any]`: by name.
+    """
+    names = [name for name in TestTimeTrainingArguments.__annotations__ if name not in NOT_SETTINGS]
+    # a sample of each tensor tells a model from another of the same name, at no cost to speak of
+    samples = [weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in model.parameters()]
+    return {
+        **{name: getattr(args, name) for name in (*names, *TRAINER_SETTINGS)},
+        "model": model.config._name_or_path,
+        "weights": digest(repr(samples)),
+        "tokenizer": processing_class.name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "retriever": type(retriever).__qualname__,
+        "index": retriever.index.digest if isinstance(retriever, NeighborRetriever) else None,
+        "optimizer": repr(optimizer.defaults),
+        "early_stopping": early_stopping,
+    }
+
+
+def check_same(record: DocumentRecord, document: Document) -> None:
+    """
+    Make sure that a record from a journal is of the document that now has its index.
+
+    Args:
+        record (`DocumentRecord`):
+            From the journal.
+        document (`Document`):
+            From the data set.
+
+    Raises:
+        `ValueError`: If their texts differ.
+    """
+    if record.digest != digest(document.text):
+        raise ValueError(
+            f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set "
+            "has changed. Choose another folder, or remove the journal."
+        )
+
+
+class Journal:
+    """
+    Records on disk, a JSON line each, written as documents are finished and read again on the next start.
+
+    The first line holds the settings of the run; a journal is only gone on with under the same settings. Each process
+    writes a file of its own, and all are read.
+
+    Args:
+        path (`str` or `Path`):
+            The file of process 0; process 1 writes `NAME.rank1.jsonl` beside it, and so on.
+        rank (`int`, *optional*, defaults to `0`):
+            Number of this process.
+    """
+
+    def __init__(self, path: str | Path, rank: int = 0) -> None:
+        self.first = Path(path)
+        self.path = self.first if rank == 0 else self.first.with_name(f"{self.first.stem}.rank{rank}.jsonl")
+        self._file: FileIO | None = None
+
+    def open(self, settings: dict[str, Any]) -> dict[int, DocumentRecord]:
+        """
+        Begin a journal, or go on with one.
+
+        Args:
+            settings (`dict[str, Any]`):
+                What the numbers depend on; JSON-able.
+
+        Returns:
+            `dict[int, DocumentRecord]`: the documents that are done, by index.
+
+        Raises:
+            `ValueError`: If the journal was written under other settings, or is not a journal.
+        """
+        settings = json.loads(json.dumps(settings, default=str))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        done: dict[int, DocumentRecord] = {}
+        ranks = self.first.parent.glob(f"{glob.escape(self.first.stem)}.rank*.jsonl")
+        for path in [self.first, *sorted(ranks)]:
+            if path.is_file():
+                done |= {record.index: record for record in self._read(path, settings)}
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        # a line cut by a kill is not there: the document is done again
+        whole = content[: content.rfind(b"\n") + 1] if content.count(b"\n") > 1 else b""
+        # unbuffered: after a failed write nothing is left to fail again on closing
+        file = self._file = self.path.open("r+b" if content else "wb", buffering=0)
+        file.seek(len(whole))
+        file.truncate()
+        if not whole:
+            self._write(json.dumps({"tttnn_journal": JOURNAL_VERSION, "settings": settings}))
+        return done
+
+    def _read(self, path: Path, settings: dict[str, Any]) -> list[DocumentRecord]:
+        header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
+        if not header or not lines:
+            return []  # nothing is done, so nothing to protect
+        try:
+            first = json.loads(header)
+            theirs = first["settings"]
+            if first["tttnn_journal"] != JOURNAL_VERSION:
+                raise ValueError(f"version {first['tttnn_journal']}")
+            records = [DocumentRecord.from_json(line) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"'{path}' is no journal of this version of tttnn ({error!r}). Move it away.") from None
+        different = [name for name in {**theirs, **settings} if theirs.get(name) != settings.get(name)]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"'{path}' was written with other settings: `{name}` was {theirs.get(name)!r} and is now "
+                f"{settings.get(name)!r} (different: {', '.join(different)}). Choose another folder, or remove it."
+            )
+        return records
+
+    def append(self, record: DocumentRecord) -> None:
+        """
+        Add a finished document.
+
+        Args:
+            record (`DocumentRecord`):
+                Written at once.
+
+        Raises:
+            `OSError`: If the disk is full or the file cannot be written; what was written before stays readable.
+        """
+        self._write(record.to_json())
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            raise RuntimeError("The journal is not open.")
+        try:
+            rest = line.encode("utf-8") + b"\n"
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The journal '{self.path}' could not be written ({error.strerror}). Its finished documents are kept: "
+                "make room and start again to go on",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file, if it was opened."""
+        if self._file is not None:
+            self._file.close()
