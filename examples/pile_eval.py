@@ -43,9 +43,14 @@ def main() -> None:
     arguments, args = parse_evaluation(PileArguments, None, description=__doc__ or "")
     if arguments.max_document_bytes is not None and arguments.max_document_bytes < 1:
         raise ValueError(f"`max_document_bytes` is {arguments.max_document_bytes}. Pass at least 1.")
-    documents = read_documents(arguments.dataset, args.text_column, arguments.id_column, arguments.split)
+    documents = read_documents(
+        arguments.dataset, args.text_column, arguments.id_column, arguments.split, arguments.dataset_revision
+    )
     by_task = select_documents(documents, parse_tasks(arguments.tasks), arguments.fraction, arguments.limit)
     selected = [cut(document, arguments.max_document_bytes) for found in by_task.values() for document in found]
+    for task in by_task:
+        if not any(document.text for document in selected if task_of(document) == task):
+            raise ValueError(f"The documents of the task {task!r} are empty. Leave it out of --tasks.")
     trainer = TestTimeTrainer(args=args, eval_dataset=selected, callbacks=[JournalCallback()], **load_parts(arguments))
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)

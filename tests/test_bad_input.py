@@ -135,6 +135,16 @@ def test_a_lone_surrogate_in_a_document_is_named_with_its_row_and_place(make, ro
     assert retriever.queries == []
 
 
+def test_excluding_by_a_field_that_a_document_lacks_is_refused(make):
+    retriever = ListRetriever()
+    message = r"`exclude` is 'sauce', but document 'b' has no such field. Choose one of id, source"
+    with pytest.raises(ValueError, match=message):
+        make(retriever=retriever, exclude="sauce").evaluate(
+            [{"text": DOCUMENT, "id": "a", "sauce": "x"}, {"text": DOCUMENT, "id": "b", "source": "x"}]
+        )
+    assert retriever.queries == []
+
+
 # --- documents that are odd but legal ---
 
 

@@ -255,6 +255,28 @@ def test_a_logger_that_opens_its_file_when_training_begins_works(make):
     assert len([row for row in logger.written if "loss" in row]) == 4
 
 
+@pytest.mark.parametrize("event", ["on_train_begin", "on_document_begin", "on_step_end", "on_document_end"])
+@pytest.mark.parametrize("action", ["evaluate", "adapt"])
+def test_an_episode_within_an_episode_is_refused_and_the_trainer_stays_of_use(make, event, action):
+    class Again(TestTimeCallback):
+        def __init__(self):
+            setattr(self, event, self.again)
+
+        def again(self, *args, **kwargs):
+            if action == "evaluate":
+                trainer.evaluate()
+            else:
+                with trainer.adapt(DOCUMENTS[0]):
+                    pass
+
+    again = Again()
+    trainer = make([again])
+    with pytest.raises(RuntimeError, match=r"An episode is running.*Call them before or after it"):
+        trainer.evaluate()
+    trainer.remove_callback(again)
+    assert trainer.evaluate() is not None
+
+
 # --- stopping ---
 
 
@@ -365,6 +387,16 @@ def test_early_stopping_judges_a_neighbor_by_the_mean_of_its_chunks(make, tokeni
     # means 3, 2, 1: each neighbor is better than the one before, though its first chunk alone is not
     with_losses(trainer, [3.0, 3.0, 3.5, 0.5, 2.0, 0.0]).evaluate(DOCUMENTS[:1])
     assert trainer.records[0].train_loss == [3.0, 2.0, 1.0]
+
+
+def test_early_stopping_leaves_train_alone(make, tokenizer):
+    row = tokenizer(NEIGHBORS[0])["input_ids"]
+    trainer = make([NeighborEarlyStoppingCallback(patience=1)], num_train_epochs=3)
+    trainer.train_dataset = [{"input_ids": row, "labels": row}] * 2
+    with_losses(trainer, [1.0, 2.0, 3.0] * 2).evaluate()
+    trainer.training_step = lambda model, inputs, *rest: torch.tensor(9.0)
+    trainer.train()
+    assert trainer.state.global_step == 6
 
 
 def test_early_stopping_needs_patience():

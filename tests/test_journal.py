@@ -22,6 +22,7 @@ from tttnn import (
     DocumentRecord,
     JournalCallback,
     Neighbor,
+    NeighborEarlyStoppingCallback,
     TestTimeCallback,
     TestTimeTrainer,
     TestTimeTrainingArguments,
@@ -414,6 +415,27 @@ def test_a_journal_of_another_model_under_the_same_adapters_is_refused(parts, tm
             trainer.evaluate(DOCUMENTS)
     with pytest.raises(ValueError, match="`weights` was"):
         trainer.evaluate(DOCUMENTS)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_journal_with_another_early_stop_is_refused(make, patience):
+    def callbacks(patience):
+        stop = [] if patience is None else [NeighborEarlyStoppingCallback(patience)]
+        return [JournalCallback(), *stop]
+
+    make(callbacks(1)).evaluate()
+    with pytest.raises(ValueError, match="was written with other settings: `early_stop"):
+        make(callbacks(patience)).evaluate()
+    again = make(callbacks(1))
+    again.evaluate()
+    assert again.retriever.queries == []
+
+
+def test_a_journal_of_an_optimizer_of_the_users_own_is_refused(make, finished):
+    trainer = make(output_dir=finished)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-3)
+    with pytest.raises(ValueError, match="`optimizer` was"):
+        trainer.evaluate()
 
 
 def test_a_journal_of_another_index_is_refused(make_trainer, embedder, documents):

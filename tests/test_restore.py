@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import tttnn.restore
@@ -73,6 +73,7 @@ class State:
             for name, value in vars(module).items()
             if isinstance(value, bool | int | float)
         }
+        self.attributes |= {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self.config = copy.deepcopy(model.config.to_dict())
         self.random = (random.getstate(), str(np.random.get_state()), bits(torch.get_rng_state()))
 
@@ -224,6 +225,17 @@ def test_of_a_peft_model_only_adapters_are_copied_and_changed(make, tokenizer, n
     assert trainer.witness.changed == adapters
     copied = sum(tensor.numel() for tensor in Snapshot(model).parameters)
     assert copied == sum(tensors_of(model)[key].numel() for key in adapters)
+
+
+def test_virtual_tokens_of_prompt_tuning_are_restored_and_take_room_in_the_context(make, model):
+    model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    trainer = make(model, max_length=1000, query="document", eval_dataset=[DOCUMENTS[0] * 10])
+    assert trainer.max_length == 64 - 4
+    before = State(model)
+    trainer.evaluate()
+    assert before.changes(model) == []
+    assert trainer.witness.changed == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trainer.records[0].nll[0] != trainer.records[0].nll[1]
 
 
 def test_use_cache_is_off_in_training_only(make, model):
@@ -585,6 +597,7 @@ def test_restored_brings_back_what_its_body_changed(model):
         for parameter in model.parameters():
             parameter.data = torch.full_like(parameter, math.nan)
             parameter.grad = torch.ones_like(parameter)
+            parameter.requires_grad = False
         model.noise = None
         model.calls.fill_(9)
         model.calls = torch.ones(3)

@@ -423,6 +423,12 @@ def test_with_a_filter_twice_as_many_candidates_are_retrieved(make):
         assert trainer.retriever.top_ks == [top_k, top_k]
 
 
+def test_a_filter_takes_no_more_candidates_than_a_small_index_holds(make_trainer, documents):
+    trainer = make_trainer(num_neighbors=6, drop_near_copies=True, eval_dataset=documents)  # of 10
+    trainer.evaluate()
+    assert [len(record.neighbor_ids) for record in trainer.records] == [6, 6, 6]
+
+
 def test_a_random_order_differs_between_documents_and_seeds_and_not_between_runs(make):
     orders = []
     for seed in (1, 1, 2):
@@ -464,6 +470,14 @@ def test_a_failed_retrieval_leaves_a_document_untrained_counted_and_named(make, 
     assert metrics["eval_bits_per_byte"] == pytest.approx(after / num_bytes / math.log(2))
     assert "'moby'" in caplog.text
     assert reason in caplog.text
+
+
+def test_a_retriever_that_answers_nothing_at_all_leaves_documents_untrained(make):
+    class Silent(ListRetriever):
+        def retrieve(self, texts, top_k):
+            return []
+
+    assert make(retriever=Silent()).evaluate()["eval_num_untrained"] == 2
 
 
 def test_filters_that_leave_nobody_leave_a_document_untrained(make):
@@ -687,6 +701,8 @@ def test_an_evaluation_where_gradients_are_switched_off_trains_all_the_same(make
     with torch.no_grad():
         assert timeless(trainer.evaluate()) == expected
         assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert timeless(trainer.evaluate()) == expected
 
 
 def test_activation_checkpointing_gives_the_same_and_is_off_again(make, model):

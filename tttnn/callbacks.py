@@ -115,8 +115,8 @@ class JournalCallback(TestTimeCallback):
 
     `evaluate()` writes `journal-eval.jsonl`, `predict()` `journal-test.jsonl`. A journal of other settings, another
     model, index or data set is refused, not mixed; what a retriever or callback of your own does cannot be seen. With
-    a carried optimizer (`reset_optimizer=False`) its state is kept beside the journal, in safetensors, so that going on
-    is exact.
+    a carried optimizer (`reset_optimizer=False`) its state is kept beside the journal, in safetensors, so that going
+    on is exact.
 
     Args:
         folder (`str` or `Path`, *optional*):

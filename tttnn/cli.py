@@ -10,6 +10,8 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from safetensors import SafetensorError
+
 
 if TYPE_CHECKING:
     from tttnn.training_args import TestTimeTrainingArguments
@@ -47,6 +49,7 @@ class EvaluateArguments:
         metadata={"help": "Precision of the weights: float32, or bfloat16 or float16, which learn less."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
     index_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the index."})
     embedder: str | None = field(
         default=None, metadata={"help": "Embedder of the index, where it now has another name or path."}
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(argv)
     try:
         commands[parsed.command](parsed.arguments)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, SafetensorError) as error:
         # those of torch, out of memory say, keep their traceback
         raised_in = Path(extract_tb(error.__traceback__)[-1].filename)
         if isinstance(error, RuntimeError | TypeError) and Path(__file__).parent not in raised_in.parents:
@@ -216,7 +219,12 @@ def evaluate(argv: Sequence[str]) -> None:
         import_figure()  # what is missing for the picture is said before the work, not after it
     documents = list(
         read_documents(
-            arguments.dataset, args.text_column, arguments.id_column, arguments.split, limit=arguments.limit
+            arguments.dataset,
+            args.text_column,
+            arguments.id_column,
+            arguments.split,
+            arguments.dataset_revision,
+            limit=arguments.limit,
         )
     )
     trainer = TestTimeTrainer(
