@@ -530,6 +530,16 @@ def test_adapt_is_the_same_each_time_and_with_the_neighbors_given(make, model):
     assert all(same(seen[0], other) for other in seen[1:])
 
 
+def test_adapt_depends_on_its_seed_and_not_on_the_generators_around_it(make, model):
+    seen = []
+    for seed, around in ((1, 0), (1, 5), (2, 0)):
+        torch.manual_seed(around)
+        with make(seed=seed, disable_dropout=False).adapt(DOCUMENTS[0]):
+            seen.append(weights(model))
+    assert same(seen[0], seen[1])
+    assert not same(seen[0], seen[2])
+
+
 def test_adapt_trains_on_given_neighbors_as_they_come(make, model):
     trainer, seen = make(num_neighbors=1, order="farthest"), []
     for neighbors in (NEIGHBORS[:2], NEIGHBORS[1::-1], NEIGHBORS[:1]):
@@ -655,6 +665,7 @@ def test_after_train_the_full_rate_is_back(make, train_rows, model):
     assert metrics["eval_bits_per_byte_before"] != before
     assert metrics["eval_bits_per_byte"] != metrics["eval_bits_per_byte_before"]
     assert same(weights(model), trained), "an evaluation leaves what `train` has learned"
+    assert trainer.state.max_steps == 3
 
 
 def test_train_after_an_evaluation_is_train_without_one(make, train_rows, model):
