@@ -436,3 +436,18 @@ def test_a_carried_optimizer_with_two_processes_is_refused(monkeypatch):
 def test_sharded_models_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="FSDP or DeepSpeed.*without it"):
         check_processes(two_processes(monkeypatch), sharded=True)
+
+
+def test_a_launcher_that_started_one_process_of_several_is_warned_of(make, monkeypatch, caplog):
+    """What `accelerate launch --cpu --num_processes 2` leaves in the environment of the one process that it starts."""
+    logger = logging.getLogger("tttnn.checks")
+    logger.addHandler(caplog.handler)
+    try:
+        make()
+        assert "several processes" not in caplog.text
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("ACCELERATE_MIXED_PRECISION", "no")):
+            monkeypatch.setenv(name, value)
+        make()
+        assert "one takes part and does every document" in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)

@@ -99,6 +99,12 @@ def check_processes(args: TestTimeTrainingArguments, sharded: bool) -> None:
             "every document. Launch with `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu "
             "--num_processes N`."
         )
+    # accelerate sets the address of a process group only when asked for several processes, and on a CPU starts one
+    if launched == 1 and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
+        logger.warning(
+            "`accelerate launch` seems to have been asked for several processes, but one takes part and does every "
+            "document. For several on CPUs launch with `torchrun --nproc_per_node N`."
+        )
     if sharded:
         raise ValueError(
             "The launcher set up FSDP or DeepSpeed, but each process adapts the whole model to its own documents. "

@@ -2,6 +2,7 @@
 
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def make_trainer(
 ) -> TestTimeTrainer:
     """Make a trainer that scores each document before and after its given neighbors."""
     args = TestTimeTrainingArguments(
-        num_neighbors=len(episodes[0][1]), query="document", use_cpu=True, disable_tqdm=True, **arguments
+        output_dir=str(Path(tempfile.gettempdir(), "tttnn-benchmarks")),
+        num_neighbors=len(episodes[0][1]),
+        query="document",
+        use_cpu=True,
+        disable_tqdm=True,
+        **arguments,
     )
     return TestTimeTrainer(model, args, GivenNeighbors(episodes), processing_class=tokenizer)
