@@ -59,7 +59,7 @@ def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) 
         scored_text (`ScoredText`):
             The text's windows.
         batch_size (`int`, *optional*, defaults to `1`):
-            Windows of equal length in one forward pass.
+            Windows in one forward pass.
 
     Returns:
         `float`: nats, from float32 log-probabilities, summed in float64. Equal to the rolling log-likelihood of
@@ -68,7 +68,8 @@ def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) 
     model.eval()
     device = next(model.parameters()).device
     sums = []
-    for batch in _batches(scored_text.windows, batch_size):
+    windows = scored_text.windows  # of one length each, so that a batch needs no padding
+    for batch in (windows[first : first + batch_size] for first in range(0, len(windows), batch_size)):
         logits = model(input_ids=torch.tensor([window.input_ids for window in batch], device=device)).logits
         for row, window in zip(logits, batch, strict=True):
             targets = torch.tensor(window.target_ids, device=device)
@@ -76,13 +77,3 @@ def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) 
             sums.append(losses.sum())
     # fetched once, for a fetch waits for the device; added up in float64, which not every device has
     return math.fsum(torch.stack(sums).tolist()) if sums else 0.0
-
-
-def _batches(windows: list[Window], batch_size: int) -> list[list[Window]]:
-    batches: list[list[Window]] = []
-    for window in windows:
-        if batches and len(batches[-1]) < batch_size and len(batches[-1][0].input_ids) == len(window.input_ids):
-            batches[-1].append(window)
-        else:
-            batches.append([window])
-    return batches

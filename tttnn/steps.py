@@ -89,10 +89,8 @@ class NeighborTrainer(Trainer):
         chunks = args.chunks_per_neighbor or 1
         steps = num_documents * args.num_neighbors * int(chunks) * int(args.num_train_epochs)
         self.state.compute_steps(args, self.state.global_step + steps)
-        max_steps, self.state.max_steps = (
-            self.state.max_steps,
-            2**62,
-        )  # an upper bound that is never met, where the default flow would stop
+        max_steps = self.state.max_steps
+        self.state.max_steps = 2**62  # a bound that is never met: at it, the default flow would stop
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
         with ExitStack() as stack:
@@ -106,8 +104,7 @@ class NeighborTrainer(Trainer):
                 stack.callback(self.add_callback, bar)
             if snapshot is None:
                 snapshot = stack.enter_context(restored(self.model))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.inference_mode(False))  # which switches gradients on as well
             stack.enter_context(prepared_for_training(self.model, args.disable_dropout))
             if args.activation_checkpointing and not self.model.is_activation_checkpointing:
                 self.model.activation_checkpointing_enable(
