@@ -131,7 +131,7 @@ def test_a_journal_holds_its_settings_and_a_line_per_document(make, path):
     trainer = make()
     trainer.evaluate()
     header, *rows = lines(path)
-    assert header["tttnn_journal"] == 1
+    assert header["tttnn_journal"] == 2
     assert header["settings"]["num_neighbors"] == 5
     assert header["settings"]["learning_rate"] == 1e-3
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
@@ -268,7 +268,7 @@ def test_a_shorter_data_set_has_the_metrics_of_its_own_documents(make, reset_opt
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b'{"tttnn_jour', "half".encode("utf-16"), b'{"tttnn_journal": 1, "settings": {"seed": 9}}\n'],
+    [b"", b'{"tttnn_jour', "half".encode("utf-16"), b'{"tttnn_journal": 2, "settings": {"seed": 9}}\n'],
     ids=["empty", "half a line", "noise", "other settings"],
 )
 def test_a_journal_without_a_record_has_nothing_to_lose_and_is_begun_anew(make, path, content):
@@ -467,7 +467,7 @@ def test_documents_in_another_order_are_another_data_set(make, finished):
         b'{"a": 1}\n{"b": 2}\n',
         b"[]\n[]\n",
         b"\xff\xfe\n\n",
-        b'{"tttnn_journal": 1, "settings": SETTINGS}\n{"index": 0}\n',
+        b'{"tttnn_journal": 2, "settings": SETTINGS}\n{"index": 0}\n',
         pytest.param(
             b'{"tttnn_journal": 99, "settings": SETTINGS}\nRECORD\n',
         ),

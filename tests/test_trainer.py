@@ -216,7 +216,7 @@ def test_a_record_holds_what_happened_to_a_document(make, tokenizer):
     assert record.near_copies == []
     assert (len(record.nll), len(record.train_loss)) == (4, 3)
     assert all(map(math.isfinite, [*record.nll, *record.train_loss]))
-    assert set(record.seconds) == {"retrieve", "train", "score"}
+    assert set(record.seconds) == {"retrieve", "train", "score", "model", "total"}
     assert all(seconds > 0 for seconds in record.seconds.values())
 
 

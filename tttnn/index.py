@@ -113,14 +113,17 @@ class DocumentIndex:
             row, nearest first, equal distances by row.
         """
         found: list[list[tuple[float, int]]] = [[] for _ in queries]
-        for shard, start in zip(self.shards, self.starts, strict=False):
+        for number, start in enumerate(self.starts[:-1]):
             for first in range(0, len(queries), QUERIES_PER_SEARCH):
-                block = queries[first : first + QUERIES_PER_SEARCH]
-                distances, rows = shard.vectors.search(block, min(top_k, shard.vectors.ntotal))
+                distances, rows = self._search_shard(number, queries[first : first + QUERIES_PER_SEARCH], top_k)
                 for offset, (near, ids) in enumerate(zip(distances.tolist(), rows.tolist(), strict=True)):
                     # an inverted-file index pads with -1 where its probed lists hold too few rows
                     found[first + offset] += [(d, int(start) + i) for d, i in zip(near, ids, strict=True) if i >= 0]
         return [sorted(pairs)[:top_k] for pairs in found]
+
+    def _search_shard(self, number: int, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        vectors = self.shards[number].vectors
+        return vectors.search(queries, min(top_k, vectors.ntotal))
 
 
 def build_shards(

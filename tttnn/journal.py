@@ -15,7 +15,7 @@ from tttnn.retriever import NeighborRetriever, Retriever
 from tttnn.training_args import TestTimeTrainingArguments
 
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 # Fields of `Trainer` on which a number depends, beside our own but for those that only say where things go.
 TRAINER_SETTINGS = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
@@ -63,6 +63,7 @@ def run_settings(
         "revision": getattr(model.config, "_commit_hash", None),
         "retriever": type(retriever).__qualname__,
         "index": retriever.index.digest if isinstance(retriever, NeighborRetriever) else None,
+        "num_indexed": len(retriever) if isinstance(retriever, NeighborRetriever) else None,
         "optimizer": repr(optimizer.defaults),
         "early_stopping": early_stopping,
     }

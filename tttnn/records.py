@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 
+SECONDS = ("retrieve", "train", "score", "model", "total")
+
+
 @dataclass
 class DocumentRecord:
     """
@@ -28,7 +31,8 @@ class DocumentRecord:
         num_words (`int`):
             Its words, as lm-evaluation-harness counts them.
         status (`str`):
-            `"trained"`, or `"untrained"` where nothing was retrieved; then `error` says why.
+            `"trained"`; `"scored"` by a method that takes no step; or `"untrained"` where nothing was retrieved, and
+            then `error` says why.
         error (`str`, *optional*):
             Why it is untrained.
         nll (`list[float]`):
@@ -45,8 +49,14 @@ class DocumentRecord:
         train_loss (`list[float]`):
             Mean loss per token of each neighbor at the time of its step, in nats; one pass after another. NaN for a
             neighbor without a target.
+        num_scored_tokens (`int`):
+            Tokens predicted, over all scoring passes.
+        num_trained_tokens (`int`):
+            Tokens of all training chunks.
         seconds (`dict[str, float]`):
-            Time in the phases `retrieve`, `train` and `score`.
+            Time in the phases `retrieve`, `train` and `score`; of the last two, that in the `model`: forward and
+            backward passes, clipping, the optimizer; and in `total`, from the end of the document before to the end
+            of this one, so that restoring is in it.
     """
 
     index: int
@@ -63,7 +73,9 @@ class DocumentRecord:
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"retrieve": 0.0, "train": 0.0, "score": 0.0})
+    num_scored_tokens: int = 0
+    num_trained_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
 
     def bits_per_byte(self, position: int = -1) -> float:
         """
@@ -131,7 +143,7 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: `bits_per_byte_before`, `bits_per_byte`, their ratio, `byte_perplexity`, `word_perplexity`,
-        counts, and seconds by phase.
+        counts, seconds by phase, in the model and in all, and tokens per second.
 
     Raises:
         `ValueError`: If the documents have no byte between them.
@@ -156,9 +168,16 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
         "num_with_near_copies": sum(bool(record.near_copies) for record in records),
         **{
             f"seconds_{phase}": sum(record.seconds[phase] for record in records)
-            for phase in ("retrieve", "train", "score")
+            for phase in SECONDS
         },
+        "tokens_trained_per_second": _tokens_per_second(records, "num_trained_tokens", "train"),
+        "tokens_scored_per_second": _tokens_per_second(records, "num_scored_tokens", "score"),
     }
+
+
+def _tokens_per_second(records: list[DocumentRecord], name: str, phase: str) -> float:
+    seconds = sum(record.seconds[phase] for record in records)
+    return sum(getattr(record, name) for record in records) / seconds if seconds else 0.0
 
 
 def _exp(value: float) -> float:

@@ -78,7 +78,7 @@ def document_table(records: list[DocumentRecord]) -> str:
             f"{record.bits_per_byte(0):.4f}",
             f"{record.bits_per_byte():.4f}",
             f"{record.nll[-1] / record.nll[0]:.3f}" if record.nll[0] else "",
-            f"{sum(record.seconds.values()):.1f}",
+            f"{record.seconds['total']:.1f}",
         ]
         for record in records
     ]
@@ -136,7 +136,7 @@ def task_table(groups: Groups, total: str, weights: dict[str, float]) -> str:
     for task, records in groups.items():
         interval = bootstrap_difference({task: records})
         before, after = pooled[task]["bits_per_byte_before"], pooled[task]["bits_per_byte"]
-        seconds = sum(sum(record.seconds.values()) for record in records)
+        seconds = sum(record.seconds["total"] for record in records)
         worse = sum(record.nll[-1] > record.nll[0] for record in records)
         rows.append([task, *_result_cells(len(records), worse, before, after, interval), f"{seconds:.0f}"])
     before, after = (
@@ -146,7 +146,7 @@ def task_table(groups: Groups, total: str, weights: dict[str, float]) -> str:
     records = [record for members in groups.values() for record in members]
     worse = sum(record.nll[-1] > record.nll[0] for record in records)
     interval = bootstrap_difference(groups, weights)
-    seconds = sum(sum(record.seconds.values()) for record in records)
+    seconds = sum(record.seconds["total"] for record in records)
     rows.append([total, *_result_cells(len(records), worse, before, after, interval), f"{seconds:.0f}"])
     header = [
         "task",

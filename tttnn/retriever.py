@@ -14,6 +14,8 @@ from sentence_transformers import SentenceTransformer
 from tttnn.corpus import HUB_ID, as_documents, check_text
 from tttnn.embedding import Embedder
 from tttnn.index import MANIFEST, DocumentIndex, build_shards, open_index, write_index
+from tttnn.neighbor_cache import NeighborCache
+from tttnn.subset import IndexSubset
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class NeighborRetriever:
             Vectors and documents.
         embedder (`Embedder`, *optional*):
             Embeds the queries. By default the one that built the index, loaded at the first query.
+        cache (`NeighborCache`, *optional*):
+            Keeps on disk what queries found. By default nothing is kept.
 
     Raises:
         `ValueError`: If the embedder is not the one that built the index.
@@ -99,8 +103,11 @@ class NeighborRetriever:
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
     """
 
-    def __init__(self, index: DocumentIndex, embedder: Embedder | None = None) -> None:
+    def __init__(
+        self, index: DocumentIndex, embedder: Embedder | None = None, cache: NeighborCache | None = None
+    ) -> None:
         self.index = index
+        self.cache = cache
         self._embedder = embedder
         if embedder is not None:
             embedder.check(index.embedder)
@@ -134,6 +141,7 @@ class NeighborRetriever:
         local_files_only: bool = False,
         embedder: str | SentenceTransformer | Embedder | None = None,
         verify: bool = False,
+        cache: NeighborCache | None = None,
     ) -> "NeighborRetriever":
         """
         Open an index from a folder or from a dataset repo of the Hub.
@@ -155,6 +163,8 @@ class NeighborRetriever:
                 The embedder that built the index, where it now has another name or path.
             verify (`bool`, *optional*, defaults to `False`):
                 Whether to hash every file again. The first open on a machine does so in any case.
+            cache (`NeighborCache`, *optional*):
+                Keeps on disk what queries found, for runs over the same documents. By default nothing is kept.
 
         Returns:
             `NeighborRetriever`: ready to retrieve.
@@ -163,28 +173,31 @@ class NeighborRetriever:
             `FileNotFoundError`: If there is no index.
             `ValueError`: If a file is damaged, or the embedder is not the one that built the index.
         """
-        folder = Path(repo_id).expanduser()
-        if not folder.is_dir():
-            if isinstance(repo_id, Path) or folder.exists() or not HUB_ID.fullmatch(repo_id):
-                raise FileNotFoundError(
-                    f"There is no folder '{repo_id}', and an id on the Hub reads 'user/name'. Check the path."
-                )
-            downloaded = snapshot_download(
-                str(repo_id),
-                repo_type="dataset",
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=[MANIFEST, "index/*", "texts/*"],
-            )
-            folder = Path(downloaded)
+        folder = _local_folder(repo_id, revision, token, cache_dir, local_files_only)
         index = open_index(folder, verify=verify)
         if embedder is not None and not isinstance(embedder, Embedder):
             # a loaded model is checked as it is; one that is loaded here reads as many tokens as the index's own
             loaded = isinstance(embedder, SentenceTransformer)
             embedder = Embedder(embedder, max_seq_length=None if loaded else index.embedder["max_seq_length"])
-        return cls(index, embedder)
+        return cls(index, embedder, cache)
+
+    def subset(self, fraction: float, seed: int = 0) -> "NeighborRetriever":
+        """
+        Draw a part of the documents at random, to see what a smaller corpus would give.
+
+        Args:
+            fraction (`float`):
+                The share of the documents, above 0 and at most 1. Smaller shares lie within larger ones.
+            seed (`int`, *optional*, defaults to `0`):
+                Of the draw.
+
+        Returns:
+            `NeighborRetriever`: over that part, with the same rows, embedder and cache.
+
+        Raises:
+            `ValueError`: If the fraction is out of range, or leaves no document.
+        """
+        return NeighborRetriever(IndexSubset(self.index, fraction, seed), self.embedder, self.cache)
 
     @classmethod
     def from_documents(
@@ -245,7 +258,10 @@ class NeighborRetriever:
 
         Raises:
             `FileExistsError`: If the folder is there and not empty.
+            `ValueError`: If this is a part of an index.
         """
+        if isinstance(self.index, IndexSubset):
+            raise ValueError("This is a part of an index, drawn by `subset`. Save the whole one.")
         return write_index(self.index.shards, self.index.embedder, save_directory)
 
     def retrieve(self, texts: list[str], top_k: int = 50) -> list[list[Neighbor]]:
@@ -272,7 +288,10 @@ class NeighborRetriever:
         if isinstance(texts, str):
             raise TypeError("`texts` is one string, but a list is needed. Pass `[text]`.")
         self.prepare(top_k)
-        found = self.index.search(self.embedder.encode(list(texts)), top_k)
+        if self.cache is None:
+            found = self.index.search(self.embedder.encode(list(texts)), top_k)
+        else:
+            found = self.cache.search(self.index, self.embedder.encode, list(texts), top_k)
         return [[self._neighbor(distance, row) for distance, row in pairs] for pairs in found]
 
     def prepare(self, top_k: int) -> None:
@@ -297,3 +316,30 @@ class NeighborRetriever:
     def _neighbor(self, distance: float, row: int) -> Neighbor:
         document = self.index.document(row)
         return Neighbor(row, document.text, distance, {**document.metadata, "id": document.id})
+
+
+def _local_folder(
+    repo_id: str | Path,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    """Give the folder of an index, downloaded if it lies on the Hub."""
+    folder = Path(repo_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(repo_id, Path) or folder.exists() or not HUB_ID.fullmatch(repo_id):
+        raise FileNotFoundError(
+            f"There is no folder '{repo_id}', and an id on the Hub reads 'user/name'. Check the path."
+        )
+    downloaded = snapshot_download(
+        str(repo_id),
+        repo_type="dataset",
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        allow_patterns=[MANIFEST, "index/*", "texts/*"],
+    )
+    return Path(downloaded)

@@ -41,6 +41,20 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
+@contextmanager
+def in_model(record: DocumentRecord) -> Iterator[None]:
+    """
+    Count the time inside as time in the model.
+
+    Args:
+        record (`DocumentRecord`):
+            Of the document at hand.
+    """
+    start = perf_counter()
+    yield
+    record.seconds["model"] += perf_counter() - start
+
+
 class NeighborTrainer(Trainer):
     """A `Trainer` that takes its steps neighbor by neighbor; the ground floor of `TestTimeTrainer`."""
 
@@ -164,7 +178,7 @@ class NeighborTrainer(Trainer):
             if number == len(steps):
                 # callbacks at the end of the last step see the loss of the whole neighbor
                 record.train_loss += map(_mean, losses)
-            self._take_step(_mean([loss for loss in found if not math.isnan(loss)]))
+            self._take_step(_mean([loss for loss in found if not math.isnan(loss)]), record)
             if self.control.should_training_stop:
                 break
         if len(record.train_loss) == before:
@@ -177,7 +191,9 @@ class NeighborTrainer(Trainer):
         losses = []
         for number, chunk in enumerate(chunks, 1):
             inputs = self.data_collator([{"input_ids": chunk, "labels": chunk}])
-            loss = self.training_step(self.model, inputs).item() * len(chunks)
+            with in_model(record):
+                loss = self.training_step(self.model, inputs).item() * len(chunks)
+            record.num_trained_tokens += len(chunk)
             # a chunk of one token has no target and so no loss; its step still decays and carries momentum
             if len(chunk) == 1:
                 loss = math.nan
@@ -188,16 +204,19 @@ class NeighborTrainer(Trainer):
                 self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
         return losses
 
-    def _take_step(self, loss: float) -> None:
+    def _take_step(self, loss: float, record: DocumentRecord) -> None:
         args, handler = self.args, self.callback_handler
-        grad_norm = self._clip_grad_norm(self.model) if args.max_grad_norm > 0 else None
+        with in_model(record):
+            grad_norm = self._clip_grad_norm(self.model) if args.max_grad_norm > 0 else None
         self.control = handler.on_pre_optimizer_step(args, self.state, self.control)
-        self.optimizer.step()
+        with in_model(record):
+            self.optimizer.step()
         self.control = handler.on_optimizer_step(args, self.state, self.control)
         learning_rate = self._get_learning_rate()
         if not self.accelerator.optimizer_step_was_skipped:
             cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler).step()
-        self.model.zero_grad()
+        with in_model(record):
+            self.model.zero_grad()
         self.state.global_step += 1
         self.control = handler.on_step_end(args, self.state, self.control)
         if self.control.should_log:

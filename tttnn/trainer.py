@@ -1,6 +1,5 @@
 """`TestTimeTrainer`: a step on each neighbor of a document, a score before and after, the weights as they were."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
@@ -18,21 +17,21 @@ from transformers.utils import logging
 from tttnn.callbacks import DocumentProgressCallback, JournalCallback, NeighborEarlyStoppingCallback
 from tttnn.checks import check_model, check_processes, context_length
 from tttnn.corpus import Document, as_documents, check_text
+from tttnn.episode import EpisodeTrainer
 from tttnn.journal import check_same, run_settings
 from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
 from tttnn.restore import restored
 from tttnn.retriever import Neighbor, NeighborRetriever, Retriever, as_neighbors
-from tttnn.scoring import ScoredText, score
-from tttnn.selection import Selection, check_exclude, select
-from tttnn.steps import NeighborTrainer, raise_not_finite
+from tttnn.selection import Selection, check_exclude
+from tttnn.steps import raise_not_finite
 from tttnn.training_args import TestTimeTrainingArguments
-from tttnn.windows import prefix_token_id, split_document
+from tttnn.windows import prefix_token_id
 
 
 logger = logging.get_logger(__name__)
 
 
-class TestTimeTrainer(NeighborTrainer):
+class TestTimeTrainer(EpisodeTrainer):
     """
     Adapts a causal language model to each test document and restores it: test-time training on nearest neighbors.
 
@@ -177,7 +176,7 @@ class TestTimeTrainer(NeighborTrainer):
             `RuntimeError`: If there is no retriever, or a loss or score is not finite.
         """
         self.callback_handler.eval_dataloader = dataloader
-        if isinstance(self.retriever, NeighborRetriever):
+        if self.retrieves and isinstance(self.retriever, NeighborRetriever):
             self.retriever.prepare(self._num_candidates())
         indices = list(dataloader.sampler)
         bars = [c for c in self.callback_handler.callbacks if isinstance(c, DocumentProgressCallback)]
@@ -186,6 +185,7 @@ class TestTimeTrainer(NeighborTrainer):
             for bar in bars if self.is_local_process_zero() else ():
                 opened.callback(bar.close)
                 bar.open(len(indices), sum(index in records for index in indices))
+            self._clock = perf_counter()
             for index, document in dataloader:
                 if index in records:
                     check_same(records[index], document)
@@ -206,7 +206,8 @@ class TestTimeTrainer(NeighborTrainer):
         for journal in [c for c in callbacks if isinstance(c, JournalCallback)]:
             parts = (self.args, self.model, self.processing_class, self.retriever, self.optimizer)
             opened.callback(journal.close)
-            records |= journal.open(self.args, prefix, run_settings(*parts, stops))
+            settings = {**self.method_settings(), **run_settings(*parts, stops)}
+            records |= journal.open(self.args, prefix, settings)
             done = [index for index in indices if index in records]
             if 0 < len(done) < len(indices) and not self.args.reset_optimizer:
                 journal.load_optimizer(self.optimizer, done[-1])
@@ -260,81 +261,6 @@ class TestTimeTrainer(NeighborTrainer):
             snapshot.restore_random_states()
             self.model.eval()
             yield self.model
-
-    def _run_episode(self, index: int, document: Document) -> DocumentRecord:
-        set_seed(self._seed(index))
-        query, text = split_document(self.processing_class, document.text, self.args.query)
-        scored_text = ScoredText.from_text(text, self.processing_class, self.max_length)
-        counts = (scored_text.num_bytes, scored_text.num_words)
-        record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
-        self._dispatch("on_document_begin", record)
-        selection = Selection()
-        try:
-            selection = self._retrieve(document, query, text, record)
-            record.error = (
-                None if selection.neighbors else "no neighbor was retrieved, or none was left by the filters"
-            )
-        except (ConnectionError, TimeoutError) as error:
-            record.error = f"{type(error).__name__}: {error}"
-        self._score(scored_text, record)
-        if selection.neighbors:
-            for num_neighbors, changed in self._train_on(selection.neighbors, record):
-                if self.args.score_every_neighbor:
-                    # the score is the same between the neighbors of one step, and after neighbors without a token
-                    record.nll += [record.nll[-1]] * (num_neighbors - changed)
-                    if changed:
-                        self._score(scored_text, record)
-            if not self.args.score_every_neighbor:
-                self._score(scored_text, record)
-            for field in (record.neighbor_ids, record.distances, record.overlaps):
-                del field[len(record.train_loss) :]  # those that a callback stopped before
-        else:
-            record.status = "untrained"
-            logger.warning(f"Document {index} ('{document.id}') stays untrained: {record.error}.")
-        self._dispatch("on_document_end", record)
-        return record
-
-    def _retrieve(self, document: Document, query: str, scored_text: str, record: DocumentRecord) -> Selection:
-        args, start = self.args, perf_counter()
-        if self.retriever is None:
-            raise RuntimeError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
-        found = self.retriever.retrieve([query], self._num_candidates())
-        candidates = found[0] if found else []
-        for neighbor in candidates:
-            check_text(neighbor.text, f"neighbor {neighbor.id}")
-        selection = select(
-            candidates,
-            document,
-            scored_text,
-            args.num_neighbors,
-            args.order,
-            self._seed(record.index),
-            args.max_distance,
-            args.exclude,
-            args.drop_near_copies,
-        )
-        record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
-        record.distances = [neighbor.distance for neighbor in selection.neighbors]
-        record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
-        record.seconds["retrieve"] += perf_counter() - start
-        return selection
-
-    def _score(self, scored_text: ScoredText, record: DocumentRecord) -> None:
-        start = perf_counter()
-        with self.compute_loss_context_manager():
-            nll = score(self.model, scored_text, self.args.per_device_eval_batch_size)
-        if not math.isfinite(nll):
-            raise_not_finite(f"score of document {record.index} ('{record.id}')", nll)
-        record.nll.append(nll)
-        record.seconds["score"] += perf_counter() - start
-
-    def _num_candidates(self) -> int:
-        if self.args.top_k is not None or not isinstance(self.retriever, NeighborRetriever):
-            return self.args.num_candidates
-        return max(self.args.num_neighbors, min(self.args.num_candidates, len(self.retriever)))  # few have no spare
-
-    def _seed(self, index: int) -> int:
-        return int(np.random.SeedSequence([self.args.seed, index]).generate_state(1)[0])
 
     def _output(self, prefix: str) -> EvalLoopOutput:
         records = self.records

@@ -1,0 +1,64 @@
+"""A part of an index, drawn at random: how large must a corpus be?"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from tttnn.corpus import Document
+from tttnn.index import DocumentIndex, import_faiss
+
+
+class IndexSubset(DocumentIndex):
+    """
+    A random share of the rows of an index, searched without copying a vector.
+
+    Of each shard the first `round(fraction * rows)` rows of a seeded permutation are in it, so that a smaller share of
+    the same seed lies within a larger one. Rows keep their numbers.
+
+    Args:
+        index (`DocumentIndex`):
+            The whole index.
+        fraction (`float`):
+            The share of its rows, above 0 and at most 1.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the permutations.
+
+    Raises:
+        `ValueError`: If the fraction is out of range, or leaves no row.
+    """
+
+    def __init__(self, index: DocumentIndex, fraction: float, seed: int = 0) -> None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"The fraction of an index is {fraction}. Pass a share above 0 and up to 1.")
+        digest = hashlib.sha256(f"{index.digest} {fraction!r} {seed}".encode()).hexdigest()
+        super().__init__(index.shards, index.embedder, digest)
+        self._whole = index
+        self._masks = [
+            _mask(shard.vectors.ntotal, fraction, [seed, number]) for number, shard in enumerate(index.shards)
+        ]
+        self._sizes = [int(mask.sum()) for mask in self._masks]
+        if len(self) == 0:
+            raise ValueError(
+                f"The fraction {fraction} of an index of {len(index)} documents leaves none. Pass a larger one."
+            )
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def document(self, row: int) -> Document:
+        """Fetch the document of a row of the whole index (see `DocumentIndex.document`)."""
+        return self._whole.document(row)
+
+    def _search_shard(self, number: int, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        faiss, vectors = import_faiss(), self.shards[number].vectors
+        kind: Any = faiss.SearchParametersIVF if isinstance(vectors, faiss.IndexIVF) else faiss.SearchParameters
+        # eight rows a byte, the first in the lowest bit
+        selector = faiss.IDSelectorBitmap(np.packbits(self._masks[number], bitorder="little"))
+        return vectors.search(queries, min(top_k, vectors.ntotal), params=kind(sel=selector))
+
+
+def _mask(num_rows: int, fraction: float, seed: list[int]) -> np.ndarray:
+    mask = np.zeros(num_rows, dtype=bool)
+    mask[np.random.default_rng(seed).permutation(num_rows)[: round(fraction * num_rows)]] = True
+    return mask
