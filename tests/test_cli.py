@@ -19,7 +19,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import NeighborRetriever
-from tttnn.cli import SHOWN, EvaluateArguments, load_parts, main, parse_evaluation
+from tttnn.cli import main
+from tttnn.evaluation import SHOWN, EvaluateArguments, load_parts, parse_evaluation
 from tttnn.index import MANIFEST, open_index
 
 
@@ -165,7 +166,7 @@ def test_a_version_is_told(capsys):
         (["build-index"], "required: source, --output"),
         (["build-index", "a", "--output", "b", "--batch-size", "many"], "invalid int value: 'many'"),
         (["retrieve", "an-index"], "required: text"),
-        (["evaluate"], "required: --model, --index, --dataset"),
+        (["evaluate"], "required: --model, --dataset, --index"),
         (
             ["evaluate", "--model", "m", "--index", "i", "--dataset", "d", "--order", "sideways"],
             "invalid choice: 'sideways' (choose from 'nearest', 'farthest', 'random')",
@@ -504,7 +505,7 @@ def test_a_hub_data_set_is_evaluated(evaluation, documents, tmp_path, monkeypatc
 def test_the_preset_is_the_authors_setting_and_options_override_it():
     """Values: section 1 of the project's notes on the official code; 16.0 is 4.0 squared."""
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
-    arguments, args = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm"])
+    arguments, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm"])
     assert (arguments.model, arguments.index, arguments.dataset, arguments.preset) == ("m", "i", "d", "tttlm")
     expected = {
         "num_neighbors": 50,
@@ -530,7 +531,9 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
     assert {name: getattr(args, name) for name in expected} == expected
     overrides = ["--learning_rate", "5e-6", "--max-length", "2048", "--chunks_per_neighbor", "2", "--reset_optimizer"]
     # before and after `--preset`
-    _, args = parse_evaluation(EvaluateArguments, [*parts, *overrides, "--preset=tttlm", "--disable_dropout", "True"])
+    _, args, _ = parse_evaluation(
+        EvaluateArguments, [*parts, *overrides, "--preset=tttlm", "--disable_dropout", "True"]
+    )
     expected |= {
         "learning_rate": 5e-6,
         "max_length": 2048,
@@ -543,19 +546,19 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
 
 def test_without_a_preset_the_defaults_are_ours():
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
-    _, args = parse_evaluation(EvaluateArguments, parts)
+    _, args, _ = parse_evaluation(EvaluateArguments, parts)
     found = (args.num_neighbors, args.query, args.reset_optimizer, args.chunks_per_neighbor, args.disable_dropout)
     assert found == (20, "prefix", True, 1, True)
-    _, args = parse_evaluation(EvaluateArguments, [*parts, "--chunks_per_neighbor", "all", "--adam_beta1", "0.5"])
+    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--chunks_per_neighbor", "all", "--adam_beta1", "0.5"])
     assert (args.chunks_per_neighbor, args.adam_beta1) == (None, 0.5)
 
 
 def test_a_flag_is_switched_off_as_the_help_says(capsys, monkeypatch):
     assert "--NAME false" in help_of("evaluate", capsys, monkeypatch)
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
-    _, args = parse_evaluation(EvaluateArguments, [*parts, "--disable_dropout", "false"])
+    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--disable_dropout", "false"])
     assert not args.disable_dropout
-    _, args = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm", "--score_every_neighbor", "false"])
+    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm", "--score_every_neighbor", "false"])
     assert not args.score_every_neighbor
 
 

@@ -16,7 +16,6 @@ PACKAGE = Path(tttnn.__file__).parent
 # The way of the data: a module imports only from its left.
 ORDER = [
     "corpus",
-    "pile",
     "embedding",
     "index",
     "subset",
@@ -30,11 +29,14 @@ ORDER = [
     "checks",
     "records",
     "journal",
+    "pile",
     "callbacks",
     "steps",
     "episode",
     "trainer",
+    "baselines",
     "report",
+    "evaluation",
     "cli",
     "__main__",
 ]

@@ -17,7 +17,11 @@ from tttnn.report import bootstrap_difference, document_table, markdown_table, p
 def make_record(bits_per_byte, num_bytes=100, **fields):
     """A record that has these bits per byte before and after (each neighbor)."""
     nll = [value * num_bytes * math.log(2) for value in bits_per_byte]
-    fields = {"id": "a document", "seconds": {"retrieve": 0.25, "train": 1.25, "score": 0.25, "model": 1.5, "total": 2.0}, **fields}
+    fields = {
+        "id": "a document",
+        "seconds": {"retrieve": 0.25, "train": 1.25, "score": 0.25, "model": 1.5, "total": 2.0},
+        **fields,
+    }
     return DocumentRecord(0, "0" * 16, metadata={}, num_bytes=num_bytes, num_words=10, nll=nll, **fields)
 
 

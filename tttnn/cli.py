@@ -4,63 +4,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from traceback import extract_tb
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
 
-if TYPE_CHECKING:
-    from tttnn.training_args import TestTimeTrainingArguments
-
-DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
-
-# Fields of `TrainingArguments` that `tttnn evaluate --help` shows beside our own; all others are accepted as well.
-SHOWN = (
-    *("output_dir", "learning_rate", "weight_decay", "max_grad_norm", "optim", "num_train_epochs", "seed"),
-    *("gradient_accumulation_steps", "per_device_eval_batch_size", "activation_checkpointing", "bf16", "fp16"),
-    *("use_cpu", "report_to", "logging_steps", "disable_tqdm", "lr_scheduler_type"),
-)
-
-
-@dataclass
-class EvaluateArguments:
-    """What `tttnn evaluate` evaluates on what."""
-
-    model: str = field(metadata={"help": "Hub id or folder of a causal language model."})
-    index: str = field(metadata={"help": "Hub id or folder of an index (see `tttnn build-index`)."})
-    dataset: str = field(
-        metadata={
-            "help": "Test documents: a .jsonl, .jsonl.zst or .parquet file, a folder of texts, or a Hub data set."
-        }
-    )
-    preset: str | None = field(
-        default=None, metadata={"help": "Start from a published setting: tttlm. Other options override it."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Evaluate the first so many documents only."})
-    split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
-    id_column: str | None = field(default=None, metadata={"help": "Column with the documents' ids."})
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "Precision of the weights: float32, or bfloat16 or float16, which learn less."},
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
-    index_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the index."})
-    embedder: str | None = field(
-        default=None, metadata={"help": "Embedder of the index, where it now has another name or path."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"`dtype` is {self.dtype!r}. Pass one of {', '.join(DTYPES)}.")
-
-
-Evaluation = TypeVar("Evaluation", bound=EvaluateArguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,126 +153,34 @@ def evaluate(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after the command.
     """
-    arguments, args = parse_evaluation(
+    from tttnn.corpus import Document, read_documents
+    from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
+    from tttnn.report import document_table, import_figure, plot_curve, pooled_line
+
+    arguments, args, own = parse_evaluation(
         EvaluateArguments,
         argv,
         prog="tttnn evaluate",
-        description="Adapt a model to each test document by one step on each of its neighbors, and report bits per\n"
-        "byte before and after. Every finished document goes into a journal in the output folder; started\n"
-        "again, an interrupted run goes on. Several processes: torchrun --nproc_per_node N -m tttnn evaluate ...",
+        description="Adapt a model to each test document by one step on each of its neighbors, or by another\n"
+        "method, and report bits per byte before and after. Every finished document goes into a journal in\n"
+        "the output folder; started again, an interrupted run goes on. Several processes: torchrun\n"
+        "--nproc_per_node N -m tttnn evaluate ...",
     )
-
-    from tttnn.callbacks import JournalCallback
-    from tttnn.corpus import read_documents
-    from tttnn.report import document_table, import_figure, plot_curve, pooled_line
-    from tttnn.trainer import TestTimeTrainer
-
     if args.score_every_neighbor:
         import_figure()  # what is missing for the picture is said before the work, not after it
-    documents = list(
-        read_documents(
-            arguments.dataset,
-            args.text_column,
-            arguments.id_column,
-            arguments.split,
-            arguments.dataset_revision,
-            limit=arguments.limit,
-        )
-    )
-    trainer = TestTimeTrainer(
-        args=args, eval_dataset=documents, callbacks=[JournalCallback()], **load_parts(arguments)
-    )
-    metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics)
-    if trainer.is_world_process_zero():
-        print(document_table(trainer.records) if len(documents) <= 100 else pooled_line(trainer.records))
+
+    def read(source: str | list[str], limit: int | None) -> list[Document]:
+        columns = (args.text_column, arguments.id_column)
+        return list(read_documents(source, *columns, arguments.split, arguments.dataset_revision, limit=limit))
+
+    documents = read(arguments.dataset, arguments.limit)
+    validation = read(arguments.validation, arguments.validation_limit) if arguments.validation else []
+    for outcome in evaluate_documents(arguments, args, own, documents, validation):
+        if not outcome.is_main:
+            continue
+        if len(arguments.index_fraction or []) > 1:
+            print(f"{outcome.name}:")
+        print(document_table(outcome.records) if len(documents) <= 100 else pooled_line(outcome.records))
         if args.score_every_neighbor:
-            print(plot_curve(trainer.records, Path(args.output_dir or ".") / "curve.png"))
-
-
-def parse_evaluation(
-    kind: type[Evaluation], argv: Sequence[str] | None, prog: str | None = None, description: str = ""
-) -> tuple[Evaluation, "TestTimeTrainingArguments"]:
-    """
-    Parse what is evaluated, and `TestTimeTrainingArguments` on the base of a preset if one is named.
-
-    Args:
-        kind (`type`):
-            `EvaluateArguments`, or a dataclass derived from it.
-        argv (`Sequence[str]`, *optional*):
-            The arguments. By default those of the process.
-        prog (`str`, *optional*):
-            Name in the help.
-        description (`str`, *optional*, defaults to `""`):
-            Begins the help.
-
-    Returns:
-        `tuple`: an instance of `kind`, and the `TestTimeTrainingArguments`.
-
-    Raises:
-        `ValueError`: If a value is out of range.
-    """
-    from transformers import HfArgumentParser, TrainingArguments
-
-    from tttnn.training_args import PRESETS, TestTimeTrainingArguments
-
-    hidden = {f"--{item.name}" for item in fields(TrainingArguments)} - {f"--{name}" for name in SHOWN}
-
-    class Parser(HfArgumentParser):
-        def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-            if names[0] in hidden or names[0].startswith("--no_"):
-                options["help"] = argparse.SUPPRESS
-            if names[0] == "--optim":
-                options["metavar"] = "NAME"  # of forty
-            return super().add_argument(*names, **options)
-
-    parser = Parser(
-        [kind, TestTimeTrainingArguments],  # type: ignore[list-item]
-        prog=prog,
-        usage=f"{prog or '%(prog)s'} --model MODEL --index INDEX --dataset DATASET [options]",
-        description=description,
-        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false unsets a flag.",
-        formatter_class=_HelpFormatter,
-    )
-    chosen = parser.parse_known_args(argv)[0].preset
-    if chosen is not None:
-        if chosen not in PRESETS:
-            raise ValueError(f"There is no preset {chosen!r}. Pass one of {', '.join(PRESETS)}.")
-        parser.set_defaults(**PRESETS[chosen])
-    arguments, args = parser.parse_args_into_dataclasses(argv)
-    return arguments, args
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def load_parts(arguments: EvaluateArguments) -> dict[str, Any]:
-    """
-    Load what a `TestTimeTrainer` is made of.
-
-    Args:
-        arguments (`EvaluateArguments`):
-            Names and revisions.
-
-    Returns:
-        `dict[str, Any]`: `model`, `processing_class` and `retriever`.
-
-    Raises:
-        `OSError`: If the model, its tokenizer or the index is not there.
-        `ValueError`: If the index is damaged, or the embedder is not its own.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tttnn.retriever import NeighborRetriever
-
-    return {
-        "model": AutoModelForCausalLM.from_pretrained(
-            arguments.model, revision=arguments.model_revision, dtype=arguments.dtype
-        ),
-        "processing_class": AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision),
-        "retriever": NeighborRetriever.from_pretrained(
-            arguments.index, revision=arguments.index_revision, embedder=arguments.embedder
-        ),
-    }
+            picture = outcome.name.replace("eval", "curve", 1) + ".png"
+            print(plot_curve(outcome.records, Path(args.output_dir or ".") / picture))

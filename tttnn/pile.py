@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable
 
 from tttnn.corpus import Document
+from tttnn.records import DocumentRecord
 
 
 # Task: its name in `meta.pile_set_name`, and its weight in percent.
@@ -58,12 +59,12 @@ def parse_tasks(names: str | list[str]) -> list[str]:
     return [task for task in TASKS if "all" in wanted or task in wanted]
 
 
-def task_of(document: Document) -> str:
+def task_of(document: Document | DocumentRecord) -> str:
     """
     Name the task that a document of the Pile belongs to.
 
     Args:
-        document (`Document`):
+        document (`Document` or `DocumentRecord`):
             Its metadata hold `pile_set_name`.
 
     Returns:

@@ -166,10 +166,7 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
         "num_bytes": num_bytes,
         "num_untrained": sum(record.status == "untrained" for record in records),
         "num_with_near_copies": sum(bool(record.near_copies) for record in records),
-        **{
-            f"seconds_{phase}": sum(record.seconds[phase] for record in records)
-            for phase in SECONDS
-        },
+        **{f"seconds_{phase}": sum(record.seconds[phase] for record in records) for phase in SECONDS},
         "tokens_trained_per_second": _tokens_per_second(records, "num_trained_tokens", "train"),
         "tokens_scored_per_second": _tokens_per_second(records, "num_scored_tokens", "score"),
     }

@@ -73,7 +73,7 @@ def document_table(records: list[DocumentRecord]) -> str:
     """
     rows = [
         [
-            record.id if record.status == "trained" else f"{record.id} ({record.status})",
+            f"{record.id} (untrained)" if record.status == "untrained" else record.id,
             str(record.num_bytes),
             f"{record.bits_per_byte(0):.4f}",
             f"{record.bits_per_byte():.4f}",

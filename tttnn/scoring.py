@@ -47,6 +47,21 @@ class ScoredText:
         windows = scoring_windows(encode(processing_class, text), prefix_token_id(processing_class), max_length)
         return cls(windows, len(text.encode("utf-8")), len(re.split(r"\s+", text)))
 
+    def cut(self, max_length: int) -> "ScoredText":
+        """
+        Cut the same text into windows of another length.
+
+        Args:
+            max_length (`int`):
+                Tokens in a window.
+
+        Returns:
+            `ScoredText`: with the same tokens, bytes and words.
+        """
+        token_ids = [token_id for window in self.windows for token_id in window.target_ids]
+        prefix_id = self.windows[0].input_ids[0] if self.windows else 0
+        return ScoredText(scoring_windows(token_ids, prefix_id, max_length), self.num_bytes, self.num_words)
+
 
 @torch.no_grad()
 def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) -> float:
@@ -72,8 +87,23 @@ def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) 
     for batch in (windows[first : first + batch_size] for first in range(0, len(windows), batch_size)):
         logits = model(input_ids=torch.tensor([window.input_ids for window in batch], device=device)).logits
         for row, window in zip(logits, batch, strict=True):
-            targets = torch.tensor(window.target_ids, device=device)
-            losses = torch.nn.functional.cross_entropy(row[-len(targets) :].float(), targets, reduction="none")
-            sums.append(losses.sum())
+            sums.append(window_nll(row, window))
     # fetched once, for a fetch waits for the device; added up in float64, which not every device has
     return math.fsum(torch.stack(sums).tolist()) if sums else 0.0
+
+
+def window_nll(logits: torch.Tensor, window: Window) -> torch.Tensor:
+    """
+    Sum the negative log-likelihood of a window's targets.
+
+    Args:
+        logits (`torch.Tensor`):
+            Of shape `(tokens, vocabulary)`; the last `len(window.target_ids)` rows predict the targets.
+        window (`Window`):
+            The window.
+
+    Returns:
+        `torch.Tensor`: a scalar in nats, float32.
+    """
+    targets = torch.tensor(window.target_ids, device=logits.device)
+    return torch.nn.functional.cross_entropy(logits[-len(targets) :].float(), targets, reduction="none").sum()

@@ -143,8 +143,13 @@ class NeighborTrainer(Trainer):
         Yields, after each neighbor or group of neighbors, how many they were and whether a step was taken: none is for
         neighbors without a token.
         """
-        args, start = self.args, perf_counter()
+        start = perf_counter()
         chunks = [self._chunks(neighbor) for neighbor in neighbors]
+        record.seconds["train"] += perf_counter() - start
+        yield from self._train_on_chunks(chunks, record)
+
+    def _train_on_chunks(self, chunks: list[list[list[int]]], record: DocumentRecord) -> Iterator[tuple[int, bool]]:
+        args, start = self.args, perf_counter()
         size = args.gradient_accumulation_steps
         groups = [chunks[first : first + size] for first in range(0, len(chunks), size)]
         passes = int(args.num_train_epochs)

@@ -1,0 +1,84 @@
+"""
+Compare test-time training with its variants and baselines on the Pile's tasks: one command, one report.
+
+    python examples/compare_methods.py --model gpt2 --index user/pile-index --dataset user/pile-test --tasks all \
+        --output_dir runs/compare
+
+Each comparison is a run of `examples/pile_eval.py` in a folder of its own; they share documents, neighbors and windows.
+What is chosen, learning rates and the weights of kNN-LM, is chosen on the `--validation_limit` documents of each task
+that follow the sample, or on `--validation`. Killed and started again, the sweep goes on where it was. `--only` takes
+some of the comparisons.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import pile_eval
+from pile_eval import PileArguments
+
+from tttnn.evaluation import evaluate_documents, parse_evaluation
+
+
+# By name: the options of each, for a number of neighbors that a single step takes together.
+COMPARISONS = {
+    "none": "--method none",
+    "nearest": "--learning_rates 2e-5 5e-5 1e-4 --score_every_neighbor True",
+    "context": "--method context",
+    "context+ttt": "--method context+ttt --learning_rate RATE",
+    "lora": "--trainable lora --learning_rates 1e-4 3e-4 1e-3",
+    "farthest": "--order farthest --learning_rate RATE",
+    "random": "--order random --learning_rate RATE",
+    "carried-optimizer": "--reset_optimizer False --learning_rate RATE",
+    "one-step": "--gradient_accumulation_steps NEIGHBORS --learning_rates 2e-5 1e-4 3e-4",
+    "knn-lm": "--method knn-lm",
+    "dynamic": "--method dynamic --learning_rates 2e-5 1e-4 3e-4",
+    "last-layers": "--trainable last-layers --learning_rates 2e-5 1e-4 3e-4",
+    "layernorm": "--trainable layernorm --learning_rates 1e-4 1e-3 1e-2",
+    "ia3": "--trainable ia3 --learning_rates 1e-3 1e-2 3e-2",
+    "prefix": "--trainable prefix --learning_rates 1e-3 1e-2 3e-2",
+    "two-passes": "--num_train_epochs 2 --learning_rate RATE",
+    "no-near-copies": "--drop_near_copies True --learning_rate RATE",
+    "index-size": "--index_fraction 0.01 0.1 0.5 1.0 --learning_rate RATE",
+}
+WITHOUT_NEIGHBORS = ("none", "dynamic")
+WITHOUT_CHOICE = ("--learning_rates", "knn-lm")
+
+
+def chosen_rate(folder: Path) -> str:
+    """Read the learning rate that was chosen for the run `nearest`, which the variants of it share."""
+    journal = folder / "nearest" / "journal-eval.jsonl"
+    if not journal.is_file():
+        raise FileNotFoundError(f"'{journal}' is missing: its learning rate is used. Run `nearest` first.")
+    with journal.open(encoding="utf-8") as file:
+        return str(json.loads(file.readline())["settings"]["learning_rate"])
+
+
+def main() -> None:
+    """Run every comparison that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), metavar="NAME")
+    parser.add_argument("--index", required=True)
+    parser.add_argument("--num_neighbors", type=int, default=20)
+    parser.add_argument("--validation_limit", type=int, default=1)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    own, shared = parser.parse_known_args()
+    for name in own.only:
+        options = COMPARISONS[name].replace("NEIGHBORS", str(own.num_neighbors)).split()
+        if "RATE" in options:
+            options[options.index("RATE")] = chosen_rate(own.output_dir)
+        if name not in WITHOUT_NEIGHBORS:
+            options += ["--index", own.index, "--num_neighbors", str(own.num_neighbors)]
+        if any(word in options for word in WITHOUT_CHOICE):
+            options += ["--validation_limit", str(own.validation_limit)]
+        print(f"== {name}: {' '.join(options)}", flush=True)
+        options += ["--output_dir", str(own.output_dir / name), *shared]
+        arguments, args, method = parse_evaluation(PileArguments, options)
+        documents, validation = pile_eval.documents_to_evaluate(arguments, args.text_column)
+        for outcome in evaluate_documents(arguments, args, method, documents, validation):
+            print(outcome.name)
+            pile_eval.report(outcome)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Which parameters are trained: all of them, some of the model's own, or those of a PEFT adapter."""
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tttnn.records import DocumentRecord
+from tttnn.scoring import ScoredText
+from tttnn.trainer import TestTimeTrainer
+
+
+TRAINABLE = ("full", "lora", "ia3", "layernorm", "bias", "last-layers", "prefix")
+
+
+@dataclass
+class TrainableArguments:
+    """
+    Which parameters a method trains.
+
+    Args:
+        trainable (`str`, *optional*, defaults to `"full"`):
+            `"full"`: every parameter. `"bias"`: the biases. `"last-layers"`: the last transformer blocks. Through
+            PEFT: `"lora"` on every linear layer but the head, `"ia3"`, `"layernorm"` (PEFT's `LNTuningConfig`, on
+            every normalization) and `"prefix"` (prefix tuning).
+        lora_rank (`int`, *optional*, defaults to `16`):
+            Rank of LoRA's matrices; its alpha is twice that, its dropout 0.
+        num_last_layers (`int`, *optional*, defaults to `2`):
+            Blocks of `"last-layers"`.
+        num_virtual_tokens (`int`, *optional*, defaults to `16`):
+            Tokens of `"prefix"`.
+
+    Raises:
+        `ValueError`: If a value is out of range.
+    """
+
+    trainable: str = field(
+        default="full", metadata={"help": "Parameters that are trained.", "choices": list(TRAINABLE)}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "With lora: the rank; alpha is twice that."})
+    num_last_layers: int = field(default=2, metadata={"help": "With last-layers: transformer blocks."})
+    num_virtual_tokens: int = field(default=16, metadata={"help": "With prefix: virtual tokens."})
+
+    def __post_init__(self) -> None:
+        if self.trainable not in TRAINABLE:
+            raise ValueError(f"`trainable` is {self.trainable!r}. Pass one of {', '.join(map(repr, TRAINABLE))}.")
+        for name in ("lora_rank", "num_last_layers", "num_virtual_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}. Pass at least 1.")
+
+
+def make_trainable(model: PreTrainedModel, arguments: TrainableArguments, seed: int = 0) -> Any:  # noqa: ANN401
+    """
+    Freeze a model but for the parameters that a method trains.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal language model without adapters; its flags `requires_grad` change.
+        arguments (`TrainableArguments`):
+            Which parameters.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the adapter's initial weights.
+
+    Returns:
+        `PreTrainedModel` or `PeftModel`: the model, with a new adapter where PEFT is used.
+
+    Raises:
+        `ValueError`: If the model has no such parameter.
+        `ImportError`: If PEFT is missing.
+    """
+    kind = arguments.trainable
+    if kind == "full":
+        return model
+    if kind == "bias":
+        chosen = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+    elif kind == "last-layers":
+        chosen = [
+            parameter for block in _blocks(model)[-arguments.num_last_layers :] for parameter in block.parameters()
+        ]
+    else:
+        return _with_adapter(model, arguments, seed)
+    if not chosen:
+        raise ValueError(
+            f"`trainable` is {kind!r}, but this {type(model).__name__} has no such parameter. Choose another of "
+            f"{', '.join(TRAINABLE)}."
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    return model
+
+
+def _blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Find the transformer blocks: the longest list of modules."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: int) -> Any:  # noqa: ANN401
+    try:
+        import peft
+    except ImportError:
+        raise ImportError(
+            f"`trainable={arguments.trainable!r}` needs PEFT. Install it: `pip install tttnn[peft]`."
+        ) from None
+    norms = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_norm(module)})
+    rank = arguments.lora_rank
+    configs: dict[str, peft.PeftConfig] = {
+        "lora": peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
+        "ia3": peft.IA3Config(task_type="CAUSAL_LM"),
+        "layernorm": peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=norms),
+        "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=arguments.num_virtual_tokens),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, configs[arguments.trainable])
+
+
+def _is_norm(module: torch.nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and any(True for _ in module.parameters(recurse=False))
+
+
+class AdapterTrainer(TestTimeTrainer):
+    """
+    A `TestTimeTrainer` for comparisons: whatever is trained, 'before' is the score of the base model.
+
+    An untrained prefix changes what a model says, and takes room in its context; here the first score is made without
+    adapter, in windows of the base model's length.
+
+    Args:
+        trainable (`TrainableArguments`, *optional*):
+            What `make_trainable` made the model with, for the journal. By default all parameters.
+        kwargs:
+            Those of `TestTimeTrainer`.
+    """
+
+    def __init__(self, *, trainable: TrainableArguments | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.trainable = trainable or TrainableArguments()
+
+    def method_settings(self) -> dict[str, Any]:
+        """Name the method and what it trains (see `EpisodeTrainer.method_settings`)."""
+        return {**super().method_settings(), **asdict(self.trainable)}
+
+    def _score_before(self, scored_text: ScoredText, record: DocumentRecord) -> None:
+        with ExitStack() as stack:
+            if self.trainable.trainable in ("lora", "ia3", "layernorm", "prefix"):
+                stack.enter_context(self.model.disable_adapter())  # type: ignore[operator]
+            super()._score_before(self._base_windows(scored_text), record)
+
+    def _base_windows(self, scored_text: ScoredText) -> ScoredText:
+        context = getattr(self.model.config, "max_position_embeddings", None) or self.args.max_length
+        return scored_text.cut(min(self.args.max_length, context))
