@@ -4,10 +4,10 @@ Compare test-time training with its variants and baselines on the Pile's tasks: 
     python examples/compare_methods.py --model gpt2 --index user/pile-index --dataset user/pile-test --tasks all \
         --output_dir runs/compare
 
-Each comparison is a run of `examples/pile_eval.py` in a folder of its own; they share documents, neighbors and windows.
-What is chosen, learning rates and the weights of kNN-LM, is chosen on the `--validation_limit` documents of each task
-that follow the sample, or on `--validation`. Killed and started again, the sweep goes on where it was. `--only` takes
-some of the comparisons.
+Each comparison is a run of `examples/pile_eval.py` in a folder of its own; they share documents, neighbors and
+windows. What is chosen, learning rates and the weights of kNN-LM, is chosen on the `--validation_limit` documents of
+each task that follow the sample, or on `--validation`. Killed and started again, the sweep goes on where it was.
+`--only` takes some of the comparisons.
 """
 
 import argparse
@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), metavar="NAME")
     parser.add_argument("--index", required=True)
+    parser.add_argument("--embedder")
     parser.add_argument("--num_neighbors", type=int, default=20)
     parser.add_argument("--validation_limit", type=int, default=1)
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -69,6 +70,7 @@ def main() -> None:
             options[options.index("RATE")] = chosen_rate(own.output_dir)
         if name not in WITHOUT_NEIGHBORS:
             options += ["--index", own.index, "--num_neighbors", str(own.num_neighbors)]
+            options += ["--embedder", own.embedder] if own.embedder else []
         if any(word in options for word in WITHOUT_CHOICE):
             options += ["--validation_limit", str(own.validation_limit)]
         print(f"== {name}: {' '.join(options)}", flush=True)
