@@ -89,6 +89,47 @@ def check_same(record: DocumentRecord, document: Document) -> None:
         )
 
 
+def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
+    """
+    Read a journal, for a report.
+
+    Args:
+        path (`str` or `Path`):
+            The file of process 0; those of the others are read with it.
+
+    Returns:
+        `tuple`: the settings, and the records in the order of their documents; a line that was cut by a kill is left
+        out.
+
+    Raises:
+        `ValueError`: If it is not a journal, or the processes had different settings.
+    """
+    journal = Journal(path)
+    settings: dict[str, Any] = {}
+    records: dict[int, DocumentRecord] = {}
+    for file in journal.files():
+        theirs, found = _parse(file)
+        if settings and theirs and theirs != settings:
+            raise ValueError(f"'{file}' has other settings than '{path}'. Move away the one that is not of this run.")
+        settings = settings or theirs
+        records |= {record.index: record for record in found}
+    return settings, [records[index] for index in sorted(records)]
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
+    """Read the settings and whole records of one file; nothing of one that ends before its first record."""
+    header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
+    if not header or not lines:
+        return {}, []
+    try:
+        first = json.loads(header)
+        if first["tttnn_journal"] != JOURNAL_VERSION:
+            raise ValueError(f"version {first['tttnn_journal']}")
+        return first["settings"], [DocumentRecord.from_json(line) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"'{path}' is no journal of this version of tttnn ({error!r}). Move it away.") from None
+
+
 class Journal:
     """
     Records on disk, a JSON line each, written as documents are finished and read again on the next start.
@@ -125,10 +166,8 @@ class Journal:
         settings = json.loads(json.dumps(settings, default=str))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         done: dict[int, DocumentRecord] = {}
-        ranks = self.first.parent.glob(f"{glob.escape(self.first.stem)}.rank*.jsonl")
-        for path in [self.first, *sorted(ranks)]:
-            if path.is_file():
-                done |= {record.index: record for record in self._read(path, settings)}
+        for path in self.files():
+            done |= {record.index: record for record in self._read(path, settings)}
         content = self.path.read_bytes() if self.path.is_file() else b""
         # a line cut by a kill is not there: the document is done again
         whole = content[: content.rfind(b"\n") + 1] if content.count(b"\n") > 1 else b""
@@ -140,18 +179,15 @@ class Journal:
             self._write(json.dumps({"tttnn_journal": JOURNAL_VERSION, "settings": settings}))
         return done
 
+    def files(self) -> list[Path]:
+        """List the files of all processes that are there."""
+        ranks = self.first.parent.glob(f"{glob.escape(self.first.stem)}.rank*.jsonl")
+        return [path for path in [self.first, *sorted(ranks)] if path.is_file()]
+
     def _read(self, path: Path, settings: dict[str, Any]) -> list[DocumentRecord]:
-        header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
-        if not header or not lines:
+        theirs, records = _parse(path)
+        if not records:
             return []  # nothing is done, so nothing to protect
-        try:
-            first = json.loads(header)
-            theirs = first["settings"]
-            if first["tttnn_journal"] != JOURNAL_VERSION:
-                raise ValueError(f"version {first['tttnn_journal']}")
-            records = [DocumentRecord.from_json(line) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"'{path}' is no journal of this version of tttnn ({error!r}). Move it away.") from None
         different = [name for name in {**theirs, **settings} if theirs.get(name) != settings.get(name)]
         if different:
             name = different[0]
