@@ -329,7 +329,9 @@ def _choose(
         return args, {**own, "knn": knn}
     scores: dict[float, float] = {}
     for rate in arguments.learning_rates or []:
-        trainer = make_trainer(_with_rate(args, rate), own)
+        trial = _with_rate(args, rate)
+        trial.score_every_neighbor = False  # a choice needs no curve
+        trainer = make_trainer(trial, own)
         trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")
         scores[rate] = summarize(trainer.records)["bits_per_byte"]
     best = min(scores, key=scores.__getitem__)
