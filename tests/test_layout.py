@@ -35,6 +35,7 @@ ORDER = [
     "episode",
     "trainer",
     "baselines",
+    "choice",
     "report",
     "evaluation",
     "cli",

@@ -1,26 +1,29 @@
 """What `tttnn evaluate` and `examples/pile_eval.py` share: arguments, parts, choices on validation documents, runs."""
 
 import argparse
-import copy
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainingArguments
-from transformers.utils import logging
 
-from tttnn.baselines import METHODS, KnnArguments, TrainableArguments, best_candidate, make_trainable
+from tttnn.baselines import METHODS, TrainableArguments, make_trainable
 from tttnn.callbacks import JournalCallback
+from tttnn.choice import check_validation, choose
 from tttnn.corpus import Document
 from tttnn.neighbor_cache import NeighborCache
-from tttnn.records import DocumentRecord, digest, summarize
+from tttnn.records import DocumentRecord
 from tttnn.retriever import NeighborRetriever
+from tttnn.subset import random_distances
 from tttnn.training_args import PRESETS, TestTimeTrainingArguments
+from tttnn.windows import split_document
 
 
-logger = logging.get_logger(__name__)
-
+RANDOM_DISTANCES = "random-distances.json"
+MAX_QUERIES = 200  # of which distances to random documents are kept
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Fields of `TrainingArguments` that `tttnn evaluate --help` shows beside our own; all others are accepted as well.
@@ -248,7 +251,7 @@ def evaluate_documents(
         `ValueError`: If there is something to choose and no validation document, or the other way around, or a
             document is on both sides.
     """
-    check_validation(arguments, own, documents, validation)
+    check_validation(arguments.learning_rates or [], own, documents, validation)
     method, parts = METHODS[arguments.method], load_parts(arguments)
     parts["model"] = make_trainable(parts["model"], own.get("trainable", TrainableArguments()), args.seed)
 
@@ -258,7 +261,7 @@ def evaluate_documents(
         return method.trainer(args=args, callbacks=[JournalCallback()], **parts, **own)
 
     if validation:
-        args, own = _choose(make_trainer, arguments, args, own, validation)
+        args, own = choose(make_trainer, arguments.learning_rates or [], args, own, validation)
     outcomes = []
     for fraction in arguments.index_fraction or [1.0]:
         name = "eval"
@@ -268,79 +271,26 @@ def evaluate_documents(
         metrics = trainer.evaluate(documents, metric_key_prefix=name)
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
+    if whole is not None and outcomes[0].is_main:
+        queries = [split_document(parts["processing_class"], item.text, args.query)[0] for item in documents]
+        keep_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
     return outcomes
 
 
-def check_validation(
-    arguments: EvaluateArguments, own: dict[str, Any], documents: list[Document], validation: list[Document]
-) -> None:
+def keep_random_distances(retriever: NeighborRetriever, queries: list[str], folder: Path) -> None:
     """
-    Make sure that what is chosen is chosen on documents that are not tested on.
+    Write how far the queries lie from random documents, which a report sets beside the distances of neighbors.
 
     Args:
-        arguments (`EvaluateArguments`):
-            What is evaluated.
-        own (`dict[str, Any]`):
-            What the method has of its own.
-        documents (`list[Document]`):
-            Test documents.
-        validation (`list[Document]`):
-            Validation documents.
-
-    Raises:
-        `ValueError`: If that is not so.
+        retriever (`NeighborRetriever`):
+            With a cache, which holds the queries' vectors.
+        queries (`list[str]`):
+            Queries.
+        folder (`Path`):
+            Gets the file `random-distances.json`.
     """
-    knn = own.get("knn", KnnArguments([0.0], [1.0]))
-    chooses = bool(arguments.learning_rates) or len(knn.candidates) > 1
-    if chooses and not validation:
-        options = "one `--knn_lambda` and one `--knn_temperature`" if "knn" in own else "`--learning_rate`"
-        raise ValueError(
-            f"There is something to choose for {arguments.method}, and it is chosen on validation documents. Pass "
-            f"`--validation`, or set {options}."
-        )
-    if validation and not chooses:
-        raise ValueError(
-            f"Validation documents were passed, but {arguments.method} has nothing to choose on them. Pass "
-            "`--learning_rates` with several rates, or leave them out."
-        )
-    tested = {digest(document.text) for document in documents}
-    both = next((document for document in validation if digest(document.text) in tested), None)
-    if both is not None:
-        raise ValueError(
-            f"The validation document '{both.id}' is also a test document. Choose settings on other documents than "
-            "those that are reported."
-        )
-
-
-def _choose(
-    make_trainer: Callable[[TestTimeTrainingArguments, dict[str, Any]], Any],
-    arguments: EvaluateArguments,
-    args: TestTimeTrainingArguments,
-    own: dict[str, Any],
-    validation: list[Document],
-) -> tuple[TestTimeTrainingArguments, dict[str, Any]]:
-    """Put what scores best on the validation documents into `args`, or into what the method has of its own."""
-    chosen = f"Chosen on {len(validation)} validation documents:"
-    if "knn" in own:
-        trainer = make_trainer(args, own)
-        trainer.evaluate(validation, metric_key_prefix="validation")
-        knn = best_candidate(trainer.records, own["knn"])
-        logger.warning(f"{chosen} lambda {knn.knn_lambda[0]}, temperature {knn.knn_temperature[0]}.")
-        return args, {**own, "knn": knn}
-    scores: dict[float, float] = {}
-    for rate in arguments.learning_rates or []:
-        trial = _with_rate(args, rate)
-        trial.score_every_neighbor = False  # a choice needs no curve
-        trainer = make_trainer(trial, own)
-        trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")
-        scores[rate] = summarize(trainer.records)["bits_per_byte"]
-    best = min(scores, key=scores.__getitem__)
-    listed = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in scores.items())
-    logger.warning(f"{chosen} learning rate {best:g} (bits per byte by rate: {listed}).")
-    return _with_rate(args, best), own
-
-
-def _with_rate(args: TestTimeTrainingArguments, rate: float) -> TestTimeTrainingArguments:
-    args = copy.copy(args)
-    args.learning_rate = rate
-    return args
+    if retriever.cache is None:
+        raise RuntimeError("The retriever has no cache. Pass `cache=NeighborCache()` to it.")
+    vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode, queries)
+    content = json.dumps({"distances": random_distances(retriever.index, vectors)})
+    (folder / RANDOM_DISTANCES).write_text(content + "\n", encoding="utf-8")

@@ -54,22 +54,40 @@ class NeighborCache:
         Returns:
             `list`: what `DocumentIndex.search` gives.
         """
+        rows = self._open(self.folder / f"rows-{index.digest[:32]}.jsonl")
+        keys = [_key(text) for text in texts]
+        texts_of = dict(zip(keys, texts, strict=True))
+        new = [key for key in texts_of if key not in rows or rows[key]["top_k"] < top_k]
+        if new:
+            vectors = self.embed(index, embed, [texts_of[key] for key in new])
+            for key, pairs in zip(new, index.search(vectors, top_k), strict=True):
+                self._append(rows, key, {"top_k": top_k, "found": pairs})
+        return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
+
+    def embed(self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
+        """
+        Embed texts; those only whose vectors are not known.
+
+        Args:
+            index (`DocumentIndex`):
+                Whose embedder this is.
+            embed (`Callable`):
+                Gives the vectors of texts, float32 of shape `(n, dimension)`.
+            texts (`list[str]`):
+                At least one.
+
+        Returns:
+            `np.ndarray`: float32 of shape `(len(texts), dimension)`.
+        """
         # a vector is the same for every index of one embedder, a part of an index included
         embedder = hashlib.sha256(json.dumps(index.embedder, sort_keys=True).encode()).hexdigest()
         vectors = self._open(self.folder / f"vectors-{embedder[:32]}.jsonl")
-        rows = self._open(self.folder / f"rows-{index.digest[:32]}.jsonl")
-        keys = [hashlib.sha256(text.encode("utf-8")).hexdigest() for text in texts]
-        texts_of = dict(zip(keys, texts, strict=True))
-        new = [key for key in texts_of if key not in rows or rows[key]["top_k"] < top_k]
-        unembedded = [key for key in new if key not in vectors]
-        if unembedded:
-            for key, vector in zip(unembedded, embed([texts_of[key] for key in unembedded]), strict=True):
-                self._append(vectors, key, {"vector": base64.b64encode(vector.astype("<f4").tobytes()).decode()})
+        texts_of = {_key(text): text for text in texts}
+        new = [key for key in texts_of if key not in vectors]
         if new:
-            found = np.stack([np.frombuffer(base64.b64decode(vectors[key]["vector"]), "<f4") for key in new])
-            for key, pairs in zip(new, index.search(found, top_k), strict=True):
-                self._append(rows, key, {"top_k": top_k, "found": pairs})
-        return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
+            for key, vector in zip(new, embed([texts_of[key] for key in new]), strict=True):
+                self._append(vectors, key, {"vector": base64.b64encode(vector.astype("<f4").tobytes()).decode()})
+        return np.stack([np.frombuffer(base64.b64decode(vectors[_key(text)]["vector"]), "<f4") for text in texts])
 
     def _open(self, path: Path) -> dict[str, Any]:
         """Read a file once; the path itself stands in what was read, under the empty key."""
@@ -95,3 +113,7 @@ class NeighborCache:
             os.write(descriptor, line)
         finally:
             os.close(descriptor)
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,4 +1,4 @@
-"""A part of an index, drawn at random: how large must a corpus be?"""
+"""Random draws from an index: a part of it (how large must a corpus be?), and documents to compare neighbors with."""
 
 import hashlib
 from typing import Any
@@ -62,3 +62,30 @@ def _mask(num_rows: int, fraction: float, seed: list[int]) -> np.ndarray:
     mask = np.zeros(num_rows, dtype=bool)
     mask[np.random.default_rng(seed).permutation(num_rows)[: round(fraction * num_rows)]] = True
     return mask
+
+
+def random_distances(index: DocumentIndex, queries: np.ndarray, per_query: int = 20, seed: int = 0) -> list[float]:
+    """
+    Measure how far queries lie from documents that were not retrieved but drawn at random.
+
+    Args:
+        index (`DocumentIndex`):
+            From which documents are drawn, with replacement.
+        queries (`np.ndarray`):
+            float32 of shape `(n, dimension)`.
+        per_query (`int`, *optional*, defaults to `20`):
+            Documents drawn for each query.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the draws.
+
+    Returns:
+        `list[float]`: `n * per_query` squared L2 distances, query by query.
+    """
+    generator = np.random.default_rng(seed)
+    distances: list[float] = []
+    for query in queries:
+        for row in generator.integers(index.starts[-1], size=per_query):
+            shard = int(np.searchsorted(index.starts, row, side="right")) - 1
+            vector = index.shards[shard].vectors.reconstruct(int(row - index.starts[shard]))
+            distances.append(float(np.square(query - vector).sum()))
+    return distances

@@ -1,0 +1,107 @@
+"""Settings that are chosen on validation documents, never on those that are reported."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from transformers.utils import logging
+
+from tttnn.baselines import KnnArguments, best_candidate
+from tttnn.corpus import Document
+from tttnn.records import digest, summarize
+from tttnn.training_args import TestTimeTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_validation(
+    learning_rates: list[float], own: dict[str, Any], documents: list[Document], validation: list[Document]
+) -> None:
+    """
+    Make sure that what is chosen is chosen on documents that are not tested on.
+
+    Args:
+        learning_rates (`list[float]`):
+            To choose from, if any.
+        own (`dict[str, Any]`):
+            What the method has of its own.
+        documents (`list[Document]`):
+            Test documents.
+        validation (`list[Document]`):
+            Validation documents.
+
+    Raises:
+        `ValueError`: If that is not so.
+    """
+    knn = own.get("knn", KnnArguments([0.0], [1.0]))
+    chooses = bool(learning_rates) or len(knn.candidates) > 1
+    if chooses and not validation:
+        options = "one `--knn_lambda` and one `--knn_temperature`" if "knn" in own else "`--learning_rate`"
+        raise ValueError(
+            f"There is something to choose, and it is chosen on validation documents. Pass "
+            f"`--validation`, or set {options}."
+        )
+    if validation and not chooses:
+        raise ValueError(
+            "Validation documents were passed, but there is nothing to choose on them. Pass "
+            "`--learning_rates` with several rates, or leave them out."
+        )
+    tested = {digest(document.text) for document in documents}
+    both = next((document for document in validation if digest(document.text) in tested), None)
+    if both is not None:
+        raise ValueError(
+            f"The validation document '{both.id}' is also a test document. Choose settings on other documents than "
+            "those that are reported."
+        )
+
+
+def choose(
+    make_trainer: Callable[[TestTimeTrainingArguments, dict[str, Any]], Any],
+    learning_rates: list[float],
+    args: TestTimeTrainingArguments,
+    own: dict[str, Any],
+    validation: list[Document],
+) -> tuple[TestTimeTrainingArguments, dict[str, Any]]:
+    """
+    Choose the learning rate, or the weights of kNN-LM, by the pooled score of validation documents.
+
+    Args:
+        make_trainer (`Callable`):
+            Makes the method's trainer of `args` and `own`.
+        learning_rates (`list[float]`):
+            To choose from; not used for kNN-LM.
+        args (`TestTimeTrainingArguments`):
+            How.
+        own (`dict[str, Any]`):
+            What the method has of its own.
+        validation (`list[Document]`):
+            Validation documents.
+
+    Returns:
+        `tuple`: `args` and `own` with what scored best.
+    """
+    chosen = f"Chosen on {len(validation)} validation documents:"
+    if "knn" in own:
+        trainer = make_trainer(args, own)
+        trainer.evaluate(validation, metric_key_prefix="validation")
+        knn = best_candidate(trainer.records, own["knn"])
+        logger.warning(f"{chosen} lambda {knn.knn_lambda[0]}, temperature {knn.knn_temperature[0]}.")
+        return args, {**own, "knn": knn}
+    scores: dict[float, float] = {}
+    for rate in learning_rates:
+        trial = _with_rate(args, rate)
+        trial.score_every_neighbor = False  # a choice needs no curve
+        trainer = make_trainer(trial, own)
+        trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")
+        scores[rate] = summarize(trainer.records)["bits_per_byte"]
+    best = min(scores, key=scores.__getitem__)
+    listed = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in scores.items())
+    logger.warning(f"{chosen} learning rate {best:g} (bits per byte by rate: {listed}).")
+    return _with_rate(args, best), own
+
+
+def _with_rate(args: TestTimeTrainingArguments, rate: float) -> TestTimeTrainingArguments:
+    args = copy.copy(args)
+    args.learning_rate = rate
+    return args
