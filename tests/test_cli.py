@@ -22,6 +22,7 @@ from tttnn import NeighborRetriever
 from tttnn.cli import main
 from tttnn.evaluation import SHOWN, EvaluateArguments, load_parts, parse_evaluation
 from tttnn.index import MANIFEST, open_index
+from tttnn.neighbor_cache import NeighborCache
 
 
 COMMANDS = ["build-index", "retrieve", "evaluate"]
@@ -584,9 +585,10 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
         )
     load_parts(
         EvaluateArguments(
-            "user/model", "user/index", "d", dtype="bfloat16", model_revision="m1", index_revision="i1", embedder="e"
+            "user/model", "d", "user/index", dtype="bfloat16", model_revision="m1", index_revision="i1", embedder="e"
         )
     )
+    assert isinstance(asked[NeighborRetriever][1].pop("cache"), NeighborCache)
     assert asked == {
         AutoModelForCausalLM: ("user/model", {"revision": "m1", "dtype": "bfloat16"}),
         AutoTokenizer: ("user/model", {"revision": "m1"}),
