@@ -24,7 +24,7 @@ class TrainableArguments:
         trainable (`str`, *optional*, defaults to `"full"`):
             `"full"`: every parameter. `"bias"`: the biases. `"last-layers"`: the last transformer blocks. Through
             PEFT: `"lora"` on every linear layer but the head, `"ia3"`, `"layernorm"` (PEFT's `LNTuningConfig`, on
-            every normalization) and `"prefix"` (prefix tuning).
+            every normalization) and `"prefix"` (prefix tuning, from the keys and values of as many BOS tokens).
         lora_rank (`int`, *optional*, defaults to `16`):
             Rank of LoRA's matrices; its alpha is twice that, its dropout 0.
         num_last_layers (`int`, *optional*, defaults to `2`):
@@ -116,7 +116,15 @@ def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: i
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, configs[arguments.trainable])
+        adapted = peft.get_peft_model(model, configs[arguments.trainable])
+    if arguments.trainable == "prefix":
+        # random keys and values disturb the model more than a few steps can mend: begin as tokens that say nothing
+        tokens = [token for token in (model.config.bos_token_id, model.config.eos_token_id, 0) if token is not None]
+        input_ids = torch.full((1, arguments.num_virtual_tokens), tokens[0], device=model.device)
+        with torch.no_grad(), adapted.disable_adapter():
+            past = adapted.eval()(input_ids=input_ids, use_cache=True).past_key_values
+        peft.initialize_kv_prefix_from_past_key_values(adapted, past_key_values=past)
+    return adapted
 
 
 def _is_norm(module: torch.nn.Module) -> bool:
