@@ -8,7 +8,7 @@ launcher. Tiny parts from conftest.py stand for what a reader brings, so that no
 - Names that a page uses without making them: `model`, `tokenizer`, `test_set` (two documents), `trainer`, and `train`,
   which changes every weight; in docstrings also the public names of tttnn. `model.generate(...)`, with the three dots
   as they stand, continues a prompt.
-- Files: `my_corpus/`, `train/`, `corpus.jsonl`, `test.jsonl`, `pile-test.jsonl.zst`; `my-index`, unless the page
+- Files: `my_corpus/`, `train/`, `corpus.jsonl`, `test.jsonl`, `validation.jsonl`, `pile-test.jsonl.zst`; `my-index`, unless the page
   builds it.
 - Names in `HUB`: `from_pretrained` and `load_dataset` are replaced, and give the tiny parts for them. Any other name
   that is no folder is an error here too.
@@ -135,6 +135,7 @@ def folder(tmp_path, monkeypatch, saved_index):
     write_jsonl(folder / "train" / "train.jsonl", [{"text": text} for text in CORPUS])
     write_jsonl(folder / "corpus.jsonl", [{"url": f"u/{row}", "body": text} for row, text in enumerate(CORPUS)])
     write_jsonl(folder / "test.jsonl", [{"text": text} for text in TEXTS[:2]])
+    write_jsonl(folder / "validation.jsonl", [{"text": text} for text in TEXTS[2:4]])
     with pyarrow.output_stream(folder / "pile-test.jsonl.zst", compression="zstd") as stream:
         stream.write("".join(json.dumps(row) + "\n" for row in PILE).encode())
     shutil.copytree(saved_index, folder / "my-index")

@@ -190,6 +190,28 @@ def test_odd_neighbors_agree(curves, tokenizer, model, carried):
     assert max(abs(a / b - 1) for a, b in ends) > 10 * TOLERANCE, "the steps without a target change nothing"
 
 
+@pytest.mark.parametrize("query", ["document", "prefix"])
+def test_the_preset_agrees_over_documents_with_odd_neighbors(curves, tokenizer, query):
+    """Three documents in sequence, with and without split."""
+    plain = plain_model("gpt2", tokenizer)
+    odd = ["", TEXTS[0], ONE_TOKEN, LONG, "東京 Ελλάδα 🐳🐋", ""]
+    episodes = [(PROOF, odd), (WHALE, [ONE_TOKEN, *odd]), (CODE, [*TEXTS, *odd])]
+    settings = Settings(MAX_LENGTH, LEARNING_RATE, query=query, first_chunks=None, carry_optimizer=True)
+    unlike = Settings(MAX_LENGTH, LEARNING_RATE, query=query, first_chunks=None)
+    curves(copy.deepcopy(plain), plain, episodes, settings, unlike, preset="tttlm", num_neighbors=50)
+
+
+def test_neighbors_beyond_the_cutoff_of_the_preset_are_left_out(tokenizer, tmp_path):
+    """The authors drop what is farther than 4.0; squared that is 16.0, which itself is kept."""
+    plain = plain_model("gpt2", tokenizer)
+    args = TestTimeTrainingArguments.from_preset("tttlm", output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True)
+    texts = [TEXTS[row % 10] for row in range(20)]
+    retriever = GivenNeighbors(tokenizer, [(CODE, texts)], "document")
+    trainer = TestTimeTrainer(plain, args, retriever, processing_class=tokenizer)
+    trainer.evaluate([CODE])
+    assert trainer.records[0].distances == [float(row) for row in range(17)]
+
+
 def test_a_last_chunk_of_one_token_is_a_step(curves, tokenizer, model):
     tokens = tokenize(tokenizer, LONG)
     length = next(length for length in range(12, 64) if len(tokens) % length == 1)
