@@ -98,6 +98,8 @@ def choose(
     best = min(scores, key=scores.__getitem__)
     listed = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in scores.items())
     logger.warning(f"{chosen} learning rate {best:g} (bits per byte by rate: {listed}).")
+    if best in (min(scores), max(scores)) and len(scores) > 2:
+        logger.warning("That is the end of the rates that were tried: one beyond it may be better still.")
     return _with_rate(args, best), own
 
 
