@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_design():
         "num_train_epochs": 1,
         "gradient_accumulation_steps": 1,
         "per_device_train_batch_size": 1,
-        "per_device_eval_batch_size": 1,
+        "per_device_eval_batch_size": 4,
         "save_strategy": "no",
         "average_tokens_across_devices": False,
         "remove_unused_columns": False,

@@ -70,7 +70,7 @@ class TestTimeTrainingArguments(TrainingArguments):
     The fields below are its own; those of `transformers.TrainingArguments` keep their meaning, some with another
     default: `learning_rate` (2e-5), `lr_scheduler_type` (constant, over the steps of one document), `weight_decay`
     (0.01, on every parameter), `num_train_epochs` (1: passes over the neighbors), `gradient_accumulation_steps` (1:
-    neighbors whose gradients make one step; with 1, each chunk is a step), `per_device_eval_batch_size` (1: windows
+    neighbors whose gradients make one step; with 1, each chunk is a step), `per_device_eval_batch_size` (4: windows
     scored in one forward pass), `save_strategy` (no).
 
     Args:
@@ -159,7 +159,7 @@ class TestTimeTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Always 1: see gradient_accumulation_steps."}
     )
-    per_device_eval_batch_size: int = field(default=1, metadata={"help": "Windows scored in one forward pass."})
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "Windows scored in one forward pass."})
     average_tokens_across_devices: bool = field(default=False, metadata={"help": "Always off: ranks are independent."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Always off: metadata columns are kept."})
     save_strategy: str = field(default="no", metadata={"help": "When train() saves; evaluate() saves no weights."})
