@@ -25,7 +25,7 @@ from tttnn.index import MANIFEST, open_index
 from tttnn.neighbor_cache import NeighborCache
 
 
-COMMANDS = ["build-index", "retrieve", "evaluate"]
+COMMANDS = ["build-index", "retrieve", "evaluate", "report"]
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +163,7 @@ def test_a_version_is_told(capsys):
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["adapt"], "invalid choice: 'adapt' (choose from 'build-index', 'retrieve', 'evaluate')"),
+        (["adapt"], "invalid choice: 'adapt' (choose from 'build-index', 'retrieve', 'evaluate', 'report')"),
         (["build-index"], "required: source, --output"),
         (["build-index", "a", "--output", "b", "--batch-size", "many"], "invalid int value: 'many'"),
         (["retrieve", "an-index"], "required: text"),

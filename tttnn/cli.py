@@ -1,4 +1,4 @@
-"""The command `tttnn`: build an index, look into it, evaluate a model with it."""
+"""The command `tttnn`: build an index, look into it, evaluate a model with it, report."""
 
 import argparse
 import json
@@ -26,14 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: 0, or 1 where the input is at fault; then the error is on standard error.
     """
-    commands = {"build-index": build_index, "retrieve": retrieve, "evaluate": evaluate}
+    commands = {"build-index": build_index, "retrieve": retrieve, "evaluate": evaluate, "report": report}
     parser = argparse.ArgumentParser(
         prog="tttnn",
         description="Test-time training on nearest neighbors.",
         epilog="commands:\n"
         "  build-index   embed and index a corpus\n"
         "  retrieve      show the nearest documents of a text\n"
-        "  evaluate      adapt a model to each test document and report bits per byte\n\n"
+        "  evaluate      adapt a model to each test document and report bits per byte\n"
+        "  report        compare runs: a page with tables and pictures, CSV, JSON, a model card's section\n\n"
         "`tttnn COMMAND --help` explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -184,3 +185,43 @@ def evaluate(argv: Sequence[str]) -> None:
         if args.score_every_neighbor:
             picture = outcome.name.replace("eval", "curve", 1) + ".png"
             print(plot_curve(outcome.records, Path(args.output_dir or ".") / picture))
+
+
+def report(argv: Sequence[str]) -> None:
+    """
+    Write a report of runs.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tttnn report",
+        description="Read the journals of runs, and write a report of them to a folder: report.md and report.html "
+        "with tables and pictures, results.csv, results.json, and model-card.md, a section for a model card.",
+    )
+    parser.add_argument("run", nargs="+", help="folders that `tttnn evaluate` or examples/pile_eval.py wrote to")
+    parser.add_argument("--output", default="report", help="folder to write (default: %(default)s)")
+    parser.add_argument("--baseline", metavar="LABEL", help="run to compare with, by its label (default: the first)")
+    parser.add_argument(
+        "--group_by",
+        "--group-by",
+        metavar="FIELD",
+        help="field of the documents to group by (default: tasks of the Pile, where all have one)",
+    )
+    parser.add_argument(
+        "--num_samples",
+        "--num-samples",
+        type=int,
+        default=10_000,
+        help="draws of the paired bootstrap (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+
+    from tttnn.intervals import Bootstrap
+    from tttnn.report import write_report
+
+    bootstrap = Bootstrap(arguments.num_samples, arguments.seed)
+    for path in write_report(arguments.run, arguments.output, arguments.baseline, arguments.group_by, bootstrap):
+        print(path)

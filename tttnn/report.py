@@ -1,265 +1,129 @@
-"""What records show: tables, paired bootstrap intervals, and the curve over neighbors."""
+"""The report of runs: a page in Markdown and HTML with pictures, tables for programs, a section for a model card."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+from tttnn.card import model_card
+from tttnn.figures import NothingToDraw, import_figure
+from tttnn.intervals import Bootstrap, bootstrap_difference
+from tttnn.page import Block, Heading, Paragraph, Picture, html_page, import_jinja2, markdown_page
+from tttnn.plots import plot_changes, plot_curve, plot_task_curves, plot_tasks
+from tttnn.sections import choices, comparison, group_table, near_copies, overview, reproduction, speed
+from tttnn.study import Study, read_study, study_csv, study_json
+from tttnn.study_plots import plot_distance_gain, plot_distances, plot_index_sizes, plot_pareto, plot_seconds
+from tttnn.tables import document_table, markdown_table, pooled_line, task_table
 
-from tttnn.records import DocumentRecord, nll_matrix, summarize
+
+__all__ = [
+    "bootstrap_difference",
+    "document_table",
+    "import_figure",
+    "markdown_table",
+    "plot_curve",
+    "pooled_line",
+    "task_table",
+    "write_report",
+]
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Groups = dict[str, list[DocumentRecord]]
-
-
-def bootstrap_difference(
-    groups: Groups,
-    weights: dict[str, float] | None = None,
-    confidence: float = 0.95,
-    num_samples: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float]:
+def write_report(
+    paths: Sequence[str | Path],
+    output: str | Path = "report",
+    baseline: str | None = None,
+    group_by: str | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> list[Path]:
     """
-    Give an interval of the change in bits per byte, paired and resampled over documents.
-
-    Each sample draws as many documents as there are, with replacement, within each group; a document brings its scores
-    before and after together, so that what they share cancels. Sums are pooled within a group.
+    Write a report of runs.
 
     Args:
-        groups (`dict[str, list[DocumentRecord]]`):
-            Records by task; one group for a pooled result.
-        weights (`dict[str, float]`, *optional*):
-            Share of each group, summing to 1. By default one group has all.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Share of samples inside the interval.
-        num_samples (`int`, *optional*, defaults to `10000`):
-            Samples drawn.
-        seed (`int`, *optional*, defaults to `0`):
-            Of the draws.
+        paths (`Sequence[str | Path]`):
+            Folders that `tttnn evaluate` or `examples/pile_eval.py` wrote to.
+        output (`str` or `Path`, *optional*, defaults to `"report"`):
+            Folder to write; files of an earlier report in it are replaced.
+        baseline (`str`, *optional*):
+            Label of the run that the others are compared with. By default the first.
+        group_by (`str`, *optional*):
+            A field of the documents' metadata. By default tasks of the Pile, where every document has one.
+        bootstrap (`Bootstrap`, *optional*):
+            Draws the intervals.
 
     Returns:
-        `tuple[float, float]`: lower and upper end of after minus before; NaN where a group has under two documents.
+        `list[Path]`: `report.md`, `report.html`, `results.csv`, `results.json` and `model-card.md`; pictures lie
+        beside them. The same journals give the same bytes.
+
+    Raises:
+        `ImportError`: If matplotlib or jinja2 is missing.
+        `ValueError`: If a folder has no journal, or there is no such label or field.
+        `OSError`: If a folder is not there, or cannot be written.
     """
-    if any(len(records) < 2 for records in groups.values()):
-        return math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    differences = np.zeros(num_samples)
-    for name, records in groups.items():
-        change = np.array([record.nll[-1] - record.nll[0] for record in records])
-        num_bytes = np.array([record.num_bytes for record in records], dtype=np.float64)
-        # draws of n documents, as counts of each document
-        counts = generator.multinomial(len(records), np.full(len(records), 1 / len(records)), size=num_samples)
-        share = 1.0 if weights is None else weights[name]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            differences += share * (counts @ change) / (counts @ num_bytes) / math.log(2)
-    low, high = np.nanquantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    import_figure()
+    import_jinja2()
+    study, folder = read_study(paths, baseline, group_by, bootstrap), Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = list(_page(study, folder))
+    texts = {
+        "report.md": markdown_page(blocks),
+        "report.html": html_page(blocks),
+        "results.csv": study_csv(study),
+        "results.json": study_json(study),
+        "model-card.md": markdown_page(model_card(study)),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return [folder / name for name in texts]
 
 
-def document_table(records: list[DocumentRecord]) -> str:
-    """
-    Set out a result document by document, with the pooled result and its interval below.
+def _page(study: Study, folder: Path) -> Iterator[Block]:
+    """Draw the pictures and put the parts of the page in their order."""
+    labels, confidence = [run.label for run in study.runs], study.grouping.bootstrap.confidence
 
-    Args:
-        records (`list[DocumentRecord]`):
-            At least one.
+    def draw(name: str, caption: str, plot: Callable[[Path], str | None]) -> Block:
+        path = folder / f"{name}.png"
+        try:
+            more = plot(path)
+        except NothingToDraw as reason:
+            path.unlink(missing_ok=True)  # one of an earlier report
+            return Paragraph(f"No picture of {caption[0].lower()}{caption[1:]}: {reason}")
+        return Picture(path, f"{caption}. {more}" if more else f"{caption}.")
 
-    Returns:
-        `str`: a Markdown table and a line.
-    """
-    rows = [
-        [
-            f"{record.id} (untrained)" if record.status == "untrained" else record.id,
-            str(record.num_bytes),
-            f"{record.bits_per_byte(0):.4f}",
-            f"{record.bits_per_byte():.4f}",
-            f"{record.nll[-1] / record.nll[0]:.3f}" if record.nll[0] else "",
-            f"{record.seconds['total']:.1f}",
-        ]
-        for record in records
-    ]
-    header = ["document", "bytes", "bits per byte before", "after", "ratio", "seconds"]
-    return f"{markdown_table(header, rows)}\n\n{pooled_line(records)}"
-
-
-def pooled_line(records: list[DocumentRecord]) -> str:
-    """
-    Say a pooled result in a sentence.
-
-    Args:
-        records (`list[DocumentRecord]`):
-            At least one.
-
-    Returns:
-        `str`: bits per byte before and after, their ratio, the interval of the difference, and what stands out.
-    """
-    pooled = summarize(records)
-    low, high = bootstrap_difference({"all": records})
-    before, after = pooled["bits_per_byte_before"], pooled["bits_per_byte"]
-    worse = sum(record.nll[-1] > record.nll[0] for record in records)
-    interval = "one document has no interval"
-    if not math.isnan(low):
-        interval = f"95 % paired bootstrap over documents: {low:+.4f} to {high:+.4f}"
-    line = (
-        f"Pooled over {_count(records)} ({pooled['num_bytes']} bytes): {before:.4f} -> {after:.4f} bits per byte, "
-        f"ratio {after / before:.3f}, difference {after - before:+.4f} ({interval}). Worse on {worse} of "
-        f"{_count(records)}."
-    )
-    if pooled["num_with_near_copies"]:
-        line += f" {pooled['num_with_near_copies']:.0f} had a near-copy of the scored text among their neighbors."
-    untrained = [record.id for record in records if record.status == "untrained"]
-    if untrained:
-        line += f" Untrained, and counted so: {', '.join(untrained)}."
-    return line
+    yield from overview(study)
+    caption = f"Change in bits per byte of each run, with {study.interval_name} intervals over documents"
+    yield draw("changes", caption, lambda path: plot_changes(labels, study.totals, path, confidence))
+    yield from comparison(study)
+    yield from _groups(study, draw)
+    yield from near_copies(study)
+    yield Heading("Neighbors")
+    caption = "Bits per byte after every neighbor" + (" by task" if study.grouping.is_pile else "")
+    yield draw("curves", caption, lambda path: plot_task_curves(study.runs, study.grouping, path))
+    caption = "Gain of each document against the mean distance of its neighbors, with Spearman's rank correlation"
+    yield draw("distance-gain", caption, lambda path: plot_distance_gain(study.runs, path))
+    caption = "Distance to the k-th neighbor, median and quartiles over documents"
+    yield draw("distances", caption, lambda path: plot_distances(study.runs, path))
+    caption = "Bits per byte after against the size of the index, with intervals of the change"
+    yield draw("index-sizes", caption, lambda path: plot_index_sizes(study.runs, study.totals, path))
+    yield from speed(study)
+    yield draw("seconds", "Seconds per document by phase", lambda path: plot_seconds(labels, study.totals, path))
+    caption = "Bits per byte after against seconds per document"
+    yield draw("pareto", caption, lambda path: plot_pareto(study.runs, study.grouping, path))
+    yield from choices(study)
+    yield from reproduction(study)
 
 
-def task_table(groups: Groups, total: str, weights: dict[str, float]) -> str:
-    """
-    Set out a result task by task.
-
-    Args:
-        groups (`dict[str, list[DocumentRecord]]`):
-            Records by task.
-        total (`str`):
-            Name of the last row, the mean over tasks.
-        weights (`dict[str, float]`):
-            Share of each task in it.
-
-    Returns:
-        `str`: a Markdown table.
-    """
-    rows, pooled = [], {task: summarize(records) for task, records in groups.items()}
-    for task, records in groups.items():
-        interval = bootstrap_difference({task: records})
-        before, after = pooled[task]["bits_per_byte_before"], pooled[task]["bits_per_byte"]
-        seconds = sum(record.seconds["total"] for record in records)
-        worse = sum(record.nll[-1] > record.nll[0] for record in records)
-        rows.append([task, *_result_cells(len(records), worse, before, after, interval), f"{seconds:.0f}"])
-    before, after = (
-        sum(weights[task] * metrics[name] for task, metrics in pooled.items())
-        for name in ("bits_per_byte_before", "bits_per_byte")
-    )
-    records = [record for members in groups.values() for record in members]
-    worse = sum(record.nll[-1] > record.nll[0] for record in records)
-    interval = bootstrap_difference(groups, weights)
-    seconds = sum(record.seconds["total"] for record in records)
-    rows.append([total, *_result_cells(len(records), worse, before, after, interval), f"{seconds:.0f}"])
-    header = [
-        "task",
-        "documents",
-        "worse",
-        "bits per byte before",
-        "after",
-        "ratio",
-        "difference, 95 % interval",
-        "seconds",
-    ]
-    return markdown_table(header, rows)
-
-
-def _result_cells(count: int, worse: int, before: float, after: float, interval: tuple[float, float]) -> list[str]:
-    low, high = interval
-    difference = f"{after - before:+.4f}" + ("" if math.isnan(low) else f" ({low:+.4f} to {high:+.4f})")
-    return [str(count), str(worse), f"{before:.4f}", f"{after:.4f}", f"{after / before:.3f}", difference]
-
-
-def _count(records: list[DocumentRecord]) -> str:
-    return "1 document" if len(records) == 1 else f"{len(records)} documents"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    Align cells as a Markdown table.
-
-    Args:
-        header (`Sequence[str]`):
-            Names of the columns; the first is aligned left, the others right.
-        rows (`Sequence[Sequence[str]]`):
-            As many cells each.
-
-    Returns:
-        `str`: the table, without a line end.
-    """
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        first, *others = (
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+def _groups(study: Study, draw: Callable[[str, str, Callable[[Path], str | None]], Block]) -> Iterator[Block]:
+    kind = study.grouping.kind
+    if kind is None:
+        yield Heading("Groups")
+        yield Paragraph(
+            "The documents are one group: they have no task of the Pile, and no `--group_by` names a field of theirs."
         )
-        return "| " + " | ".join([first, *others]) + " |"
-
-    rule = "|" + "|".join(
-        "-" * (width + 2) if not place else "-" * (width + 1) + ":" for place, width in enumerate(widths)
-    )
-    return "\n".join([line(cells[0]), rule + "|", *map(line, cells[1:])])
-
-
-def import_figure() -> type["Figure"]:
-    """
-    Import what draws pictures, which is an extra.
-
-    Returns:
-        `type`: `matplotlib.figure.Figure`.
-
-    Raises:
-        `ImportError`: If matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("Pictures need matplotlib. Install it: `pip install tttnn[report]`.") from None
-    return Figure
-
-
-def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "") -> Path:
-    """
-    Draw pooled bits per byte against the number of neighbors trained on.
-
-    The band is the 95 % paired bootstrap interval, over documents, of the difference to no training.
-
-    Args:
-        records (`list[DocumentRecord]`):
-            Scored after every neighbor (`score_every_neighbor=True`).
-        path (`str` or `Path`):
-            The picture to write; its suffix says the format.
-        title (`str`, *optional*, defaults to `""`):
-            Stands above.
-
-    Returns:
-        `Path`: the picture.
-
-    Raises:
-        `ImportError`: If matplotlib is missing.
-    """
-    figure = import_figure()(figsize=(6.4, 4.0), layout="constrained")
-    from matplotlib.ticker import MaxNLocator
-
-    scores = nll_matrix(records)
-    num_bytes = np.array([record.num_bytes for record in records], dtype=np.float64)
-    curve = scores.sum(axis=0) / num_bytes.sum() / math.log(2)
-    counts = np.random.default_rng(0).multinomial(len(records), np.full(len(records), 1 / len(records)), size=10_000)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        differences = counts @ (scores - scores[:, :1]) / (counts @ num_bytes)[:, None] / math.log(2)
-    low, high = curve[0] + np.nanquantile(differences, [0.025, 0.975], axis=0)
-    axes = figure.add_subplot()
-    neighbors = np.arange(scores.shape[1])
-    label = _count(records)
-    if len(records) > 1:
-        label += ", pooled"
-        band = "95 % interval of the change"
-        axes.fill_between(neighbors, low, high, color="#0072B2", alpha=0.2, linewidth=0, label=band)
-    axes.plot(neighbors, curve, color="#0072B2", marker="o", markersize=4, label=label)
-    axes.axhline(curve[0], color="#555555", linewidth=1, linestyle="--", label="before training")
-    axes.set(xlabel="neighbors trained on", ylabel="bits per byte", title=title)
-    axes.set_xlim(-0.5, max(neighbors[-1], 1) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+        return
+    yield Heading("Tasks" if study.grouping.is_pile else f"By {kind}")
+    for place, (run, total, results) in enumerate(zip(study.runs, study.totals, study.groups, strict=True), 1):
+        yield Heading(run.label, 3)
+        yield from group_table(study, run, total, results)
+        caption = f"{run.label}: bits per byte before and after, with intervals of the difference"
+        confidence = study.grouping.bootstrap.confidence
+        plot = partial(plot_tasks, [*results, total], title=run.label, confidence=confidence)
+        yield draw(f"tasks-{place}", caption, plot)

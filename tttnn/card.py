@@ -1,0 +1,118 @@
+"""A section for a model card, made of the same records as the report."""
+
+from tttnn.page import Block, Code, Heading, Paragraph, Points, Table
+from tttnn.results import contaminated
+from tttnn.runs import Run
+from tttnn.study import Study
+from tttnn.tables import difference, figure, share
+
+
+CITATION = """@inproceedings{hardt2024test,
+  title={Test-Time Training on Nearest Neighbors for Large Language Models},
+  author={Moritz Hardt and Yu Sun},
+  booktitle={The Twelfth International Conference on Learning Representations},
+  year={2024},
+  url={https://arxiv.org/abs/2305.18466}
+}"""
+PILE_CITATION = """@article{gao2020pile,
+  title={The {P}ile: An 800{GB} Dataset of Diverse Text for Language Modeling},
+  author={Leo Gao and Stella Biderman and Sid Black and Laurence Golding and Travis Hoppe and Charles Foster and
+    Jason Phang and Horace He and Anish Thite and Noa Nabeshima and Shawn Presser and Connor Leahy},
+  journal={arXiv preprint arXiv:2101.00027},
+  year={2020}
+}"""
+
+
+def model_card(study: Study) -> list[Block]:
+    """
+    Write the evaluation section of a model card.
+
+    Args:
+        study (`Study`):
+            What the report shows.
+
+    Returns:
+        `list[Block]`: what was evaluated, how, results, limits, citation.
+    """
+    grouping = study.grouping
+    header = ["run", "method", "documents", "bits per byte before", "after", "ratio"]
+    header += [f"difference, {study.interval_name} interval", "documents worse"]
+    rows = [
+        [
+            run.label,
+            run.method,
+            str(total.documents),
+            figure(total.before),
+            figure(total.after),
+            figure(total.ratio, ".3f"),
+            difference(total.difference, total.low, total.high),
+            share(total.worse, total.documents),
+        ]
+        for run, total in zip(study.runs, study.totals, strict=True)
+    ]
+    models = list(dict.fromkeys(str(run.settings.get("model")) for run in study.runs))
+    tasks = [result.group for result in study.groups[0]]
+    what = f"Bits per byte of {', '.join(models)}, before and after adaptation to each test document. "
+    what += f"Tasks of the Pile: {', '.join(tasks)}. " if grouping.is_pile else ""
+    what += "Sums are pooled over documents" + (", and tasks weighed as in the Pile." if grouping.is_pile else ".")
+    citations = f"{CITATION}\n\n{PILE_CITATION}" if grouping.is_pile else CITATION
+    return [
+        Heading("Evaluation: test-time training on nearest neighbors"),
+        Paragraph(what),
+        Heading("How", 3),
+        Points([_how(run) for run in study.runs]),
+        Heading("Results", 3),
+        Table(header, rows),
+        Heading("Limits", 3),
+        Points(_limits(study)),
+        Heading("Citation", 3),
+        Code(citations, "bibtex"),
+    ]
+
+
+def _how(run: Run) -> str:
+    used = run.used_settings()
+    words = [f"{run.label}: method {run.method}"]
+    if "num_neighbors" in used:
+        words.append(f"{used['num_neighbors']} neighbors")
+    if "order" in used:
+        words.append(f"order {used['order']}")
+    if "learning_rate" in used:
+        words.append(f"learning rate {used['learning_rate']:g}")
+    if used.get("num_indexed"):
+        words.append(f"an index of {used['num_indexed']} documents")
+    if "query" in used:
+        words.append(f"query {used['query']}")
+    words.append(f"windows of {used.get('max_length')} tokens")
+    if used.get("drop_near_copies"):
+        words.append("near-copies dropped")
+    return ", ".join(words) + "."
+
+
+def _limits(study: Study) -> list[str]:
+    bootstrap, count = study.grouping.bootstrap, len(contaminated(study.runs))
+    limits = [
+        f"Intervals are paired bootstraps over documents ({bootstrap.num_samples} draws). They say nothing about "
+        "other corpora, models or seeds."
+    ]
+    if study.totals[0].group == "weighted_mean":
+        limits.append("Not all tasks of the Pile are there: the mean is not comparable with a published pile_all.")
+    if any(run.used_settings().get("query") == "document" and run.used_settings().get("index") for run in study.runs):
+        limits.append("Where the query is `document`, neighbors are found with the very text that is scored.")
+    if count:
+        limits.append(
+            f"{count} {'document has' if count == 1 else 'documents have'} a near-copy of the scored text among the "
+            "neighbors."
+        )
+        for run, clean in zip(study.runs, study.clean, strict=True):
+            if clean is not None and clean.num_bytes:
+                interval = difference(clean.difference, clean.low, clean.high)
+                limits.append(f"Without such documents, {run.label}: difference {interval}.")
+    else:
+        limits.append("No near-copy of a scored text was found among the neighbors.")
+    for run, total in zip(study.runs, study.totals, strict=True):
+        if total.untrained:
+            limits.append(
+                f"{run.label}: {total.untrained} of {total.documents} documents are untrained, and count so."
+            )
+    return [*limits, *study.notes]

@@ -1,0 +1,66 @@
+"""Which published figures stand beside a run."""
+
+from dataclasses import dataclass
+
+from tttnn.pile import PUBLISHED, PUBLISHED_NEIGHBORS
+from tttnn.runs import Run
+
+
+PUBLISHED_OWNERS = {"gpt2": "openai-community", "gpt2-large": "openai-community", "gpt-neo-1.3B": "EleutherAI"}
+PUBLISHED_TITLES = {
+    "gpt2": "GPT-2, the query is the scored text",
+    "gpt2-split": "GPT-2, the query is the first half",
+    "gpt2-large": "GPT-2 Large, the query is the scored text",
+    "gpt-neo-1.3B": "GPT-Neo 1.3B, the query is the scored text",
+}
+
+
+@dataclass
+class Published:
+    """
+    Which published figures stand beside a run.
+
+    Args:
+        name (`str`):
+            A key of `PUBLISHED`.
+        is_same (`bool`):
+            Whether model and protocol have the same names as the run's.
+        neighbors (`int`):
+            The number of neighbors, of those published, that is nearest to the run's.
+    """
+
+    name: str
+    is_same: bool
+    neighbors: int
+
+    @property
+    def title(self) -> str:
+        """Name the model and the protocol."""
+        return PUBLISHED_TITLES[self.name]
+
+    def figures(self, task: str) -> tuple[float, float]:
+        """Give the published bits per byte of a task before and after."""
+        row = PUBLISHED[self.name][task]
+        return row[0], row[PUBLISHED_NEIGHBORS.index(self.neighbors)]
+
+
+def published_for(run: Run) -> Published:
+    """
+    Choose the published figures that are nearest to a run.
+
+    Args:
+        run (`Run`):
+            Its settings name model and protocol.
+
+    Returns:
+        `Published`: those of the same model and protocol, or else GPT-2's.
+    """
+    used = run.used_settings()
+    wanted = used.get("num_neighbors", 0)
+    neighbors = min(PUBLISHED_NEIGHBORS, key=lambda number: abs(number - wanted))
+    is_prefix = used.get("query", "prefix") == "prefix"
+    model = str(used.get("model"))
+    for name, owner in PUBLISHED_OWNERS.items():
+        if model in (name, f"{owner}/{name}") and (name == "gpt2" or not is_prefix):
+            return Published("gpt2-split" if is_prefix else name, True, neighbors)
+    return Published("gpt2-split" if is_prefix else "gpt2", False, neighbors)

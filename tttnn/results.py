@@ -1,0 +1,310 @@
+"""Results of runs: pooled by group, compared pair by pair on the same documents, and with what was published."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tttnn.intervals import Bootstrap, PairedScores
+from tttnn.pile import TASK_OF_SET, TASKS, pile_weights, task_of
+from tttnn.records import SECONDS, DocumentRecord
+from tttnn.runs import Run
+
+
+Groups = dict[str, list[DocumentRecord]]
+
+
+@dataclass
+class Result:
+    """
+    Pooled scores of some documents.
+
+    Args:
+        group (`str`):
+            Their task or group, or the name of the total.
+        documents (`int`):
+            How many they are.
+        num_bytes (`int`):
+            UTF-8 bytes of the scored texts.
+        before (`float`):
+            Bits per byte before; NaN without a byte, like all that follows from it.
+        after (`float`):
+            Bits per byte after.
+        low (`float`):
+            Lower end of the interval of the difference; NaN where there is none.
+        high (`float`):
+            Upper end.
+        worse (`int`):
+            Documents with a higher score after than before.
+        untrained (`int`):
+            Documents for which nothing was retrieved.
+        near_copies (`int`):
+            Documents with a near-copy among their neighbors.
+        seconds (`dict[str, float]`):
+            Sums by phase.
+        trained_tokens (`int`):
+            Tokens of all training chunks.
+        scored_tokens (`int`):
+            Tokens predicted, over all scoring passes.
+    """
+
+    group: str
+    documents: int
+    num_bytes: int
+    before: float
+    after: float
+    low: float
+    high: float
+    worse: int
+    untrained: int
+    near_copies: int
+    seconds: dict[str, float]
+    trained_tokens: int
+    scored_tokens: int
+
+    @property
+    def difference(self) -> float:
+        """After minus before."""
+        return self.after - self.before
+
+    @property
+    def ratio(self) -> float:
+        """After divided by before."""
+        return self.after / self.before if self.before else math.nan
+
+
+@dataclass
+class Comparison:
+    """
+    Two runs on the documents that both have.
+
+    Args:
+        label (`str`):
+            Of the run.
+        baseline (`str`):
+            Of the run that it is compared with.
+        documents (`int`):
+            In both.
+        only_run (`int`):
+            Only in the run.
+        only_baseline (`int`):
+            Only in the baseline.
+        after (`float`):
+            Bits per byte of the run after.
+        baseline_after (`float`):
+            Bits per byte of the baseline after, on the same documents.
+        low (`float`):
+            Lower end of the interval of their difference; NaN where there is none.
+        high (`float`):
+            Upper end.
+        other_bytes (`int`):
+            Documents of which the two scored a different number of bytes.
+        other_before (`int`):
+            Documents whose scores before differ.
+        causes (`dict[str, tuple[Any, Any]]`):
+            Settings that the score before depends on and that differ: of the run, and of the baseline.
+    """
+
+    label: str
+    baseline: str
+    documents: int
+    only_run: int
+    only_baseline: int
+    after: float = math.nan
+    baseline_after: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    other_bytes: int = 0
+    other_before: int = 0
+    causes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def difference(self) -> float:
+        """The run's bits per byte minus the baseline's."""
+        return self.after - self.baseline_after
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether the interval excludes 0; `None` without an interval."""
+        return None if math.isnan(self.low) else self.low > 0 or self.high < 0
+
+
+class Grouping:
+    """
+    Parts documents into tasks of the Pile, groups by a field of their metadata, or none.
+
+    Args:
+        runs (`list[Run]`):
+            All runs of the report.
+        group_by (`str`, *optional*):
+            A field of the metadata. By default tasks where every document has one, else one group.
+        bootstrap (`Bootstrap`, *optional*):
+            Draws the intervals.
+
+    Raises:
+        `ValueError`: If no document has that field.
+    """
+
+    def __init__(self, runs: list[Run], group_by: str | None = None, bootstrap: Bootstrap | None = None) -> None:
+        records = [record for run in runs for record in run.records]
+        self.bootstrap = bootstrap or Bootstrap()
+        self.is_pile = group_by is None and all(
+            record.metadata.get("pile_set_name") in TASK_OF_SET for record in records
+        )
+        self.kind = "task" if self.is_pile else group_by
+        if group_by is not None and all(group_by not in record.metadata for record in records):
+            known = sorted({name for record in records for name in record.metadata})
+            raise ValueError(
+                f"`group_by` is {group_by!r}, but no document has such a field. Choose from: {', '.join(known)}."
+            )
+
+    def name_of(self, record: DocumentRecord) -> str:
+        """Name the group of a document."""
+        if self.is_pile:
+            return task_of(record)
+        return str(record.metadata.get(self.kind, "(none)")) if self.kind else "all"
+
+    def split(self, records: list[DocumentRecord]) -> Groups:
+        """Part records by group: tasks in the order of the Pile, groups by name."""
+        groups: Groups = {}
+        for record in records:
+            groups.setdefault(self.name_of(record), []).append(record)
+        order = list(TASKS) if self.is_pile else sorted(groups)
+        return {name: groups[name] for name in order if name in groups}
+
+    def weighed(self, records: list[DocumentRecord]) -> tuple[str, Groups, dict[str, float]]:
+        """Name the total, and give its groups with their weights; a task without a byte is in none."""
+        if not self.is_pile:
+            return "all", {"all": records}, {"all": 1.0}
+        groups = {
+            name: members
+            for name, members in self.split(records).items()
+            if any(member.num_bytes for member in members)
+        }
+        name, weights = pile_weights(groups)
+        return name, groups, weights
+
+    def results(self, records: list[DocumentRecord]) -> list[Result]:
+        """Give a result for each group."""
+        return [
+            self._result(name, {name: members}, {name: 1.0}, members) for name, members in self.split(records).items()
+        ]
+
+    def total(self, records: list[DocumentRecord]) -> Result:
+        """Give the result over all groups: the Pile's weighted mean over tasks, or all documents pooled."""
+        name, groups, weights = self.weighed(records)
+        return self._result(name, groups, weights, records)
+
+    def _result(self, name: str, groups: Groups, weights: dict[str, float], records: list[DocumentRecord]) -> Result:
+        scores = {group: PairedScores.of(members) for group, members in groups.items()}
+        low, high = self.bootstrap.interval(scores, weights)
+        return Result(
+            group=name,
+            documents=len(records),
+            num_bytes=sum(record.num_bytes for record in records),
+            before=_mean(scores, weights, lambda pair: _bits(pair.before, pair.bytes_before)),
+            after=_mean(scores, weights, lambda pair: _bits(pair.after, pair.bytes_after)),
+            low=low,
+            high=high,
+            worse=sum(record.nll[-1] > record.nll[0] for record in records),
+            untrained=sum(record.status == "untrained" for record in records),
+            near_copies=sum(bool(record.near_copies) for record in records),
+            seconds={phase: sum(record.seconds.get(phase, 0.0) for record in records) for phase in SECONDS},
+            trained_tokens=sum(record.num_trained_tokens for record in records),
+            scored_tokens=sum(record.num_scored_tokens for record in records),
+        )
+
+    def compare(self, run: Run, baseline: Run) -> Comparison:
+        """Compare two runs on the documents that both have."""
+        ours, theirs = keyed(run.records), keyed(baseline.records)
+        keys = [key for key in theirs if key in ours]
+        comparison = Comparison(run.label, baseline.label, len(keys), len(ours) - len(keys), len(theirs) - len(keys))
+        if not keys:
+            return comparison
+        _, groups, weights = self.weighed([theirs[key] for key in keys])
+        pairs: dict[str, list[tuple[DocumentRecord, DocumentRecord]]] = {name: [] for name in groups}
+        for key in keys:
+            name = self.name_of(theirs[key]) if self.is_pile else "all"
+            if name in pairs:
+                pairs[name].append((theirs[key], ours[key]))
+        scores = {name: _paired(members) for name, members in pairs.items()}
+        comparison.baseline_after = _mean(scores, weights, lambda pair: _bits(pair.before, pair.bytes_before))
+        comparison.after = _mean(scores, weights, lambda pair: _bits(pair.after, pair.bytes_after))
+        comparison.low, comparison.high = self.bootstrap.interval(scores, weights)
+        comparison.other_bytes = sum(ours[key].num_bytes != theirs[key].num_bytes for key in keys)
+        # batches of another size change a score by less
+        comparison.other_before = sum(
+            not math.isclose(ours[key].nll[0], theirs[key].nll[0], rel_tol=1e-5, abs_tol=1e-4) for key in keys
+        )
+        if comparison.other_bytes or comparison.other_before:
+            for name in ("model", "revision", "weights", "tokenizer", "query", "max_length", "bf16", "fp16"):
+                values = run.settings.get(name), baseline.settings.get(name)
+                if values[0] != values[1]:
+                    comparison.causes[name] = values
+        return comparison
+
+
+def _paired(members: list[tuple[DocumentRecord, DocumentRecord]]) -> PairedScores:
+    """Pair the last scores of two runs, the baseline first."""
+    columns = [(one.nll[-1], other.nll[-1], one.num_bytes, other.num_bytes) for one, other in members]
+    return PairedScores(*np.array(columns, dtype=np.float64).T)
+
+
+def _bits(nll: np.ndarray, num_bytes: np.ndarray) -> float:
+    return float(nll.sum() / num_bytes.sum() / math.log(2)) if num_bytes.sum() else math.nan
+
+
+def _mean(groups: dict[str, PairedScores], weights: dict[str, float], value: Callable[[PairedScores], float]) -> float:
+    return sum(weights[name] * value(scores) for name, scores in groups.items()) if groups else math.nan
+
+
+def keyed(records: list[DocumentRecord]) -> dict[tuple[str, int], DocumentRecord]:
+    """
+    Key records by what they have in common with those of the same document in another run.
+
+    Args:
+        records (`list[DocumentRecord]`):
+            Of one run.
+
+    Returns:
+        `dict[tuple[str, int], DocumentRecord]`: by the digest of the text, and how often it came before.
+    """
+    seen: Counter[str] = Counter()
+    found = {}
+    for record in records:
+        found[record.digest, seen[record.digest]] = record
+        seen[record.digest] += 1
+    return found
+
+
+def shared_records(runs: list[Run]) -> list[list[DocumentRecord]]:
+    """
+    Give of each run the records of the documents that all have.
+
+    Args:
+        runs (`list[Run]`):
+            At least one.
+
+    Returns:
+        `list[list[DocumentRecord]]`: in the order of the runs; of the documents in that of the first run.
+    """
+    found = [keyed(run.records) for run in runs]
+    keys = [key for key in found[0] if all(key in records for records in found)]
+    return [[records[key] for key in keys] for records in found]
+
+
+def contaminated(runs: list[Run]) -> set[str]:
+    """
+    Name the documents that have a near-copy among the neighbors of any run.
+
+    Args:
+        runs (`list[Run]`):
+            All runs of the report: a method without neighbors finds none by itself.
+
+    Returns:
+        `set[str]`: digests.
+    """
+    return {record.digest for run in runs for record in run.records if record.near_copies}
