@@ -98,7 +98,7 @@ def _limits(study: Study) -> list[str]:
     if study.totals[0].group == "weighted_mean":
         limits.append("Not all tasks of the Pile are there: the mean is not comparable with a published pile_all.")
     if any(run.used_settings().get("query") == "document" and run.used_settings().get("index") for run in study.runs):
-        limits.append("Where the query is `document`, neighbors are found with the very text that is scored.")
+        limits.append("Where the query is the whole document, neighbors are found with the very text that is scored.")
     if count:
         limits.append(
             f"{count} {'document has' if count == 1 else 'documents have'} a near-copy of the scored text among the "

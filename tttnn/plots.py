@@ -127,7 +127,7 @@ def plot_task_curves(runs: list[Run], grouping: Grouping, path: str | Path) -> N
     """
     runs = [run for run in runs if run.used_settings().get("score_every_neighbor") and nll_matrix(run.records).any()]
     if not runs:
-        raise NothingToDraw("no run was scored after every neighbor (`--score_every_neighbor true`).")
+        raise NothingToDraw("no run was scored after every neighbor (--score_every_neighbor true).")
     split = [grouping.split(run.records) for run in runs]
     names = list(dict.fromkeys(name for groups in split for name in groups))
     rows = math.ceil(len(names) / min(4, len(names)))
@@ -188,4 +188,4 @@ def plot_changes(labels: list[str], totals: list[Result], path: str | Path, conf
         axes.set_xlabel(f"bits per byte, after minus before, with {100 * confidence:g} % interval; left is better")
         axes.grid(axis="y", color="#EEEEEE")
         axes.set_axisbelow(True)
-        axes.margins(y=0.08)
+        axes.set_ylim(-0.6, len(rows) - 0.4)

@@ -116,7 +116,7 @@ def _groups(study: Study, draw: Callable[[str, str, Callable[[Path], str | None]
     if kind is None:
         yield Heading("Groups")
         yield Paragraph(
-            "The documents are one group: they have no task of the Pile, and no `--group_by` names a field of theirs."
+            "The documents are one group: they have no task of the Pile, and no --group_by names a field of theirs."
         )
         return
     yield Heading("Tasks" if study.grouping.is_pile else f"By {kind}")

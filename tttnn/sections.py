@@ -60,8 +60,8 @@ def overview(study: Study) -> list[Block]:
     text = (
         f"Bits per byte of {len(study.runs)} {'run' if len(study.runs) == 1 else 'runs'} before and after adaptation; "
         f"lower is better. {means[total]} Intervals are paired bootstraps over documents, {bootstrap.num_samples} "
-        f"draws, seed {bootstrap.seed}: they cover the choice of documents, and no other source of chance. A document "
-        "that could not be trained on stays in every mean, untrained."
+        f"draws, seed {bootstrap.seed}: they cover the choice of documents, and no other source of chance, and are "
+        "too narrow for ten documents or less. A document that could not be trained on stays in every mean, untrained."
     )
     blocks: list[Block] = [Heading("Test-time training report", 1), Paragraph(text)]
     blocks += [Points(study.notes)] if study.notes else []
@@ -331,7 +331,7 @@ def reproduction(study: Study) -> list[Block]:
         `list[Block]`: with a heading.
     """
     text = (
-        "Settings as they stand in the journals; `tttnn evaluate` and examples/pile_eval.py take them as options of "
+        "Settings as they stand in the journals; tttnn evaluate and examples/pile_eval.py take them as options of "
         "the same names. The versions are those with which this report was made."
     )
     blocks: list[Block] = [Heading("How to reproduce"), Paragraph(text)]

@@ -106,36 +106,40 @@ def read_study(
     }
     others = [run for run in runs if run is not base]
     totals = [grouping.total(run.records) for run in runs]
-    most = max(total.documents for total in totals)
-    notes += [
-        f"{run.label} has {total.documents} documents, and another run has {most}: the table of runs does not compare "
-        "it with others on the same documents, the paired comparison does."
-        for run, total in zip(runs, totals, strict=True)
-        if total.documents < most
-    ]
     groups = [grouping.results(run.records) for run in runs]
-    names = dict.fromkeys(result.group for results in groups for result in results)
-    for run, results in zip(runs, groups, strict=True):
-        missing = [name for name in names if name not in {result.group for result in results}]
-        if missing:
-            notes.append(f"{run.label} has no document of {', '.join(missing)}: its total is one of the others.")
-    notes += [
-        f"{run.label}: the documents of {result.group} have no byte to score, and are in no mean."
-        for run, results in zip(runs, groups, strict=True)
-        for result in results
-        if not result.num_bytes
-    ]
     return Study(
         runs=runs,
         grouping=grouping,
         baseline=base,
-        notes=notes,
+        notes=notes + _notes(runs, totals, groups),
         totals=totals,
         groups=groups,
         clean=[grouping.total(records) if dirty and records else None for records in clean_records],
         comparisons=[grouping.compare(run, base) for run in others],
         clean_comparisons=[grouping.compare(clean_runs[run.label], clean_runs[base.label]) for run in others if dirty],
     )
+
+
+def _notes(runs: list[Run], totals: list[Result], groups: list[list[Result]]) -> list[str]:
+    """Say which runs have fewer documents or tasks than others, and what is in no mean."""
+    most = max(total.documents for total in totals)
+    notes = [
+        f"{run.label} has {total.documents} documents, and another run has {most}: the table of runs does not compare "
+        "it with others on the same documents, the paired comparison does."
+        for run, total in zip(runs, totals, strict=True)
+        if total.documents < most
+    ]
+    names = dict.fromkeys(result.group for results in groups for result in results)
+    for run, results in zip(runs, groups, strict=True):
+        missing = [name for name in names if name not in {result.group for result in results}]
+        if missing:
+            notes.append(f"{run.label} has no document of {', '.join(missing)}: its total is one of the others.")
+        notes += [
+            f"{run.label}: the documents of {result.group} have no byte to score, and are in no mean."
+            for result in results
+            if not result.num_bytes
+        ]
+    return notes
 
 
 @dataclass

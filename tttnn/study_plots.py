@@ -256,7 +256,7 @@ def plot_index_sizes(runs: list[Run], totals: list[Result], path: str | Path) ->
         if run.fraction is not None and size and not math.isnan(total.after):
             families.setdefault(run.folder, []).append((size, total, run.label.split(" fraction ")[0]))
     if not families:
-        raise NothingToDraw("no run used parts of an index (`--index_fraction 0.01 0.1 0.5 1.0`).")
+        raise NothingToDraw("no run used parts of an index (--index_fraction 0.01 0.1 0.5 1.0).")
     with picture(path) as figure:
         axes = figure.add_subplot()
         for place, points in enumerate(families.values()):
