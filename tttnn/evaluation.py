@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainingArguments
 
-from tttnn.baselines import METHODS, TrainableArguments, make_trainable
+from tttnn.baselines import METHODS, Method, TrainableArguments, make_trainable
 from tttnn.callbacks import JournalCallback
 from tttnn.choice import check_validation, choose
 from tttnn.corpus import Document
@@ -149,6 +149,28 @@ def parse_evaluation(
         raise ValueError(f"There is no preset {chosen.preset!r}. Pass one of {', '.join(PRESETS)}.")
     # an unknown method is refused by the parser, which knows its name
     method = METHODS.get(chosen.method, METHODS["ttt"])
+    parser = _parser_for(method)(
+        [kind, TestTimeTrainingArguments, *method.arguments.values()],  # type: ignore[list-item]
+        prog=prog,
+        usage=f"{prog or '%(prog)s'} --model MODEL --index INDEX --dataset DATASET [--method METHOD] [options]",
+        description=description,
+        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false unsets a flag. The "
+        "options shown are those of the method: `--method METHOD --help` shows another's.",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    if chosen.preset is not None:
+        # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
+        preset = PRESETS[chosen.preset].items()
+        parser.set_defaults(**{name: value for name, value in preset if name not in method.unused})
+    arguments, args, *own, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no option of the method {chosen.method}. `--help` shows them.")
+    return arguments, args, dict(zip(method.arguments, own, strict=True))
+
+
+def _parser_for(method: Method) -> type[HfArgumentParser]:
+    """Make a parser that knows the options of one method only."""
     hidden = {item.name for item in fields(TrainingArguments)} - {*SHOWN}
 
     class Parser(HfArgumentParser):
@@ -166,22 +188,7 @@ def parse_evaluation(
                 options["metavar"] = "NAME"  # of forty
             return super().add_argument(*names, **options)
 
-    parser = Parser(
-        [kind, TestTimeTrainingArguments, *method.arguments.values()],  # type: ignore[list-item]
-        prog=prog,
-        usage=f"{prog or '%(prog)s'} --model MODEL --index INDEX --dataset DATASET [--method METHOD] [options]",
-        description=description,
-        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false unsets a flag. The "
-        "options shown are those of the method: `--method METHOD --help` shows another's.",
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
-    if chosen.preset is not None:
-        parser.set_defaults(**PRESETS[chosen.preset])
-    arguments, args, *own, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no option of the method {chosen.method}. `--help` shows them.")
-    return arguments, args, dict(zip(method.arguments, own, strict=True))
+    return Parser
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from huggingface_hub import constants
 from tttnn.index import DocumentIndex
 
 
+logger = logging.getLogger(__name__)
+
 Pairs = list[tuple[float, int]]
 
 
@@ -23,7 +26,7 @@ class NeighborCache:
 
     Vectors are kept by what describes the embedder, rows by the digest of the index as well; both by the sha256 of the
     query. What was found for one `top_k` serves every smaller one. Several processes may write at once, and a line
-    that a kill has cut is passed over.
+    that a kill has cut is passed over. Where nothing can be written, nothing is kept.
 
     Args:
         folder (`str` or `Path`, *optional*):
@@ -96,7 +99,9 @@ class NeighborCache:
             for line in path.read_bytes().splitlines() if path.is_file() else ():
                 try:
                     row = json.loads(line)
-                    lines[row["key"]] = row
+                    # a process that began earlier may have written fewer rows later
+                    if row["key"] not in lines or row["top_k"] > lines[row["key"]]["top_k"]:
+                        lines[row["key"]] = row
                 except (ValueError, KeyError, TypeError):
                     continue  # cut by a kill: found again
             self._lines[path] = lines
@@ -105,14 +110,17 @@ class NeighborCache:
     def _append(self, lines: dict[str, Any], key: str, row: dict[str, Any]) -> None:
         lines[key] = row
         path: Path = lines[""]
-        path.parent.mkdir(parents=True, exist_ok=True)
         # a line end on both sides parts it from a line that was cut; one write keeps it whole beside other writers
         line = b"\n" + json.dumps({"key": key, **row}).encode() + b"\n"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            logger.info("What a query found cannot be kept in '%s' for the next time: %s", path, error)
 
 
 def _key(text: str) -> str:

@@ -1,7 +1,6 @@
 """Random draws from an index: a part of it (how large must a corpus be?), and documents to compare neighbors with."""
 
 import hashlib
-from typing import Any
 
 import numpy as np
 
@@ -25,12 +24,16 @@ class IndexSubset(DocumentIndex):
             Of the permutations.
 
     Raises:
-        `ValueError`: If the fraction is out of range, or leaves no row.
+        `ValueError`: If the fraction is out of range, or leaves no row, or the index is a part already.
     """
 
     def __init__(self, index: DocumentIndex, fraction: float, seed: int = 0) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"The fraction of an index is {fraction}. Pass a share above 0 and up to 1.")
+        if isinstance(index, IndexSubset):
+            raise ValueError(
+                f"The index is a part already: {len(index)} of {int(index.starts[-1])} documents. Draw from the whole."
+            )
         digest = hashlib.sha256(f"{index.digest} {fraction!r} {seed}".encode()).hexdigest()
         super().__init__(index.shards, index.embedder, digest)
         self._whole = index
@@ -52,10 +55,13 @@ class IndexSubset(DocumentIndex):
 
     def _search_shard(self, number: int, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         faiss, vectors = import_faiss(), self.shards[number].vectors
-        kind: Any = faiss.SearchParametersIVF if isinstance(vectors, faiss.IndexIVF) else faiss.SearchParameters
         # eight rows a byte, the first in the lowest bit
         selector = faiss.IDSelectorBitmap(np.packbits(self._masks[number], bitorder="little"))
-        return vectors.search(queries, min(top_k, vectors.ntotal), params=kind(sel=selector))
+        if isinstance(vectors, faiss.IndexIVF):  # whose own settings are not looked at beside parameters
+            params = faiss.SearchParametersIVF(sel=selector, nprobe=vectors.nprobe, max_codes=vectors.max_codes)
+        else:
+            params = faiss.SearchParameters(sel=selector)
+        return vectors.search(queries, min(top_k, vectors.ntotal), params=params)
 
 
 def _mask(num_rows: int, fraction: float, seed: list[int]) -> np.ndarray:

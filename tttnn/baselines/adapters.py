@@ -67,7 +67,7 @@ def make_trainable(model: PreTrainedModel, arguments: TrainableArguments, seed: 
         `PreTrainedModel` or `PeftModel`: the model, with a new adapter where PEFT is used.
 
     Raises:
-        `ValueError`: If the model has no such parameter.
+        `ValueError`: If the model has no such parameter, or a prefix leaves no room for a text.
         `ImportError`: If PEFT is missing.
     """
     kind = arguments.trainable
@@ -106,6 +106,12 @@ def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: i
         raise ImportError(
             f"`trainable={arguments.trainable!r}` needs PEFT. Install it: `pip install tttnn[peft]`."
         ) from None
+    context = getattr(model.config, "max_position_embeddings", None)
+    if arguments.trainable == "prefix" and context is not None and arguments.num_virtual_tokens > context - 2:
+        raise ValueError(
+            f"`num_virtual_tokens` is {arguments.num_virtual_tokens}, and the model reads {context} tokens: no two "
+            f"are left for a text. Pass at most {context - 2}."
+        )
     norms = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_norm(module)})
     rank = arguments.lora_rank
     configs: dict[str, peft.PeftConfig] = {

@@ -127,7 +127,7 @@ class ContextTrainer(AdapterTrainer):
             Those of `AdapterTrainer`.
 
     Raises:
-        `ValueError`: If the model's context has no room for neighbors and text.
+        `ValueError`: If the model's context has no room for neighbors and text, or its prefix is trained.
     """
 
     method = "context"
@@ -135,6 +135,12 @@ class ContextTrainer(AdapterTrainer):
 
     def __init__(self, *, context: ContextArguments | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.trainable.trainable == "prefix":
+            # PEFT puts the prefix into the place of the keys and values of what was read before
+            raise ValueError(
+                f"`trainable` is 'prefix', which takes the place of the context that {self.method} reads first. "
+                "Choose another, lora say."
+            )
         self.context_length, self.window_length = self._shares((context or ContextArguments()).context_length)
 
     def _shares(self, wanted: int | None) -> tuple[int, int]:
@@ -161,7 +167,8 @@ class ContextTrainer(AdapterTrainer):
         nearest_first = sorted(neighbors, key=lambda neighbor: neighbor.distance)
         token_ids = [sum(self._chunks(neighbor), []) for neighbor in nearest_first]
         context = lay_out_context(token_ids, prefix_id, self.context_length)
-        windows = scored_text.cut(self.window_length)
+        # neighbors without a token leave the windows, and so the score, as they were
+        windows = scored_text.cut(self.window_length) if context else scored_text
         with self.compute_loss_context_manager(), in_model(record):
             nll = score_in_context(self.model, windows, context, prefix_id, self.max_length)
         self._keep_score(nll, windows, record, start)

@@ -209,7 +209,15 @@ def best_candidate(records: list[DocumentRecord], knn: KnnArguments) -> KnnArgum
 
     Returns:
         `KnnArguments`: with one pair: that of the lowest sum of nll.
+
+    Raises:
+        `ValueError`: If no document has a neighbor.
     """
+    if all(record.status == "untrained" for record in records):
+        raise ValueError(
+            f"None of the {len(records)} validation documents has a neighbor, so there is nothing to choose by. Check "
+            "the index and the filters."
+        )
     sums = nll_matrix(records)[:, 1:].sum(axis=0)
     weight, temperature = knn.candidates[int(sums.argmin())]
     return KnnArguments([weight], [temperature], knn.knn_k)

@@ -1,0 +1,91 @@
+"""
+Trainers of the compared methods, of tiny parts; and what `test_evaluation.py` runs on one process and on two.
+
+`torchrun --nproc_per_node 2 tests/methods_program.py FOLDER TOKENIZER` writes `FOLDER/NAME-RANK.json` for each of
+`SCENARIOS`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import CONFIGS, TEXTS
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tttnn import Neighbor, TestTimeTrainingArguments
+from tttnn.baselines import METHODS, KnnArguments
+
+
+DOCUMENTS = [TEXTS[2], TEXTS[4] * 2, TEXTS[7] * 3]
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "context": {},
+    "knn-lm": {"knn": KnnArguments([0.1, 0.5], [10.0])},
+    # dropout shows whether document i is seeded from (seed, i) on whichever process it is
+    "dynamic": {"disable_dropout": False},
+}
+
+
+class GivenRetriever:
+    """Gives texts in their order, at distances 0, 1, 2 and so on."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
+        found = [Neighbor(row, text, float(row)) for row, text in enumerate(self.texts[:top_k])]
+        return [list(found) for _ in texts]
+
+
+def make_method(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    texts: list[str],
+    folder: Path,
+    callbacks: list[Any] | None = None,
+    own: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Any:
+    """Make the trainer of a method; `own` goes to it, `overrides` to its arguments."""
+    args = TestTimeTrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "num_neighbors": 4,
+            "query": "document",
+            "max_length": 32,
+            "learning_rate": 1e-2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **overrides,
+        }
+    )
+    parts = {"processing_class": tokenizer, "retriever": GivenRetriever(texts), "callbacks": callbacks}
+    return METHODS[name].trainer(model=model, args=args, **parts, **(own or {}))
+
+
+def evaluate(name: str, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
+    """Evaluate a scenario, and give its records as JSON would hold them, but for the seconds."""
+    overrides = dict(SCENARIOS[name])
+    own = {"knn": overrides.pop("knn")} if "knn" in overrides else {}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"](len(tokenizer)))
+    trainer = make_method(name, model, tokenizer, TEXTS[:4], folder, own=own, **overrides)
+    trainer.evaluate(DOCUMENTS)
+    return [{**json.loads(record.to_json()), "seconds": {}} for record in trainer.records]
+
+
+def main(folder: Path, tokenizer_folder: str) -> None:
+    """Run every scenario on this process, among the others that were launched."""
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    for name in SCENARIOS:
+        records = evaluate(name, tokenizer, folder / name)
+        (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(records))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
