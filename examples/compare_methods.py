@@ -56,11 +56,14 @@ def chosen_rate(folder: Path) -> str:
 
 def main() -> None:
     """Run every comparison that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), metavar="NAME")
     parser.add_argument("--index", required=True)
     parser.add_argument("--embedder")
     parser.add_argument("--num_neighbors", type=int, default=20)
+    parser.add_argument("--validation", nargs="+", default=[])
     parser.add_argument("--validation_limit", type=int, default=1)
     parser.add_argument("--output_dir", type=Path, required=True)
     own, shared = parser.parse_known_args()
@@ -73,13 +76,15 @@ def main() -> None:
             options += ["--embedder", own.embedder] if own.embedder else []
         if any(word in options for word in WITHOUT_CHOICE):
             options += ["--validation_limit", str(own.validation_limit)]
+            options += ["--validation", *own.validation] if own.validation else []
         print(f"== {name}: {' '.join(options)}", flush=True)
         options += ["--output_dir", str(own.output_dir / name), *shared]
         arguments, args, method = parse_evaluation(PileArguments, options)
         documents, validation = pile_eval.documents_to_evaluate(arguments, args.text_column)
         for outcome in evaluate_documents(arguments, args, method, documents, validation):
-            print(outcome.name)
-            pile_eval.report(outcome)
+            if outcome.is_main:
+                print(outcome.name)
+                pile_eval.report(outcome)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def read(arguments: PileArguments, source: list[str], text_column: str) -> Itera
 def documents_to_evaluate(arguments: PileArguments, text_column: str) -> tuple[list[Document], list[Document]]:
     """Give the test documents, and those on which settings are chosen."""
     tasks = parse_tasks(arguments.tasks)
-    documents = list(read(arguments, arguments.dataset, text_column))
+    found = read(arguments, arguments.dataset, text_column)
+    documents = [document for document in found if task_of(document) in tasks]
     by_task = select_documents(documents, tasks, arguments.fraction, arguments.limit)
     tested = [cut(document, arguments.max_document_bytes) for found in by_task.values() for document in found]
     for task in by_task:
@@ -60,8 +61,9 @@ def documents_to_evaluate(arguments: PileArguments, text_column: str) -> tuple[l
             raise ValueError(f"The documents of the task {task!r} are empty. Leave it out of --tasks.")
     others: dict[str, list[Document]] = {}
     if arguments.validation:
-        found = read(arguments, arguments.validation, text_column)
-        others = select_documents(found, tasks, 1.0, arguments.validation_limit)
+        others = select_documents(
+            read(arguments, arguments.validation, text_column), tasks, 1.0, arguments.validation_limit
+        )
     elif arguments.validation_limit is not None:
         for task, found in select_documents(documents, list(by_task), 1.0).items():
             first = len(by_task[task])

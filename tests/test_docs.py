@@ -8,8 +8,8 @@ launcher. Tiny parts from conftest.py stand for what a reader brings, so that no
 - Names that a page uses without making them: `model`, `tokenizer`, `test_set` (two documents), `trainer`, and `train`,
   which changes every weight; in docstrings also the public names of tttnn. `model.generate(...)`, with the three dots
   as they stand, continues a prompt.
-- Files: `my_corpus/`, `train/`, `corpus.jsonl`, `test.jsonl`, `validation.jsonl`, `pile-test.jsonl.zst`; `my-index`, unless the page
-  builds it.
+- Files: `my_corpus/`, `train/`, `corpus.jsonl`, `test.jsonl`, `validation.jsonl`, `pile-test.jsonl.zst`; `my-index`,
+  unless the page builds it.
 - Names in `HUB`: `from_pretrained` and `load_dataset` are replaced, and give the tiny parts for them. Any other name
   that is no folder is an error here too.
 
@@ -275,7 +275,7 @@ def table_rows(text):
     return [[cell.strip() for cell in row] for row in rows if set("".join(row)) - set("-: ")]
 
 
-@pytest.mark.parametrize("command", ["build-index", "retrieve", "evaluate"])
+@pytest.mark.parametrize("command", ["build-index", "retrieve", "evaluate", "report"])
 def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()
     section = page.split(f"## tttnn {command}\n")[1].split("\n## ")[0]

@@ -13,16 +13,26 @@ from PIL import Image
 from scipy import stats
 
 from tttnn.cli import main
-from tttnn.intervals import Bootstrap, PairedScores, rank_correlation
 from tttnn.journal import Journal
-from tttnn.page import Code, Heading, Paragraph, Picture, Points, Table, escape_markdown, html_page, markdown_page
-from tttnn.published import published_for
 from tttnn.records import DocumentRecord
 from tttnn.report import write_report
-from tttnn.results import Grouping, contaminated
-from tttnn.runs import Run, differing_settings, read_runs
-from tttnn.study import read_study, trials_of
-from tttnn.study_plots import pareto_front
+from tttnn.report.intervals import Bootstrap, PairedScores, rank_correlation
+from tttnn.report.page import (
+    Code,
+    Heading,
+    Paragraph,
+    Picture,
+    Points,
+    Table,
+    escape_markdown,
+    html_page,
+    markdown_page,
+)
+from tttnn.report.published import published_for
+from tttnn.report.results import Grouping, contaminated
+from tttnn.report.runs import Run, differing_settings, read_runs
+from tttnn.report.study import read_study, trials_of
+from tttnn.report.study_plots import pareto_front
 
 
 FEW = Bootstrap(num_samples=200)
@@ -71,7 +81,7 @@ def two_runs(tmp_path):
 @pytest.fixture(autouse=True)
 def coarse_pictures(monkeypatch):
     """Pictures of few dots, which are drawn faster."""
-    monkeypatch.setattr("tttnn.figures.DPI", 40)
+    monkeypatch.setattr("tttnn.report.figures.DPI", 40)
 
 
 # --- reading ---
@@ -319,7 +329,7 @@ def test_a_difference_of_runs_has_the_interval_of_a_paired_bootstrap_of_scipy():
 def test_draws_are_the_same_however_they_are_parted(monkeypatch):
     scores = {"all": PairedScores.of([make_record(i, [2.0, 1.0 + i / 7]) for i in range(6)])}
     whole = FEW.interval(scores)
-    monkeypatch.setattr("tttnn.intervals.CHUNK", 13)
+    monkeypatch.setattr("tttnn.report.intervals.CHUNK", 13)
     assert FEW.interval(scores) == pytest.approx(whole)
 
 

@@ -1,6 +1,7 @@
 """Settings that are chosen on validation documents, never on those that are reported."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers.utils import logging
 from tttnn.baselines import KnnArguments, best_candidate
 from tttnn.corpus import Document
 from tttnn.records import digest, summarize
+from tttnn.steps import NotFiniteError
 from tttnn.training_args import TestTimeTrainingArguments
 
 
@@ -80,6 +82,9 @@ def choose(
 
     Returns:
         `tuple`: `args` and `own` with what scored best.
+
+    Raises:
+        `ValueError`: If training diverges at every rate, or no validation document has a neighbor.
     """
     chosen = f"Chosen on {len(validation)} validation documents:"
     if "knn" in own:
@@ -93,9 +98,15 @@ def choose(
         trial = _with_rate(args, rate)
         trial.score_every_neighbor = False  # a choice needs no curve
         trainer = make_trainer(trial, own)
-        trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")
-        scores[rate] = summarize(trainer.records)["bits_per_byte"]
+        try:
+            trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")
+            scores[rate] = summarize(trainer.records)["bits_per_byte"]
+        except NotFiniteError as error:
+            logger.warning(f"The learning rate {rate:g} is out: {error}")
+            scores[rate] = math.inf
     best = min(scores, key=scores.__getitem__)
+    if scores[best] == math.inf:
+        raise ValueError(f"Training diverged at every one of the learning rates {learning_rates}. Pass lower ones.")
     listed = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in scores.items())
     logger.warning(f"{chosen} learning rate {best:g} (bits per byte by rate: {listed}).")
     if best in (min(scores), max(scores)) and len(scores) > 2:

@@ -174,6 +174,8 @@ def evaluate(argv: Sequence[str]) -> None:
         columns = (args.text_column, arguments.id_column)
         return list(read_documents(source, *columns, arguments.split, arguments.dataset_revision, limit=limit))
 
+    if arguments.validation_limit is not None and not arguments.validation:
+        raise ValueError("`--validation_limit` was passed without `--validation`. Name the validation documents.")
     documents = read(arguments.dataset, arguments.limit)
     validation = read(arguments.validation, arguments.validation_limit) if arguments.validation else []
     for outcome in evaluate_documents(arguments, args, own, documents, validation):
@@ -219,8 +221,8 @@ def report(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     arguments = parser.parse_args(argv)
 
-    from tttnn.intervals import Bootstrap
     from tttnn.report import write_report
+    from tttnn.report.intervals import Bootstrap
 
     bootstrap = Bootstrap(arguments.num_samples, arguments.seed)
     for path in write_report(arguments.run, arguments.output, arguments.baseline, arguments.group_by, bootstrap):

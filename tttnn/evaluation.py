@@ -17,12 +17,11 @@ from tttnn.corpus import Document
 from tttnn.neighbor_cache import NeighborCache
 from tttnn.records import DocumentRecord
 from tttnn.retriever import NeighborRetriever
-from tttnn.subset import random_distances
+from tttnn.subset import RANDOM_DISTANCES, random_distances
 from tttnn.training_args import PRESETS, TestTimeTrainingArguments
 from tttnn.windows import split_document
 
 
-RANDOM_DISTANCES = "random-distances.json"
 MAX_QUERIES = 200  # of which distances to random documents are kept
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -149,10 +148,11 @@ def parse_evaluation(
         raise ValueError(f"There is no preset {chosen.preset!r}. Pass one of {', '.join(PRESETS)}.")
     # an unknown method is refused by the parser, which knows its name
     method = METHODS.get(chosen.method, METHODS["ttt"])
+    index = "" if "index" in method.unused else "--index INDEX "
     parser = _parser_for(method)(
         [kind, TestTimeTrainingArguments, *method.arguments.values()],  # type: ignore[list-item]
         prog=prog,
-        usage=f"{prog or '%(prog)s'} --model MODEL --index INDEX --dataset DATASET [--method METHOD] [options]",
+        usage=f"{prog or '%(prog)s'} --model MODEL {index}--dataset DATASET [--method METHOD] [options]",
         description=description,
         epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false unsets a flag. The "
         "options shown are those of the method: `--method METHOD --help` shows another's.",
@@ -166,6 +166,8 @@ def parse_evaluation(
     arguments, args, *own, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no option of the method {chosen.method}. `--help` shows them.")
+    if arguments.learning_rates and any(word.split("=")[0].replace("-", "_") == "__learning_rate" for word in argv):
+        raise ValueError("Both `--learning_rate` and `--learning_rates` were passed. Pass one of them.")
     return arguments, args, dict(zip(method.arguments, own, strict=True))
 
 
@@ -267,13 +269,16 @@ def evaluate_documents(
     def make_trainer(args: TestTimeTrainingArguments, own: dict[str, Any]) -> Any:  # noqa: ANN401
         return method.trainer(args=args, callbacks=[JournalCallback()], **parts, **own)
 
+    retrievers = {"eval": whole}
+    if arguments.index_fraction:
+        retrievers = {f"eval-fraction-{fraction:g}": whole.subset(fraction) for fraction in arguments.index_fraction}
+        for part in retrievers.values():
+            part.prepare(args.top_k or args.num_neighbors)  # too small a part is told before the work
     if validation:
         args, own = choose(make_trainer, arguments.learning_rates or [], args, own, validation)
     outcomes = []
-    for fraction in arguments.index_fraction or [1.0]:
-        name = "eval"
-        if arguments.index_fraction:
-            name, parts["retriever"] = f"eval-fraction-{fraction:g}", whole.subset(fraction)
+    for name, retriever in retrievers.items():
+        parts["retriever"] = retriever
         trainer = make_trainer(args, own)
         metrics = trainer.evaluate(documents, metric_key_prefix=name)
         trainer.save_metrics(name, metrics)

@@ -18,6 +18,10 @@ from tttnn.training_args import TestTimeTrainingArguments
 from tttnn.windows import encode, training_chunks
 
 
+class NotFiniteError(RuntimeError):
+    """A loss or a score that is no number any more: training diverged."""
+
+
 def raise_not_finite(name: str, value: float) -> NoReturn:
     """
     Say that a loss or a score is no number any more.
@@ -29,9 +33,9 @@ def raise_not_finite(name: str, value: float) -> NoReturn:
             What it is.
 
     Raises:
-        `RuntimeError`: Always.
+        `NotFiniteError`: Always.
     """
-    raise RuntimeError(
+    raise NotFiniteError(
         f"The {name} is {value}: training diverged, or the model overflows in its precision. Lower `learning_rate`, "
         "or load the model in float32. The model was restored."
     )

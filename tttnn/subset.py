@@ -8,6 +8,9 @@ from tttnn.corpus import Document
 from tttnn.index import DocumentIndex, import_faiss
 
 
+RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
+
+
 class IndexSubset(DocumentIndex):
     """
     A random share of the rows of an index, searched without copying a vector.
@@ -92,6 +95,7 @@ def random_distances(index: DocumentIndex, queries: np.ndarray, per_query: int =
     for query in queries:
         for row in generator.integers(index.starts[-1], size=per_query):
             shard = int(np.searchsorted(index.starts, row, side="right")) - 1
-            vector = index.shards[shard].vectors.reconstruct(int(row - index.starts[shard]))
+            # `reconstruct` fails for an inverted file without a map of its rows
+            vector = index.shards[shard].vectors.reconstruct_n(int(row - index.starts[shard]), 1)
             distances.append(float(np.square(query - vector).sum()))
     return distances

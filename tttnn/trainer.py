@@ -112,7 +112,13 @@ class TestTimeTrainer(EpisodeTrainer):
         self.retriever: Retriever | None = retriever
         self.records: list[DocumentRecord] = []
         check_processes(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        self.max_length = min(args.max_length, context_length(model) or args.max_length)
+        context = context_length(model)
+        self.max_length = args.max_length if context is None else min(args.max_length, context)
+        if self.max_length < 2:
+            raise ValueError(
+                f"The model has room for {context} tokens beside its virtual ones, and two are the least of which one "
+                "is predicted. Give its prompt fewer virtual tokens."
+            )
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
 

@@ -170,9 +170,8 @@ class KnnLMTrainer(AdapterTrainer):
         windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, self.max_length)]
         with self.compute_loss_context_manager(), in_model(record):
             nlls = self._mixed_nlls(windows, scored_text.windows)
-        for nll in nlls:
-            self._keep_score(nll, scored_text, record, start)
-            start = perf_counter()
+        self._keep_score(nlls[0], scored_text, record, start)
+        record.nll += nlls[1:]  # of the other candidates, from the same pass
 
     def _mixed_nlls(self, neighbors: list[Window], scored: list[Window]) -> list[float]:
         """Give the nll of the scored windows under each pair of weight and temperature."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tttnn.intervals import Bootstrap, PairedScores
 from tttnn.pile import TASK_OF_SET, TASKS, pile_weights, task_of
 from tttnn.records import SECONDS, DocumentRecord
-from tttnn.runs import Run
+from tttnn.report.intervals import Bootstrap, PairedScores
+from tttnn.report.runs import Run
 
 
 Groups = dict[str, list[DocumentRecord]]

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tttnn.figures import COLORS, GRAY, NothingToDraw, line_style, panels, picture, short, whole_numbers
-from tttnn.intervals import Bootstrap
 from tttnn.records import DocumentRecord, nll_matrix
-from tttnn.results import Grouping, Result
-from tttnn.runs import Run
+from tttnn.report.figures import COLORS, GRAY, NothingToDraw, line_style, panels, picture, short, whole_numbers
+from tttnn.report.intervals import Bootstrap
+from tttnn.report.results import Grouping, Result
+from tttnn.report.runs import Run
 
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
 """A section for a model card, made of the same records as the report."""
 
-from tttnn.page import Block, Code, Heading, Paragraph, Points, Table
-from tttnn.results import contaminated
-from tttnn.runs import Run
-from tttnn.study import Study
-from tttnn.tables import difference, figure, share
+from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
+from tttnn.report.results import contaminated
+from tttnn.report.runs import Run
+from tttnn.report.study import Study
+from tttnn.report.tables import difference, figure, share
 
 
 CITATION = """@inproceedings{hardt2024test,

@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tttnn.figures import COLORS, GRAY, NothingToDraw, line_style, log_axis, panels, picture, short, whole_numbers
-from tttnn.intervals import rank_correlation
 from tttnn.records import DocumentRecord
-from tttnn.results import Grouping, Result, keyed, shared_records
-from tttnn.runs import Run
+from tttnn.report.figures import (
+    COLORS,
+    GRAY,
+    NothingToDraw,
+    line_style,
+    log_axis,
+    panels,
+    picture,
+    short,
+    whole_numbers,
+)
+from tttnn.report.intervals import rank_correlation
+from tttnn.report.results import Grouping, Result, keyed, shared_records
+from tttnn.report.runs import Run
 
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tttnn.tables import markdown_table
+from tttnn.report.tables import markdown_table
 
 
 @dataclass

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from tttnn.intervals import bootstrap_difference
 from tttnn.records import DocumentRecord, summarize
+from tttnn.report.intervals import bootstrap_difference
 
 
 NONE = "–"

@@ -11,9 +11,9 @@ from typing import Any
 from tttnn.baselines import METHODS
 from tttnn.journal import read_journal
 from tttnn.records import DocumentRecord
+from tttnn.subset import RANDOM_DISTANCES
 
 
-RANDOM_DISTANCES = "random-distances.json"
 # Settings that only one choice of `trainable` has a use for.
 ONLY_FOR = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
 # What `optimizer` repeats of other settings.

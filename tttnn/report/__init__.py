@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from tttnn.card import model_card
-from tttnn.figures import NothingToDraw, import_figure
-from tttnn.intervals import Bootstrap, bootstrap_difference
-from tttnn.page import Block, Heading, Paragraph, Picture, html_page, import_jinja2, markdown_page
-from tttnn.plots import plot_changes, plot_curve, plot_task_curves, plot_tasks
-from tttnn.sections import choices, comparison, group_table, near_copies, overview, reproduction, speed
-from tttnn.study import Study, read_study, study_csv, study_json
-from tttnn.study_plots import plot_distance_gain, plot_distances, plot_index_sizes, plot_pareto, plot_seconds
-from tttnn.tables import document_table, markdown_table, pooled_line, task_table
+from tttnn.report.card import model_card
+from tttnn.report.figures import NothingToDraw, import_figure
+from tttnn.report.intervals import Bootstrap, bootstrap_difference
+from tttnn.report.page import Block, Heading, Paragraph, Picture, html_page, import_jinja2, markdown_page
+from tttnn.report.plots import plot_changes, plot_curve, plot_task_curves, plot_tasks
+from tttnn.report.sections import choices, comparison, group_table, near_copies, overview, reproduction, speed
+from tttnn.report.study import Study, read_study, study_csv, study_json
+from tttnn.report.study_plots import plot_distance_gain, plot_distances, plot_index_sizes, plot_pareto, plot_seconds
+from tttnn.report.tables import document_table, markdown_table, pooled_line, task_table
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tttnn.pile import PUBLISHED, PUBLISHED_NEIGHBORS
-from tttnn.runs import Run
+from tttnn.report.runs import Run
 
 
 PUBLISHED_OWNERS = {"gpt2": "openai-community", "gpt2-large": "openai-community", "gpt-neo-1.3B": "EleutherAI"}
