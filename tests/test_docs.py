@@ -38,6 +38,7 @@ from conftest import TEXTS
 
 import tttnn
 from tttnn import Embedder, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
+from tttnn.baselines import METHODS
 from tttnn.cli import main
 from tttnn.pile import TASKS
 from tttnn.training_args import PRESETS
@@ -280,8 +281,9 @@ def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()
     section = page.split(f"## tttnn {command}\n")[1].split("\n## ")[0]
     shown = {option for row in table_rows(section) for option in re.findall(r"--[\w-]+", row[0])}
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
+    for method in METHODS if command == "evaluate" else [None]:  # the help is that of a method
+        with pytest.raises(SystemExit):
+            main([command, *(["--method", method] if method else []), "--help"])
     options = set(re.findall(r"^  (?:-h, )?(?:--\w+ .*?, )?(--[\w-]+)", capsys.readouterr().out, re.M))
     assert shown == {option for option in options if option != "--help"}
 
