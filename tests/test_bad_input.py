@@ -451,3 +451,16 @@ def test_a_launcher_that_started_one_process_of_several_is_warned_of(make, monke
         assert "one takes part and does every document" in caplog.text
     finally:
         logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("model", "gpt2", "`model` is 'gpt2', and a loaded model is needed"),
+        ("processing_class", None, "`processing_class` is None, and the model's tokenizer is needed"),
+        ("processing_class", "gpt2", "`processing_class` is 'gpt2', and the model's tokenizer is needed"),
+    ],
+)
+def test_a_name_in_the_place_of_a_part_is_a_type_error_that_says_what_to_pass(make_trainer, part, value, message):
+    with pytest.raises(TypeError, match=message):
+        make_trainer(**{part: value})

@@ -22,8 +22,14 @@ def check_model(model: torch.nn.Module) -> None:
             The model.
 
     Raises:
+        `TypeError`: If it is no model, a name say.
         `ValueError`: If it is wrapped for several devices, spread over them, quantized without adapters, or frozen.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"`model` is {model!r:.100}, and a loaded model is needed. Pass "
+            "`AutoModelForCausalLM.from_pretrained(..., dtype=torch.float32)`."
+        )
     if isinstance(model, DistributedDataParallel | DataParallel):
         raise ValueError(
             f"The model is wrapped in {type(model).__name__}, which keeps its copies equal; here each process adapts "

@@ -52,8 +52,14 @@ def prefix_token_id(processing_class: PreTrainedTokenizerBase) -> int:
         `int`: the token's id.
 
     Raises:
+        `TypeError`: If it is no tokenizer.
         `ValueError`: If the tokenizer has neither.
     """
+    if processing_class is None or isinstance(processing_class, str):
+        raise TypeError(
+            f"`processing_class` is {processing_class!r:.100}, and the model's tokenizer is needed. Pass "
+            "`AutoTokenizer.from_pretrained(...)`."
+        )
     for token_id in (processing_class.bos_token_id, processing_class.eos_token_id):
         if token_id is not None:
             return int(token_id)
