@@ -12,12 +12,14 @@ each task that follow the sample, or on `--validation`. Killed and started again
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pile_eval
 from pile_eval import PileArguments
 
-from tttnn.evaluation import evaluate_documents, parse_evaluation
+from tttnn.evaluation import evaluate_documents
+from tttnn.evaluation_args import parse_evaluation
 
 
 # By name: the options of each, for a number of neighbors that a single step takes together.
@@ -25,11 +27,11 @@ COMPARISONS = {
     "none": "--method none",
     "nearest": "--learning_rates 2e-5 5e-5 1e-4 2e-4 4e-4 --score_every_neighbor True",
     "context": "--method context",
-    "context+ttt": "--method context+ttt --learning_rate RATE",
+    "context+ttt": "--method context+ttt --learning_rates 2e-5 5e-5 1e-4",
     "lora": "--trainable lora --learning_rates 3e-4 1e-3 3e-3",
     "farthest": "--order farthest --learning_rate RATE",
     "random": "--order random --learning_rate RATE",
-    "carried-optimizer": "--reset_optimizer False --learning_rate RATE",
+    "carried-optimizer": "--reset_optimizer False --learning_rates 5e-5 1e-4 2e-4",
     "one-step": "--gradient_accumulation_steps NEIGHBORS --learning_rates 1e-4 3e-4 1e-3",
     "knn-lm": "--method knn-lm",
     "dynamic": "--method dynamic --learning_rates 2e-5 5e-5 1e-4 2e-4",
@@ -42,7 +44,7 @@ COMPARISONS = {
     "index-size": "--index_fraction 0.01 0.1 0.5 1.0 --learning_rate RATE",
 }
 WITHOUT_NEIGHBORS = ("none", "dynamic")
-WITHOUT_CHOICE = ("--learning_rates", "knn-lm")
+WITH_CHOICE = ("--learning_rates", "knn-lm")
 
 
 def chosen_rate(folder: Path) -> str:
@@ -67,6 +69,8 @@ def main() -> None:
     parser.add_argument("--validation_limit", type=int, default=1)
     parser.add_argument("--output_dir", type=Path, required=True)
     own, shared = parser.parse_known_args()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "carried-optimizer" in own.only:
+        raise ValueError("A carried optimizer takes one process. Leave `carried-optimizer` out by --only.")
     for name in own.only:
         options = COMPARISONS[name].replace("NEIGHBORS", str(own.num_neighbors)).split()
         if "RATE" in options:
@@ -74,7 +78,7 @@ def main() -> None:
         if name not in WITHOUT_NEIGHBORS:
             options += ["--index", own.index, "--num_neighbors", str(own.num_neighbors)]
             options += ["--embedder", own.embedder] if own.embedder else []
-        if any(word in options for word in WITHOUT_CHOICE):
+        if any(word in options for word in WITH_CHOICE):
             options += ["--validation_limit", str(own.validation_limit)]
             options += ["--validation", *own.validation] if own.validation else []
         print(f"== {name}: {' '.join(options)}", flush=True)

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tttnn import Document, read_documents
-from tttnn.evaluation import EvaluateArguments, Outcome, evaluate_documents, parse_evaluation
+from tttnn.evaluation import Outcome, evaluate_documents
+from tttnn.evaluation_args import EvaluateArguments, parse_evaluation
 from tttnn.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
 from tttnn.report import task_table
 
@@ -68,6 +69,9 @@ def documents_to_evaluate(arguments: PileArguments, text_column: str) -> tuple[l
         for task, found in select_documents(documents, list(by_task), 1.0).items():
             first = len(by_task[task])
             others[task] = found[first : first + arguments.validation_limit]
+    lacking = [task for task in by_task if not others.get(task)]
+    if others and lacking:
+        raise ValueError(f"No validation document is left of {', '.join(lacking)}. Lower --fraction or --limit.")
     validation = [cut(document, arguments.max_document_bytes) for found in others.values() for document in found]
     return tested, validation
 

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import NeighborRetriever
 from tttnn.cli import main
-from tttnn.evaluation import SHOWN, EvaluateArguments, load_parts, parse_evaluation
+from tttnn.evaluation import load_parts
+from tttnn.evaluation_args import SHOWN, EvaluateArguments, parse_evaluation
 from tttnn.index import MANIFEST, open_index
 from tttnn.neighbor_cache import NeighborCache
 

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 from tttnn import Document
 from tttnn.baselines import METHODS, KnnArguments
 from tttnn.embedding import Embedder
-from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
+from tttnn.evaluation import evaluate_documents
+from tttnn.evaluation_args import EvaluateArguments, parse_evaluation
 
 
 TESTS = Path(__file__).parent

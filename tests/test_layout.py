@@ -37,6 +37,7 @@ ORDER = [
     "baselines",
     "choice",
     "report",
+    "evaluation_args",
     "evaluation",
     "cli",
     "__main__",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tttnn import NeighborRetriever
-from tttnn.neighbor_cache import NeighborCache
+from tttnn.neighbor_cache import DEPTH, NeighborCache
 from tttnn.subset import IndexSubset
 
 
@@ -72,7 +72,7 @@ def test_a_cache_finds_what_is_found_without_one(counted, folder, uncached):
 
 def test_a_second_run_embeds_and_searches_nothing(counted, folder):
     first, embedded, searched = counted.find(NeighborCache(folder))
-    assert (embedded, searched) == (TEXTS, [(4, 4)])
+    assert (embedded, searched) == (TEXTS, [(4, DEPTH)])
     assert counted.find(NeighborCache(folder)) == (first, [], [])
 
 
@@ -83,24 +83,31 @@ def test_a_smaller_top_k_is_served_from_a_larger_one(counted, folder, uncached):
     assert same(found, uncached(top_k=2))
 
 
-def test_a_larger_top_k_is_searched_for_but_not_embedded_again(counted, folder, uncached):
+def test_more_neighbors_of_a_query_are_there_already(counted, folder, uncached):
+    """A sweep over the number of neighbors searches once, whichever comes first."""
     counted.find(NeighborCache(folder), top_k=2)
     found, embedded, searched = counted.find(NeighborCache(folder), top_k=6)
-    assert (embedded, searched) == ([], [(4, 6)])
+    assert (embedded, searched) == ([], [])
     assert same(found, uncached(top_k=6))
-    assert counted.find(NeighborCache(folder), top_k=6) == (found, [], [])
+
+
+def test_more_than_the_depth_is_searched_for_but_not_embedded_again(counted, folder):
+    counted.find(NeighborCache(folder), top_k=2)
+    found, embedded, searched = counted.find(NeighborCache(folder), top_k=DEPTH + 1)
+    assert (embedded, searched) == ([], [(4, DEPTH + 1)])
+    assert counted.find(NeighborCache(folder), top_k=DEPTH + 1) == (found, [], [])
 
 
 def test_only_new_texts_are_embedded(counted, folder, uncached):
     counted.find(NeighborCache(folder), TEXTS[:2])
     found, embedded, searched = counted.find(NeighborCache(folder), TEXTS)
-    assert (embedded, searched) == (TEXTS[2:], [(2, 4)])
+    assert (embedded, searched) == (TEXTS[2:], [(2, DEPTH)])
     assert same(found, uncached())
 
 
 def test_a_text_that_comes_twice_is_embedded_once(counted, folder):
     found, embedded, searched = counted.find(NeighborCache(folder), [TEXTS[0], TEXTS[1], TEXTS[0]])
-    assert (embedded, searched) == (TEXTS[:2], [(2, 4)])
+    assert (embedded, searched) == (TEXTS[:2], [(2, DEPTH)])
     assert found[0] == found[2] != found[1]
 
 
@@ -109,7 +116,7 @@ def test_a_part_of_the_index_is_searched_with_the_vectors_of_the_whole(retriever
     subset = IndexSubset(retriever.index, 0.5)
     part = Counted(retriever, subset)
     found, embedded, searched = part.find(NeighborCache(folder), top_k=3)
-    assert (embedded, searched) == ([], [(4, 3)])
+    assert (embedded, searched) == ([], [(4, DEPTH)])
     assert same(found, uncached(top_k=3, index=subset))
     assert part.find(NeighborCache(folder), top_k=3) == (found, [], [])
 
@@ -123,7 +130,7 @@ def test_another_embedder_or_index_has_entries_of_its_own(counted, folder, name)
         counted.stand_in.digest = "0" * 64  # the manifest, whose digest it is, names the embedder
     _, embedded, searched = counted.find(NeighborCache(folder))
     assert embedded == (TEXTS if name == "embedder" else [])
-    assert searched == [(4, 4)]
+    assert searched == [(4, DEPTH)]
 
 
 def test_files_that_are_cut_anywhere_serve_what_is_whole(counted, folder, uncached):

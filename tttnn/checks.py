@@ -42,7 +42,7 @@ def check_model(model: torch.nn.Module) -> None:
             "Load it without `device_map`."
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if getattr(model, "is_quantized", False) and not (trainable and _is_peft(model)):
+    if getattr(model, "is_quantized", False) and not (trainable and is_peft(model)):
         raise ValueError(
             "The model is quantized, and quantized weights cannot be trained. Wrap it with PEFT adapters "
             "(`get_peft_model`), or load it without quantization."
@@ -71,12 +71,13 @@ def context_length(model: torch.nn.Module) -> int | None:
         `int`: without the virtual tokens of prompt tuning; `None` for a model without positions.
     """
     context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and _is_peft(model) and model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+    if context is not None and is_peft(model) and model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
         context -= model.active_peft_config.num_virtual_tokens  # type: ignore[union-attr]
     return context
 
 
-def _is_peft(model: torch.nn.Module) -> bool:
+def is_peft(model: torch.nn.Module) -> bool:
+    """Whether a model (`torch.nn.Module`) is wrapped by PEFT."""
     if not is_peft_available():
         return False
     from peft import PeftModel

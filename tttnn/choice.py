@@ -84,15 +84,11 @@ def choose(
         `tuple`: `args` and `own` with what scored best.
 
     Raises:
-        `ValueError`: If training diverges at every rate, or no validation document has a neighbor.
+        `ValueError`: If training diverges at every rate, or no validation document is trained on.
     """
-    chosen = f"Chosen on {len(validation)} validation documents:"
+    tell = logger.warning if args.process_index == 0 else logger.debug
     if "knn" in own:
-        trainer = make_trainer(args, own)
-        trainer.evaluate(validation, metric_key_prefix="validation")
-        knn = best_candidate(trainer.records, own["knn"])
-        logger.warning(f"{chosen} lambda {knn.knn_lambda[0]}, temperature {knn.knn_temperature[0]}.")
-        return args, {**own, "knn": knn}
+        return args, {**own, "knn": _choose_weights(make_trainer(args, own), own["knn"], validation, tell)}
     scores: dict[float, float] = {}
     for rate in learning_rates:
         trial = _with_rate(args, rate)
@@ -100,18 +96,41 @@ def choose(
         trainer = make_trainer(trial, own)
         try:
             trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")
-            scores[rate] = summarize(trainer.records)["bits_per_byte"]
         except NotFiniteError as error:
-            logger.warning(f"The learning rate {rate:g} is out: {error}")
+            tell(f"The learning rate {rate:g} is out: {error}")
             scores[rate] = math.inf
+            continue
+        if not any(record.num_trained_tokens for record in trainer.records):
+            raise ValueError(
+                f"No step was taken on any of the {len(validation)} validation documents, so there is nothing to "
+                "choose by. Check the index and the filters, or pass longer documents."
+            )
+        scores[rate] = summarize(trainer.records)["bits_per_byte"]
     best = min(scores, key=scores.__getitem__)
     if scores[best] == math.inf:
         raise ValueError(f"Training diverged at every one of the learning rates {learning_rates}. Pass lower ones.")
     listed = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in scores.items())
-    logger.warning(f"{chosen} learning rate {best:g} (bits per byte by rate: {listed}).")
+    tell(
+        f"Chosen on {len(validation)} validation documents: learning rate {best:g} (bits per byte by rate: {listed})."
+    )
     if best in (min(scores), max(scores)) and len(scores) > 2:
-        logger.warning("That is the end of the rates that were tried: one beyond it may be better still.")
+        tell("That is the end of the rates that were tried: one beyond it may be better still.")
     return _with_rate(args, best), own
+
+
+def _choose_weights(
+    trainer: Any,  # noqa: ANN401
+    knn: KnnArguments,
+    validation: list[Document],
+    tell: Callable[[str], None],
+) -> KnnArguments:
+    trainer.evaluate(validation, metric_key_prefix="validation")
+    best = best_candidate(trainer.records, knn)
+    weight, temperature = best.knn_lambda[0], best.knn_temperature[0]
+    tell(f"Chosen on {len(validation)} validation documents: lambda {weight}, temperature {temperature}.")
+    if weight == max(knn.knn_lambda) or temperature in (min(knn.knn_temperature), max(knn.knn_temperature)):
+        tell("That is at the end of what was tried: values beyond it may be better still.")
+    return best
 
 
 def _with_rate(args: TestTimeTrainingArguments, rate: float) -> TestTimeTrainingArguments:

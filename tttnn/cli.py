@@ -155,7 +155,8 @@ def evaluate(argv: Sequence[str]) -> None:
             Arguments after the command.
     """
     from tttnn.corpus import Document, read_documents
-    from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
+    from tttnn.evaluation import evaluate_documents
+    from tttnn.evaluation_args import EvaluateArguments, parse_evaluation
     from tttnn.report import document_table, import_figure, plot_curve, pooled_line
 
     arguments, args, own = parse_evaluation(

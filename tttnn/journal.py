@@ -16,6 +16,7 @@ from tttnn.training_args import TestTimeTrainingArguments
 
 
 JOURNAL_VERSION = 2
+EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
 # Fields of `Trainer` on which a number depends, beside our own but for those that only say where things go.
 TRAINER_SETTINGS = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),

@@ -17,6 +17,7 @@ from tttnn.index import DocumentIndex
 
 logger = logging.getLogger(__name__)
 
+DEPTH = 100
 Pairs = list[tuple[float, int]]
 
 
@@ -25,8 +26,9 @@ class NeighborCache:
     Vectors of queries and the rows that they found, in files that only grow.
 
     Vectors are kept by what describes the embedder, rows by the digest of the index as well; both by the sha256 of the
-    query. What was found for one `top_k` serves every smaller one. Several processes may write at once, and a line
-    that a kill has cut is passed over. Where nothing can be written, nothing is kept.
+    query. At least 100 rows are kept of each, and what was found for one `top_k` serves every smaller one. Several
+    processes may write at once, and a line that a kill has cut is passed over. Where nothing can be written, nothing
+    is kept.
 
     Args:
         folder (`str` or `Path`, *optional*):
@@ -63,8 +65,10 @@ class NeighborCache:
         new = [key for key in texts_of if key not in rows or rows[key]["top_k"] < top_k]
         if new:
             vectors = self.embed(index, embed, [texts_of[key] for key in new])
-            for key, pairs in zip(new, index.search(vectors, top_k), strict=True):
-                self._append(rows, key, {"top_k": top_k, "found": pairs})
+            # deeper than asked for, so that more neighbors, too, are there for the next run
+            depth = max(top_k, DEPTH)
+            for key, pairs in zip(new, index.search(vectors, depth), strict=True):
+                self._append(rows, key, {"top_k": depth, "found": pairs})
         return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
 
     def embed(self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:

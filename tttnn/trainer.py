@@ -23,7 +23,7 @@ from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
 from tttnn.restore import restored
 from tttnn.retriever import Neighbor, NeighborRetriever, Retriever, as_neighbors
 from tttnn.selection import Selection, check_exclude
-from tttnn.steps import raise_not_finite
+from tttnn.steps import NotFiniteError, raise_not_finite
 from tttnn.training_args import TestTimeTrainingArguments
 from tttnn.windows import prefix_token_id
 
@@ -185,9 +185,25 @@ class TestTimeTrainer(EpisodeTrainer):
         if self.retrieves and isinstance(self.retriever, NeighborRetriever):
             self.retriever.prepare(self._num_candidates())
         indices = list(dataloader.sampler)
+        failure: NotFiniteError | None = None
+        try:
+            records = self._evaluate_each(dataloader, indices, metric_key_prefix)
+        except NotFiniteError as error:
+            failure, records = error, {}
+        # whoever catches this error, all processes must: one that went on alone would wait for the others for ever
+        told = [message for message in gather_object([failure and str(failure)]) if message]
+        if told:
+            raise failure or NotFiniteError(f"In another process: {told[0]}")
+        self.records = sorted(gather_object(list(records.values())), key=lambda record: record.index)
+        return self._output(metric_key_prefix)
+
+    def _evaluate_each(
+        self, dataloader: DataLoader[Any], indices: list[int], prefix: str
+    ) -> dict[int, DocumentRecord]:
+        """Run the episodes of this process's documents, but for those that a journal holds."""
         bars = [c for c in self.callback_handler.callbacks if isinstance(c, DocumentProgressCallback)]
         with self._episodes(len(indices)) as snapshot, ExitStack() as opened:
-            records = self._open_journals(opened, metric_key_prefix, indices)
+            records = self._open_journals(opened, prefix, indices)
             for bar in bars if self.is_local_process_zero() else ():
                 opened.callback(bar.close)
                 bar.open(len(indices), sum(index in records for index in indices))
@@ -197,12 +213,13 @@ class TestTimeTrainer(EpisodeTrainer):
                     check_same(records[index], document)
                     continue
                 records[index] = self._run_episode(index, document)
-                snapshot.restore()
-                if self.args.reset_optimizer:
-                    self._reset_optimizer()
-        rows = [records[index] for index in indices]
-        self.records = sorted(gather_object(rows), key=lambda record: record.index)
-        return self._output(metric_key_prefix)
+                if self.trains:
+                    snapshot.restore()
+                    if self.args.reset_optimizer:
+                        self._reset_optimizer()
+                else:
+                    snapshot.restore_random_states()
+        return {index: records[index] for index in indices}
 
     def _open_journals(self, opened: ExitStack, prefix: str, indices: list[int]) -> dict[int, DocumentRecord]:
         """Open the journals until `opened` closes, and give the documents that they hold."""
@@ -273,6 +290,12 @@ class TestTimeTrainer(EpisodeTrainer):
         untrained = [record.index for record in records if record.status == "untrained"]
         if untrained:
             logger.warning(f"{len(untrained)} of {len(records)} documents stay untrained, and count so: {untrained}.")
+        copies = sum(bool({*record.near_copies} & {*record.neighbor_ids}) for record in records)
+        if copies:
+            logger.warning(
+                f"{copies} of {len(records)} documents have a near-copy of the scored text among the neighbors that "
+                "are used. Set `drop_near_copies`, or report the result without these documents too."
+            )
         predictions = nll_matrix(records)
         label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
         metrics: dict[str, Any] = dict(summarize(records))

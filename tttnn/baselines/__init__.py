@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tttnn.baselines.adapters import AdapterTrainer, TrainableArguments, make_trainable
+from tttnn.baselines.adapters import SIZES, AdapterTrainer, TrainableArguments, make_trainable
 from tttnn.baselines.context import ContextAndTrainingTrainer, ContextArguments, ContextTrainer
 from tttnn.baselines.dynamic import DynamicTrainer, NoAdaptationTrainer
 from tttnn.baselines.knn_lm import KnnArguments, KnnLMTrainer, best_candidate
@@ -10,6 +10,7 @@ from tttnn.baselines.knn_lm import KnnArguments, KnnLMTrainer, best_candidate
 
 __all__ = [
     "METHODS",
+    "SIZES",
     "AdapterTrainer",
     "ContextAndTrainingTrainer",
     "ContextArguments",

@@ -1,5 +1,6 @@
 """Which parameters are trained: all of them, some of the model's own, or those of a PEFT adapter."""
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -7,11 +8,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tttnn.checks import is_peft
 from tttnn.records import DocumentRecord
 from tttnn.scoring import ScoredText
 from tttnn.trainer import TestTimeTrainer
 
 
+# Which choice of `trainable` each size belongs to.
+SIZES = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
+THROUGH_PEFT = ("lora", "ia3", "layernorm", "prefix")
 TRAINABLE = ("full", "lora", "ia3", "layernorm", "bias", "last-layers", "prefix")
 
 
@@ -46,7 +51,7 @@ class TrainableArguments:
     def __post_init__(self) -> None:
         if self.trainable not in TRAINABLE:
             raise ValueError(f"`trainable` is {self.trainable!r}. Pass one of {', '.join(map(repr, TRAINABLE))}.")
-        for name in ("lora_rank", "num_last_layers", "num_virtual_tokens"):
+        for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. Pass at least 1.")
 
@@ -76,15 +81,19 @@ def make_trainable(model: PreTrainedModel, arguments: TrainableArguments, seed: 
     if kind == "bias":
         chosen = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
     elif kind == "last-layers":
-        chosen = [
-            parameter for block in _blocks(model)[-arguments.num_last_layers :] for parameter in block.parameters()
-        ]
+        blocks = _blocks(model)
+        if arguments.num_last_layers > len(blocks):
+            raise ValueError(
+                f"`num_last_layers` is {arguments.num_last_layers}, and this {type(model).__name__} has {len(blocks)} "
+                "blocks. Pass at most that."
+            )
+        chosen = [parameter for block in blocks[-arguments.num_last_layers :] for parameter in block.parameters()]
     else:
         return _with_adapter(model, arguments, seed)
     if not chosen:
         raise ValueError(
             f"`trainable` is {kind!r}, but this {type(model).__name__} has no such parameter. Choose another of "
-            f"{', '.join(TRAINABLE)}."
+            f"{', '.join(name for name in TRAINABLE if name != kind)}."
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -94,9 +103,9 @@ def make_trainable(model: PreTrainedModel, arguments: TrainableArguments, seed: 
 
 
 def _blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """Find the transformer blocks: the longest list of modules."""
+    """Find the transformer blocks: the list of modules with as many as the config has layers, or else none."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
+    return list(next((module for module in lists if len(module) == model.config.num_hidden_layers), []))
 
 
 def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: int) -> Any:  # noqa: ANN401
@@ -120,8 +129,10 @@ def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: i
         "layernorm": peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=norms),
         "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=arguments.num_virtual_tokens),
     }
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # of normalizations it warns that it does not know their types, which it copies and trains all the same
+        warnings.filterwarnings("ignore", "Unsupported layer type")
         adapted = peft.get_peft_model(model, configs[arguments.trainable])
     if arguments.trainable == "prefix":
         # random keys and values disturb the model more than a few steps can mend: begin as tokens that say nothing
@@ -154,6 +165,11 @@ class AdapterTrainer(TestTimeTrainer):
     def __init__(self, *, trainable: TrainableArguments | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.trainable = trainable or TrainableArguments()
+        if (self.trainable.trainable in THROUGH_PEFT) != is_peft(self.model):
+            raise ValueError(
+                f"`trainable` is {self.trainable.trainable!r}, and the model is a {type(self.model).__name__}. Pass "
+                "what `make_trainable` made of it, with the same arguments."
+            )
 
     def method_settings(self) -> dict[str, Any]:
         """Name the method and what it trains (see `EpisodeTrainer.method_settings`)."""
@@ -161,7 +177,7 @@ class AdapterTrainer(TestTimeTrainer):
 
     def _score_before(self, scored_text: ScoredText, record: DocumentRecord) -> None:
         with ExitStack() as stack:
-            if self.trainable.trainable in ("lora", "ia3", "layernorm", "prefix"):
+            if self.trainable.trainable in THROUGH_PEFT:
                 stack.enter_context(self.model.disable_adapter())  # type: ignore[operator]
             super()._score_before(self._base_windows(scored_text), record)
 

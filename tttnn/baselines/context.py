@@ -25,7 +25,7 @@ class ContextArguments:
     Args:
         context_length (`int`, *optional*):
             Tokens of neighbors before each scoring window, at most. By default the model's context less `max_length`,
-            or half of `max_length` where that is more; then windows are shorter by as much as is missing.
+            or half of `max_length` where that is more; then windows are shorter by what the neighbors take of them.
 
     Raises:
         `ValueError`: If it is not positive.
@@ -141,34 +141,32 @@ class ContextTrainer(AdapterTrainer):
                 f"`trainable` is 'prefix', which takes the place of the context that {self.method} reads first. "
                 "Choose another, lora say."
             )
-        self.context_length, self.window_length = self._shares((context or ContextArguments()).context_length)
-
-    def _shares(self, wanted: int | None) -> tuple[int, int]:
-        context = context_length(self.model)
-        if context is None:
-            return wanted or self.args.num_neighbors * (self.max_length + 1), self.max_length
-        # one token more parts the context from the window
-        room = wanted or max(context - self.max_length - 1, self.max_length // 2)
-        window = min(self.max_length, context - room - 1)
-        if window < 1:
+        self.limit = context_length(self.model)
+        self.context_length = (context or ContextArguments()).context_length or self._default_length()
+        if self.limit is not None and self.context_length > self.limit - 2:
             raise ValueError(
-                f"`context_length` is {room} tokens, and the model reads {context} at once: no token is left for the "
-                f"text. Pass at most {context - 2}."
+                f"`context_length` is {self.context_length} tokens, and the model reads {self.limit} at once: no "
+                f"token is left for the text. Pass at most {self.limit - 2}."
             )
-        return room, window
+
+    def _default_length(self) -> int:
+        if self.limit is None:
+            return self.args.num_neighbors * (self.max_length + 1)
+        return max(self.limit - self.max_length - 1, self.max_length // 2)
 
     def method_settings(self) -> dict[str, Any]:
-        """Name the method and the shares of the context (see `EpisodeTrainer.method_settings`)."""
-        shares = {"context_length": self.context_length, "window_length": self.window_length}
-        return {**super().method_settings(), **shares}
+        """Name the method and the room for neighbors (see `EpisodeTrainer.method_settings`)."""
+        return {**super().method_settings(), "context_length": self.context_length}
 
     def _score_after(self, neighbors: list[Neighbor], scored_text: ScoredText, record: DocumentRecord) -> None:
         start, prefix_id = perf_counter(), prefix_token_id(self.processing_class)
         nearest_first = sorted(neighbors, key=lambda neighbor: neighbor.distance)
         token_ids = [sum(self._chunks(neighbor), []) for neighbor in nearest_first]
         context = lay_out_context(token_ids, prefix_id, self.context_length)
-        # neighbors without a token leave the windows, and so the score, as they were
-        windows = scored_text.cut(self.window_length) if context else scored_text
+        windows = scored_text
+        if context and self.limit is not None:
+            # one token more parts the context from the window
+            windows = scored_text.cut(min(self.max_length, self.limit - len(context) - 1))
         with self.compute_loss_context_manager(), in_model(record):
             nll = score_in_context(self.model, windows, context, prefix_id, self.max_length)
         self._keep_score(nll, windows, record, start)

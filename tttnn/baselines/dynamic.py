@@ -25,7 +25,8 @@ class DynamicTrainer(AdapterTrainer):
     """
     Scores each window of a document, and then takes a step on it, before it scores the next: `--method dynamic`.
 
-    A token is scored before any step on it. The last window is not trained on, for nothing is scored after it. With
+    A token is scored before any step on it. The last window is not trained on, for nothing is scored after it, and
+    so a text of one window is only scored. With
     `gradient_accumulation_steps`, that many windows are scored and then make one step.
 
     Args:
@@ -57,6 +58,8 @@ class DynamicTrainer(AdapterTrainer):
         # the windows of a group, all scored by now, make a step, and then those of the next group are scored
         num_groups = -(-len(windows) // size)
         chunks = [[window.target_ids] for window in windows[: (num_groups - 1) * size]]
+        if not chunks:
+            record.status = "scored"  # a text of one window leaves nothing to train for
         for _ in self._train_on_chunks(chunks, record):
             nll += self._score_windows(scored_text, scored, scored + size, record)
             scored += size

@@ -61,6 +61,8 @@ def write_report(
     import_figure()
     import_jinja2()
     study, folder = read_study(paths, baseline, group_by, bootstrap), Path(output)
+    if folder.is_file():
+        raise NotADirectoryError(f"The report's folder '{folder}' is a file. Pass another by `--output`.")
     folder.mkdir(parents=True, exist_ok=True)
     blocks = list(_page(study, folder))
     texts = {

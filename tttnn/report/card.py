@@ -1,5 +1,7 @@
 """A section for a model card, made of the same records as the report."""
 
+from pathlib import Path
+
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.results import contaminated
 from tttnn.report.runs import Run
@@ -50,7 +52,7 @@ def model_card(study: Study) -> list[Block]:
         ]
         for run, total in zip(study.runs, study.totals, strict=True)
     ]
-    models = list(dict.fromkeys(str(run.settings.get("model")) for run in study.runs))
+    models = list(dict.fromkeys(model_name(run) for run in study.runs))
     tasks = [result.group for result in study.groups[0]]
     what = f"Bits per byte of {', '.join(models)}, before and after adaptation to each test document. "
     what += f"Tasks of the Pile: {', '.join(tasks)}. " if grouping.is_pile else ""
@@ -68,6 +70,12 @@ def model_card(study: Study) -> list[Block]:
         Heading("Citation", 3),
         Code(citations, "bibtex"),
     ]
+
+
+def model_name(run: Run) -> str:
+    """Name the model of a run: its id on the Hub, or the name of its folder."""
+    model = str(run.settings.get("model"))
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _how(run: Run) -> str:

@@ -144,13 +144,15 @@ def log_axis(axes: "Axes", ticks: list[int] | None = None) -> None:
         axes (`Axes`):
             Any.
         ticks (`list[int]`, *optional*):
-            What to mark. By default powers of ten.
+            What to mark. By default 1, 2 and 5 times powers of ten.
     """
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_xscale("log")
     if ticks:
         axes.set_xticks(ticks)
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     # the usual labels are formulas, and formulas are off for the sake of labels with a dollar sign
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if ticks else "{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

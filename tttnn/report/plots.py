@@ -125,6 +125,8 @@ def plot_task_curves(runs: list[Run], grouping: Grouping, path: str | Path) -> N
     Raises:
         `NothingToDraw`: If no run was scored after every neighbor.
     """
+    # with all neighbors in the context, a score after the k-th step is not one of k neighbors
+    runs = [run for run in runs if "context" not in run.method]
     runs = [run for run in runs if run.used_settings().get("score_every_neighbor") and nll_matrix(run.records).any()]
     if not runs:
         raise NothingToDraw("no run was scored after every neighbor (--score_every_neighbor true).")
@@ -144,7 +146,7 @@ def plot_task_curves(runs: list[Run], grouping: Grouping, path: str | Path) -> N
                     band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
                     axes.fill_between(np.arange(len(curve)), low, high, **band)
             whole_numbers(axes)
-        figure.supxlabel("neighbors trained on", fontsize=10)
+        figure.supxlabel("neighbors trained on, pass by pass", fontsize=10)
         figure.supylabel("bits per byte", fontsize=10)
         _shared_legend(figure)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tttnn.pile import PUBLISHED, PUBLISHED_NEIGHBORS
 from tttnn.report.runs import Run
+from tttnn.training_args import PRESETS
 
 
 PUBLISHED_OWNERS = {"gpt2": "openai-community", "gpt2-large": "openai-community", "gpt-neo-1.3B": "EleutherAI"}
@@ -24,7 +25,7 @@ class Published:
         name (`str`):
             A key of `PUBLISHED`.
         is_same (`bool`):
-            Whether model and protocol have the same names as the run's.
+            Whether the run has the same model, by name, and the settings of the published ones.
         neighbors (`int`):
             The number of neighbors, of those published, that is nearest to the run's.
     """
@@ -62,5 +63,11 @@ def published_for(run: Run) -> Published:
     model = str(used.get("model"))
     for name, owner in PUBLISHED_OWNERS.items():
         if model in (name, f"{owner}/{name}") and (name == "gpt2" or not is_prefix):
-            return Published("gpt2-split" if is_prefix else name, True, neighbors)
+            rate, length = (5e-6, 2048) if name == "gpt-neo-1.3B" else (2e-5, 1024)
+            theirs = {
+                **{field: value for field, value in PRESETS["tttlm"].items() if field not in ("query", "optim")},
+                **{"num_neighbors": neighbors, "learning_rate": rate, "max_length": length, "trainable": "full"},
+            }
+            same = wanted == neighbors and all(used.get(field) == value for field, value in theirs.items())
+            return Published("gpt2-split" if is_prefix else name, same, neighbors)
     return Published("gpt2-split" if is_prefix else "gpt2", False, neighbors)

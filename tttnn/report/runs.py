@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tttnn.baselines import METHODS
-from tttnn.journal import read_journal
+from tttnn.journal import EVALUATION, read_journal
 from tttnn.records import DocumentRecord
 from tttnn.subset import RANDOM_DISTANCES
 
@@ -40,6 +40,8 @@ class Run:
             Settings and records of what was tried on validation documents, by the name of the journal.
         random_distances (`list[float]`):
             Squared L2 distances of queries to random documents, if the folder has them.
+        evaluation (`dict[str, Any]`):
+            What was evaluated on what, if the folder says it.
     """
 
     label: str
@@ -49,6 +51,7 @@ class Run:
     records: list[DocumentRecord]
     trials: dict[str, tuple[dict[str, Any], list[DocumentRecord]]] = field(default_factory=dict)
     random_distances: list[float] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fraction(self) -> float | None:
@@ -107,6 +110,10 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
             "first one, or pass other folders."
         )
     _label(runs)
+    for run in runs:
+        whole = run.evaluation.get("num_documents", 0)
+        if isinstance(whole, int) and len(run.records) < whole:
+            notes.append(f"{run.label} is not finished: {len(run.records)} of {whole} documents are there.")
     return runs, notes
 
 
@@ -129,9 +136,9 @@ def _read_folder(folder: Path) -> list[Run]:
             trials[name.removeprefix("journal-")] = settings, records
         elif name.startswith("journal-eval") and records:
             runs.append(Run(folder.name, folder, name.removeprefix("journal-"), settings, records))
-    distances = _random_distances(folder / RANDOM_DISTANCES)
+    distances, evaluation = _random_distances(folder / RANDOM_DISTANCES), _evaluation(folder / EVALUATION)
     for run in runs:
-        run.trials, run.random_distances = trials, distances
+        run.trials, run.random_distances, run.evaluation = trials, distances, evaluation
     return runs
 
 
@@ -160,6 +167,14 @@ def _random_distances(path: Path) -> list[float]:
         raise ValueError(
             f"'{path}' is not of the form {{\"distances\": [...]}} with numbers ({error!r}). Move it away."
         ) from None
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON ({error}). Move it away.") from None
+    return content if isinstance(content, dict) else {}
 
 
 def _label(runs: list[Run]) -> None:

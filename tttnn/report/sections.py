@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from tttnn.baselines import METHODS
 from tttnn.pile import TASKS
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.published import Published, published_for
@@ -55,7 +56,8 @@ def overview(study: Study) -> list[Block]:
     rows = []
     for run, result, own in zip(study.runs, study.totals, apart, strict=True):
         cells = [str(result.documents), str(result.num_bytes), *_scores(result)]
-        counts = [share(result.worse, result.documents), str(result.untrained), str(result.near_copies)]
+        copies = str(result.near_copies) if METHODS[run.settings.get("method", "ttt")].trainer.retrieves else NONE
+        counts = [share(result.worse, result.documents), str(result.untrained), copies]
         rows.append([run.label, run.method, *cells, *counts, settings_text(own) or NONE])
     text = (
         f"Bits per byte of {len(study.runs)} {'run' if len(study.runs) == 1 else 'runs'} before and after adaptation; "
@@ -120,6 +122,8 @@ def _verdict(item: Comparison) -> str:
         return "not compared"
     if item.significant is None:
         return "no interval"
+    if item.documents < 10:
+        return "too few documents"
     verdict = "better" if item.difference < 0 else "worse"
     verdict = verdict if item.significant else "not significant"
     return f"{verdict}, but see below" if item.other_bytes or item.other_before else verdict
@@ -165,7 +169,7 @@ def group_table(study: Study, run: Run, total: Result, results: list[Result]) ->
     Returns:
         `list[Block]`: a table, and for tasks of the Pile a line about the published figures in it.
     """
-    published = published_for(run) if study.grouping.is_pile else None
+    published = published_for(run) if study.grouping.is_pile and run.settings.get("method") == "ttt" else None
     header = [str(study.grouping.kind), "documents", "bits per byte before", "after", "ratio"]
     header += [f"difference, {study.interval_name} interval", "worse", "seconds"]
     if published:
@@ -179,7 +183,7 @@ def group_table(study: Study, run: Run, total: Result, results: list[Result]) ->
     blocks: list[Block] = [Table(header, rows)]
     if published:
         words = (
-            "The model and the protocol have the same names."
+            "Model and settings have the same names as theirs; index and test documents may be others."
             if published.is_same
             else (f"This run's model is {run.settings.get('model')}: compare ratios at most, and with care.")
         )
@@ -331,10 +335,11 @@ def reproduction(study: Study) -> list[Block]:
         `list[Block]`: with a heading.
     """
     text = (
-        "Settings as they stand in the journals; tttnn evaluate and examples/pile_eval.py take them as options of "
-        "the same names. The versions are those with which this report was made."
+        "What was evaluated on what, by the names of the options; and the settings in the journal, on which the "
+        "numbers depend. The versions are those with which this report was made."
     )
     blocks: list[Block] = [Heading("How to reproduce"), Paragraph(text)]
     for run in study.runs:
-        blocks += [Heading(run.label, 3), Code(json.dumps(run.settings, indent=1, default=str), "json")]
+        content = {**run.evaluation, "settings": run.settings}
+        blocks += [Heading(run.label, 3), Code(json.dumps(content, indent=1, default=str), "json")]
     return [*blocks, Heading("Versions", 3), Code(json.dumps(library_versions(), indent=1), "json")]
