@@ -15,8 +15,9 @@ import torch
 from conftest import CONFIGS, TEXTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tttnn import Neighbor, TestTimeTrainingArguments
+from tttnn import Document, Neighbor, TestTimeTrainingArguments
 from tttnn.baselines import METHODS, KnnArguments
+from tttnn.choice import choose
 
 
 DOCUMENTS = [TEXTS[2], TEXTS[4] * 2, TEXTS[7] * 3]
@@ -77,6 +78,21 @@ def evaluate(name: str, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
     return [{**json.loads(record.to_json()), "seconds": {}} for record in trainer.records]
 
 
+def choose_rate(tokenizer: Any, folder: Path, rates: list[float]) -> tuple[float, int]:
+    """Choose a learning rate on one document, which one process has; give it, and the documents evaluated after."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"](len(tokenizer)))
+
+    def make(args: Any, own: dict[str, Any]) -> Any:
+        return make_method("ttt", model, tokenizer, TEXTS[:4], folder, own=own, learning_rate=args.learning_rate)
+
+    trainer = make_method("ttt", model, tokenizer, TEXTS[:4], folder)
+    args, own = choose(make, rates, trainer.args, {}, [Document("validation", TEXTS[9])])
+    trainer = make(args, own)
+    trainer.evaluate(DOCUMENTS)
+    return args.learning_rate, len(trainer.records)
+
+
 def main(folder: Path, tokenizer_folder: str) -> None:
     """Run every scenario on this process, among the others that were launched."""
     torch.set_num_threads(1)
@@ -84,6 +100,8 @@ def main(folder: Path, tokenizer_folder: str) -> None:
     for name in SCENARIOS:
         records = evaluate(name, tokenizer, folder / name)
         (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(records))
+    found = choose_rate(tokenizer, folder / "choice", [1e30, 1e-2, 1e-3])
+    (folder / f"choice-{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXTS
-from methods_program import SCENARIOS, evaluate
+from methods_program import SCENARIOS, choose_rate, evaluate
 from reference import Settings, adapted_nll
 from transformers import AutoTokenizer
 
@@ -349,3 +349,17 @@ def test_a_killed_and_resumed_sweep_has_the_records_of_an_uninterrupted_one(swee
     count = sum(map(len, records_in(tmp_path / "killed").values()))
     assert 0 < count < sum(map(len, whole.values()))
     assert run(tmp_path / "killed") == whole
+
+
+def test_two_processes_choose_as_one_does_where_a_rate_diverges_on_one_of_them(launched, tmp_path):
+    folder, tokenizer = launched
+    rate, count = choose_rate(tokenizer, tmp_path, [1e30, 1e-2, 1e-3])
+    assert rate in (1e-2, 1e-3)
+    assert count == 3
+    for rank in (0, 1):
+        assert json.loads((folder / f"choice-{rank}.json").read_text()) == [rate, count]
+
+
+def test_rates_that_all_diverge_are_an_error(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="Training diverged at every one of the learning rates"):
+        choose_rate(tokenizer, tmp_path, [1e30, 1e31])

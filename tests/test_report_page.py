@@ -32,7 +32,7 @@ from tttnn.report.published import published_for
 from tttnn.report.results import Grouping, contaminated
 from tttnn.report.runs import Run, differing_settings, read_runs
 from tttnn.report.study import read_study, trials_of
-from tttnn.report.study_plots import pareto_front
+from tttnn.report.study_plots import pareto_front, seconds_without_curve
 
 
 FEW = Bootstrap(num_samples=200)
@@ -474,6 +474,33 @@ def test_a_report_has_all_its_files(two_runs, tmp_path):
         *("report.md", "report.html", "results.csv", "results.json", "model-card.md")
     ]
     assert all(path.stat().st_size for path in written)
+
+
+@pytest.mark.parametrize(
+    ("run", "verdict"), [("better", "better"), ("worse", "worse"), ("as good", "not significant")]
+)
+def test_a_report_says_of_ten_documents_which_run_is_better(tmp_path, run, verdict):
+    changes = {"better": [-0.25] * 10, "worse": [0.25] * 10, "as good": [-0.25, 0.25] * 5}[run]
+    first = write_run(tmp_path / "first", [make_record(index, [2.0, 1.0]) for index in range(10)])
+    records = [make_record(index, [2.0, 1.0 + change]) for index, change in enumerate(changes)]
+    page = write_report([first, write_run(tmp_path / run, records)], tmp_path / "report", bootstrap=FEW)[0].read_text()
+    cells = next(line for line in page.split("## Paired")[1].splitlines() if line.startswith(f"| {run} "))
+    assert cells.split("|")[-2].strip() == verdict
+
+
+def test_a_run_that_was_interrupted_is_noted_with_what_it_was_to_evaluate(tmp_path):
+    folder = write_run(tmp_path / "run", [make_record(0, [2.0, 1.0])])
+    evaluation = {"num_documents": 3, "arguments": {"model": "gpt2", "max_document_bytes": 4000}}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    page = write_report([folder], tmp_path / "report", bootstrap=FEW)[0].read_text()
+    assert "run is not finished: 1 of 3 documents are there." in page
+    assert '"max_document_bytes": 4000' in page
+
+
+def test_the_front_counts_two_scores_of_a_run_with_a_curve():
+    curve = make_record(0, [2.0, 1.5, 1.25, 1.0], seconds=dict(retrieve=0, train=4, score=8, model=12, total=13))
+    ends = make_record(0, [2.0, 1.0], seconds=dict(retrieve=0, train=4, score=4, model=8, total=9))
+    assert seconds_without_curve(curve) == seconds_without_curve(ends) == 9
 
 
 def test_a_report_gives_no_verdict_on_three_documents(two_runs, tmp_path):
