@@ -27,7 +27,8 @@ class IndexSubset(DocumentIndex):
             Of the permutations.
 
     Raises:
-        `ValueError`: If the fraction is out of range, or leaves no row, or the index is a part already.
+        `ValueError`: If the fraction is out of range, or leaves no row, or the index is a part already, or of a kind
+            that cannot search among some rows.
     """
 
     def __init__(self, index: DocumentIndex, fraction: float, seed: int = 0) -> None:
@@ -36,6 +37,14 @@ class IndexSubset(DocumentIndex):
         if isinstance(index, IndexSubset):
             raise ValueError(
                 f"The index is a part already: {len(index)} of {int(index.starts[-1])} documents. Draw from the whole."
+            )
+        faiss = import_faiss()
+        kinds = {type(shard.vectors) for shard in index.shards}
+        other = [kind.__name__ for kind in kinds if not issubclass(kind, faiss.IndexFlat | faiss.IndexIVF)]
+        if other:
+            raise ValueError(
+                f"A part can be drawn of flat and inverted-file indexes, and this is {other[0]}, which would lose "
+                "most of its rows. Use a flat index."
             )
         digest = hashlib.sha256(f"{index.digest} {fraction!r} {seed}".encode()).hexdigest()
         super().__init__(index.shards, index.embedder, digest)
@@ -75,7 +84,7 @@ def _mask(num_rows: int, fraction: float, seed: list[int]) -> np.ndarray:
 
 def random_distances(index: DocumentIndex, queries: np.ndarray, per_query: int = 20, seed: int = 0) -> list[float]:
     """
-    Measure how far queries lie from documents that were not retrieved but drawn at random.
+    Measure how far queries lie from documents drawn at random.
 
     Args:
         index (`DocumentIndex`):

@@ -144,9 +144,9 @@ class KnnLMTrainer(AdapterTrainer):
     times that of the model.
 
     Args:
-        knn (`KnnArguments`, *optional*):
-            With several pairs of lambda and temperature, a record has a score for each, in the order of
-            `KnnArguments.candidates`, after the score before.
+        knn (`KnnArguments`):
+            One pair of lambda and temperature to evaluate. With several, to choose from, a record has a score for
+            each, in the order of `KnnArguments.candidates`, after the score before; metrics are those of the last.
         kwargs:
             Those of `AdapterTrainer`.
 
@@ -156,9 +156,9 @@ class KnnLMTrainer(AdapterTrainer):
     method = "knn-lm"
     trains = False
 
-    def __init__(self, *, knn: KnnArguments | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, knn: KnnArguments, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.knn = knn or KnnArguments()
+        self.knn = knn
 
     def method_settings(self) -> dict[str, Any]:
         """Name the method and its weights (see `EpisodeTrainer.method_settings`)."""
