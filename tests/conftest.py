@@ -2,9 +2,12 @@
 
 import copy
 import os
+import signal
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a shell that starts the tests in the background has Ctrl-C ignored, and some tests are about Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest

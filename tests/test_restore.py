@@ -17,7 +17,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import tttnn.restore
-import tttnn.trainer
+import tttnn.episode
 from tttnn import Neighbor, TestTimeCallback, restored
 from tttnn.restore import Snapshot
 
@@ -325,7 +325,7 @@ def test_an_error_in_any_phase_of_evaluate_restores_the_model(make, model, monke
     callbacks = [RaiseAt(phase, count, error)] if phase.startswith("on_") else []
     trainer = make(model, callbacks, **overrides)
     if phase == "score":
-        monkeypatch.setattr(tttnn.trainer, "score", raise_at(tttnn.trainer.score, count, error))
+        monkeypatch.setattr(tttnn.episode, "score", raise_at(tttnn.episode.score, count, error))
     elif phase == "optimizer.step":
         trainer.create_optimizer()
         trainer.optimizer.step = raise_at(trainer.optimizer.step, count, error)
