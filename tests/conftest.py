@@ -6,8 +6,6 @@ import signal
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# a shell that starts the tests in the background has Ctrl-C ignored, and some tests are about Ctrl-C
-signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
@@ -29,6 +27,8 @@ from transformers import (
 from tttnn import NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
 
 
+# a shell that starts the tests in the background has Ctrl-C ignored, and some tests are about Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # for tiny models a second thread only waits
 
 TEXTS = [

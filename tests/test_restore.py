@@ -16,8 +16,8 @@ from conftest import CONFIGS
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-import tttnn.restore
 import tttnn.episode
+import tttnn.restore
 from tttnn import Neighbor, TestTimeCallback, restored
 from tttnn.restore import Snapshot
 
