@@ -11,7 +11,7 @@ from reference import chunk_loss, rolling_nll, tokenize
 from transformers import TrainerCallback
 
 from tttnn import NeighborEarlyStoppingCallback
-from tttnn.baselines import ContextArguments, TrainableArguments, make_trainable
+from tttnn.baselines import ContextArguments, KnnArguments, TrainableArguments, make_trainable
 from tttnn.baselines.context import lay_out_context
 
 
@@ -321,5 +321,6 @@ def test_dynamic_evaluation_asks_no_retriever(make):
 
 @pytest.mark.parametrize("name", ["context", "context+ttt", "knn-lm", "dynamic", "none"])
 def test_every_method_has_the_score_before_of_test_time_training(make, name):
+    own = {"knn": KnnArguments([0.5], [10.0])} if name == "knn-lm" else {}
     expected = nll_of(make("ttt", max_length=40), LONG)[0]
-    assert nll_of(make(name, max_length=40), LONG)[0] == expected
+    assert nll_of(make(name, max_length=40, own=own), LONG)[0] == expected
