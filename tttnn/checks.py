@@ -1,6 +1,7 @@
 """What a model and its processes must be, checked before the first document."""
 
 import os
+from typing import cast
 
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -59,6 +60,20 @@ def check_model(model: torch.nn.Module) -> None:
         )
 
 
+def num_positions(model: torch.nn.Module) -> int | None:
+    """
+    Say how many positions a model has, virtual tokens included.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+
+    Returns:
+        `int`: `None` for a model without positions.
+    """
+    return cast("int | None", getattr(model.config, "max_position_embeddings", None))  # which its config then lacks
+
+
 def context_length(model: torch.nn.Module) -> int | None:
     """
     Say how many tokens a model reads at once.
@@ -70,9 +85,9 @@ def context_length(model: torch.nn.Module) -> int | None:
     Returns:
         `int`: without the virtual tokens of prompt tuning; `None` for a model without positions.
     """
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = num_positions(model)
     if context is not None and is_peft(model) and model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
-        context -= model.active_peft_config.num_virtual_tokens  # type: ignore[union-attr]
+        context -= cast(int, model.active_peft_config.num_virtual_tokens)  # type: ignore[union-attr]
     return context
 
 

@@ -36,8 +36,7 @@ def check_validation(
     Raises:
         `ValueError`: If that is not so.
     """
-    knn = own.get("knn", KnnArguments([0.0], [1.0]))
-    chooses = bool(learning_rates) or len(knn.candidates) > 1
+    chooses = bool(learning_rates) or ("knn" in own and len(own["knn"].candidates) > 1)
     if chooses and not validation:
         options = "one `--knn_lambda` and one `--knn_temperature`" if "knn" in own else "`--learning_rate`"
         raise ValueError(

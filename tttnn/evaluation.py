@@ -110,11 +110,10 @@ def evaluate_documents(
     check_validation(arguments.learning_rates or [], own, documents, validation)
     method, parts = METHODS[arguments.method], load_parts(arguments)
     parts["model"] = make_trainable(parts["model"], own.get("trainable", TrainableArguments()), args.seed)
+    whole = parts.pop("retriever")
 
-    whole = parts["retriever"]
-
-    def make_trainer(args: TestTimeTrainingArguments, own: dict[str, Any]) -> Any:  # noqa: ANN401
-        return method.trainer(args=args, callbacks=[JournalCallback()], **parts, **own)
+    def make_trainer(args: TestTimeTrainingArguments, own: dict[str, Any], retriever: Any = whole) -> Any:  # noqa: ANN401
+        return method.trainer(args=args, callbacks=[JournalCallback()], retriever=retriever, **parts, **own)
 
     if args.process_index == 0:
         keep_arguments(arguments, len(documents), len(validation), Path(args.output_dir or "."))
@@ -125,8 +124,7 @@ def evaluate_documents(
         args, own = choose(make_trainer, arguments.learning_rates or [], args, own, validation)
     outcomes = []
     for name, retriever in retrievers.items():
-        parts["retriever"] = retriever
-        trainer = make_trainer(args, own)
+        trainer = make_trainer(args, own, retriever)
         metrics = trainer.evaluate(documents, metric_key_prefix=name)
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))

@@ -38,7 +38,7 @@ class NeighborCache:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(constants.HF_HOME) / "tttnn" / "neighbors" if folder is None else Path(folder)
-        self._lines: dict[Path, dict[str, Any]] = {}
+        self._files: dict[Path, dict[str, dict[str, Any]]] = {}
 
     def search(
         self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str], top_k: int
@@ -59,8 +59,8 @@ class NeighborCache:
         Returns:
             `list`: what `DocumentIndex.search` gives.
         """
-        rows = self._open(self.folder / f"rows-{index.digest[:32]}.jsonl")
-        keys = [_key(text) for text in texts]
+        path = self.folder / f"rows-{index.digest[:32]}.jsonl"
+        rows, keys = self._read(path), [_key(text) for text in texts]
         texts_of = dict(zip(keys, texts, strict=True))
         new = [key for key in texts_of if key not in rows or rows[key]["top_k"] < top_k]
         if new:
@@ -68,7 +68,7 @@ class NeighborCache:
             # deeper than asked for, so that more neighbors, too, are there for the next run
             depth = max(top_k, DEPTH)
             for key, pairs in zip(new, index.search(vectors, depth), strict=True):
-                self._append(rows, key, {"top_k": depth, "found": pairs})
+                self._append(path, {"key": key, "top_k": depth, "found": pairs})
         return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
 
     def embed(self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
@@ -88,34 +88,37 @@ class NeighborCache:
         """
         # a vector is the same for every index of one embedder, a part of an index included
         embedder = hashlib.sha256(json.dumps(index.embedder, sort_keys=True).encode()).hexdigest()
-        vectors = self._open(self.folder / f"vectors-{embedder[:32]}.jsonl")
-        texts_of = {_key(text): text for text in texts}
+        path = self.folder / f"vectors-{embedder[:32]}.jsonl"
+        vectors, keys = self._read(path), [_key(text) for text in texts]
+        texts_of = dict(zip(keys, texts, strict=True))
         new = [key for key in texts_of if key not in vectors]
         if new:
             for key, vector in zip(new, embed([texts_of[key] for key in new]), strict=True):
-                self._append(vectors, key, {"vector": base64.b64encode(vector.astype("<f4").tobytes()).decode()})
-        return np.stack([np.frombuffer(base64.b64decode(vectors[_key(text)]["vector"]), "<f4") for text in texts])
+                encoded = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+                self._append(path, {"key": key, "top_k": 0, "vector": encoded})
+        return np.stack([np.frombuffer(base64.b64decode(vectors[key]["vector"]), "<f4") for key in keys])
 
-    def _open(self, path: Path) -> dict[str, Any]:
-        """Read a file once; the path itself stands in what was read, under the empty key."""
-        if path not in self._lines:
-            lines: dict[str, Any] = {"": path}
+    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
+        """Read a file, once."""
+        if path not in self._files:
+            self._files[path] = {}
             for line in path.read_bytes().splitlines() if path.is_file() else ():
                 try:
-                    row = json.loads(line)
-                    # a process that began earlier may have written fewer rows later
-                    if row["key"] not in lines or row["top_k"] > lines[row["key"]]["top_k"]:
-                        lines[row["key"]] = row
+                    self._keep(path, json.loads(line))
                 except (ValueError, KeyError, TypeError):
                     continue  # cut by a kill: found again
-            self._lines[path] = lines
-        return self._lines[path]
+        return self._files[path]
 
-    def _append(self, lines: dict[str, Any], key: str, row: dict[str, Any]) -> None:
-        lines[key] = row
-        path: Path = lines[""]
+    def _keep(self, path: Path, entry: dict[str, Any]) -> None:
+        # a process that began earlier may have written fewer rows later
+        known = self._files[path].get(entry["key"])
+        if known is None or entry["top_k"] > known["top_k"]:
+            self._files[path][entry["key"]] = entry
+
+    def _append(self, path: Path, entry: dict[str, Any]) -> None:
+        self._keep(path, entry)
         # a line end on both sides parts it from a line that was cut; one write keeps it whole beside other writers
-        line = b"\n" + json.dumps({"key": key, **row}).encode() + b"\n"
+        line = b"\n" + json.dumps(entry).encode() + b"\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -92,7 +92,7 @@ class DocumentRecord:
 
     def to_json(self) -> str:
         """Write the record as a line of JSON, with null for NaN."""
-        return json.dumps(_finite(asdict(self)), allow_nan=False, default=str)
+        return json.dumps(finite(asdict(self)), allow_nan=False, default=str)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "DocumentRecord":
@@ -103,12 +103,21 @@ class DocumentRecord:
         return cls(**row)
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401
-    """Put None in the place of numbers that JSON lacks."""
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """
+    Put None in the place of numbers that JSON lacks.
+
+    Args:
+        value (`Any`):
+            A number, or dictionaries and lists of what may hold numbers.
+
+    Returns:
+        `Any`: the same with None for NaN and infinities.
+    """
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,14 +1,13 @@
 """Which parameters are trained: all of them, some of the model's own, or those of a PEFT adapter."""
 
 import warnings
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from tttnn.checks import is_peft
+from tttnn.checks import is_peft, num_positions
 from tttnn.records import DocumentRecord
 from tttnn.scoring import ScoredText
 from tttnn.trainer import TestTimeTrainer
@@ -115,7 +114,7 @@ def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: i
         raise ImportError(
             f"`trainable={arguments.trainable!r}` needs PEFT. Install it: `pip install tttnn[peft]`."
         ) from None
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = num_positions(model)
     if arguments.trainable == "prefix" and context is not None and arguments.num_virtual_tokens > context - 2:
         raise ValueError(
             f"`num_virtual_tokens` is {arguments.num_virtual_tokens}, and the model reads {context} tokens: no two "
@@ -176,11 +175,9 @@ class AdapterTrainer(TestTimeTrainer):
         return {**super().method_settings(), **asdict(self.trainable)}
 
     def _score_before(self, scored_text: ScoredText, record: DocumentRecord) -> None:
-        with ExitStack() as stack:
-            if self.trainable.trainable in THROUGH_PEFT:
-                stack.enter_context(self.model.disable_adapter())  # type: ignore[operator]
-            super()._score_before(self._base_windows(scored_text), record)
-
-    def _base_windows(self, scored_text: ScoredText) -> ScoredText:
-        context = getattr(self.model.config, "max_position_embeddings", None) or self.args.max_length
-        return scored_text.cut(min(self.args.max_length, context))
+        if self.trainable.trainable not in THROUGH_PEFT:
+            super()._score_before(scored_text, record)
+            return
+        length = min(self.args.max_length, num_positions(self.model) or self.args.max_length)
+        with self.model.disable_adapter():  # type: ignore[operator]
+            super()._score_before(scored_text.cut(length), record)

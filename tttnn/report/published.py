@@ -45,7 +45,7 @@ class Published:
         return row[0], row[PUBLISHED_NEIGHBORS.index(self.neighbors)]
 
 
-def published_for(run: Run) -> Published:
+def published_for(run: Run) -> Published | None:
     """
     Choose the published figures that are nearest to a run.
 
@@ -54,8 +54,10 @@ def published_for(run: Run) -> Published:
             Its settings name model and protocol.
 
     Returns:
-        `Published`: those of the same model and protocol, or else GPT-2's.
+        `Published`: those of the same model and protocol, or else GPT-2's; `None` for a method without any.
     """
+    if run.settings.get("method", "ttt") != "ttt":
+        return None
     used = run.used_settings()
     wanted = used.get("num_neighbors", 0)
     neighbors = min(PUBLISHED_NEIGHBORS, key=lambda number: abs(number - wanted))

@@ -169,7 +169,7 @@ def group_table(study: Study, run: Run, total: Result, results: list[Result]) ->
     Returns:
         `list[Block]`: a table, and for tasks of the Pile a line about the published figures in it.
     """
-    published = published_for(run) if study.grouping.is_pile and run.settings.get("method") == "ttt" else None
+    published = published_for(run) if study.grouping.is_pile else None
     header = [str(study.grouping.kind), "documents", "bits per byte before", "after", "ratio"]
     header += [f"difference, {study.interval_name} interval", "worse", "seconds"]
     if published:

@@ -5,13 +5,13 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tttnn.baselines import KnnArguments
-from tttnn.records import DocumentRecord, nll_matrix, summarize
+from tttnn.records import DocumentRecord, finite, nll_matrix, summarize
 from tttnn.report.intervals import Bootstrap
 from tttnn.report.published import published_for
 from tttnn.report.results import Comparison, Grouping, Result, contaminated
@@ -100,10 +100,7 @@ def read_study(
     base = runs[0] if baseline is None else by_label[baseline]
     dirty = contaminated(runs)
     clean_records = [[record for record in run.records if record.digest not in dirty] for run in runs]
-    clean_runs = {
-        run.label: Run(run.label, run.folder, run.name, run.settings, records)
-        for run, records in zip(runs, clean_records, strict=True)
-    }
+    clean_runs = {run.label: replace(run, records=records) for run, records in zip(runs, clean_records, strict=True)}
     others = [run for run in runs if run is not base]
     totals = [grouping.total(run.records) for run in runs]
     groups = [grouping.results(run.records) for run in runs]
@@ -251,7 +248,7 @@ def study_json(study: Study) -> str:
             "total": _row(total),
             "groups": [_row(result) for result in groups],
             "without_near_copies": None if clean is None else _row(clean),
-            "published": asdict(published_for(run)) if study.grouping.is_pile else None,
+            "published": asdict(published) if study.grouping.is_pile and (published := published_for(run)) else None,
             "untrained": [
                 {"index": record.index, "id": record.id, "error": record.error}
                 for record in run.records
@@ -275,15 +272,7 @@ def study_json(study: Study) -> str:
         "comparisons_without_near_copies": [_comparison_row(comparison) for comparison in study.clean_comparisons],
         "versions": library_versions(),
     }
-    return json.dumps(_finite(whole), indent=1, allow_nan=False, ensure_ascii=False, default=str) + "\n"
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, dict):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(whole), indent=1, allow_nan=False, ensure_ascii=False, default=str) + "\n"
 
 
 def study_csv(study: Study) -> str:
@@ -305,7 +294,7 @@ def study_csv(study: Study) -> str:
     writer.writerow(["run", "method", "group", "is_total", *names, *counts, *(f"seconds_{name}" for name in phases)])
     for run, total, groups in zip(study.runs, study.totals, study.groups, strict=True):
         for result in [*groups, total]:
-            row = _finite(_row(result))
+            row = finite(_row(result))
             cells = [row[name] for name in (*names, *counts)] + [row["seconds"][name] for name in phases]
             writer.writerow([run.label, run.method, result.group, int(result is total), *cells])
     return text.getvalue()
