@@ -24,7 +24,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from tttnn import NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
+from tttnn import Neighbor, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
 
 
 # a shell that starts the tests in the background has Ctrl-C ignored, and some tests are about Ctrl-C
@@ -83,6 +83,17 @@ CONFIGS = {
         eos_token_id=0,
     ),
 }
+
+
+class GivenRetriever:
+    """Gives the same texts to each query, at distances 0, 1, 2 and so on, and notes the queries."""
+
+    def __init__(self, texts):
+        self.texts, self.queries = texts, []
+
+    def retrieve(self, texts, top_k):
+        self.queries += texts
+        return [[Neighbor(row, text, float(row)) for row, text in enumerate(self.texts[:top_k])] for _ in texts]
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import CONFIGS, TEXTS
+from conftest import CONFIGS, TEXTS, GivenRetriever
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tttnn import Document, Neighbor, TestTimeTrainingArguments
+from tttnn import Document, TestTimeTrainingArguments
 from tttnn.baselines import METHODS, KnnArguments
 from tttnn.choice import choose
 
@@ -27,17 +27,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     # dropout shows whether document i is seeded from (seed, i) on whichever process it is
     "dynamic": {"disable_dropout": False},
 }
-
-
-class GivenRetriever:
-    """Gives texts in their order, at distances 0, 1, 2 and so on."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-
-    def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
-        found = [Neighbor(row, text, float(row)) for row, text in enumerate(self.texts[:top_k])]
-        return [list(found) for _ in texts]
 
 
 def make_method(

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from conftest import GivenRetriever
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
-from tttnn import Document, JournalCallback, Neighbor, TestTimeTrainer, TestTimeTrainingArguments
+from tttnn import Document, JournalCallback, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.checks import check_processes
 
 
@@ -22,19 +23,10 @@ NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational nu
 DOCUMENT = "The captain saw the whale from the boat."
 
 
-class ListRetriever:
-    def __init__(self, texts=NEIGHBORS):
-        self.texts, self.queries = texts, []
-
-    def retrieve(self, texts, top_k):
-        self.queries += texts
-        return [[Neighbor(row, text, float(row)) for row, text in enumerate(self.texts)][:top_k] for _ in texts]
-
-
 @pytest.fixture
 def make(make_trainer):
     def make(texts=NEIGHBORS, **overrides):
-        return make_trainer(**{"retriever": ListRetriever(texts), **overrides})
+        return make_trainer(**{"retriever": GivenRetriever(texts), **overrides})
 
     return make
 
@@ -46,7 +38,7 @@ def build(model, tokenizer, tmp_path):
     def build(**parts):
         args = TestTimeTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, max_length=32)
         parts = {"model": model, "args": args, "processing_class": tokenizer, **parts}
-        return TestTimeTrainer(retriever=ListRetriever(), **parts)
+        return TestTimeTrainer(retriever=GivenRetriever(NEIGHBORS), **parts)
 
     return build
 
@@ -83,7 +75,7 @@ def test_an_evaluation_without_a_data_set_is_refused(make):
     ids=["rows", "dataset"],
 )
 def test_a_missing_text_column_is_named_with_the_columns_there_are(make, dataset):
-    retriever = ListRetriever()
+    retriever = GivenRetriever(NEIGHBORS)
     with pytest.raises(ValueError, match=r"row \d has no column `text`; its columns are \['content', 'label'\]"):
         make(retriever=retriever).evaluate(dataset)
     assert retriever.queries == [], "before the first document, not after hours"
@@ -104,7 +96,7 @@ def test_a_missing_text_column_is_named_with_the_columns_there_are(make, dataset
     ids=str,
 )
 def test_a_row_that_is_no_string_is_named_with_its_type(make, row, kind):
-    retriever = ListRetriever()
+    retriever = GivenRetriever(NEIGHBORS)
     with pytest.raises(TypeError, match=rf"text of row 1 is {kind}, not a string. Convert or drop it"):
         make(retriever=retriever).evaluate(["good", row])
     assert retriever.queries == []
@@ -128,7 +120,7 @@ def test_a_data_set_without_rows_to_iterate_over_is_refused(make):
 
 @pytest.mark.parametrize("row", ["a \ud800 b", {"text": "a \ud800 b"}, Document("d", "a \ud800 b")], ids=type)
 def test_a_lone_surrogate_in_a_document_is_named_with_its_row_and_place(make, row):
-    retriever = ListRetriever()
+    retriever = GivenRetriever(NEIGHBORS)
     message = r"text of row 1 holds the lone surrogate U\+D800 at character 2.*encode\('utf-8', 'replace'\)"
     with pytest.raises(ValueError, match=message):
         make(retriever=retriever).evaluate(["good", row])
@@ -136,7 +128,7 @@ def test_a_lone_surrogate_in_a_document_is_named_with_its_row_and_place(make, ro
 
 
 def test_excluding_by_a_field_that_a_document_lacks_is_refused(make):
-    retriever = ListRetriever()
+    retriever = GivenRetriever(NEIGHBORS)
     message = r"`exclude` is 'sauce', but document 'b' has no such field. Choose one of id, source"
     with pytest.raises(ValueError, match=message):
         make(retriever=retriever, exclude="sauce").evaluate(
@@ -191,7 +183,7 @@ def words_only(words):
 
 
 def test_bytes_that_the_tokenizer_drops_are_no_division_by_zero(make_trainer):
-    trainer = make_trainer(retriever=ListRetriever(["a b"]), processing_class=words_only("ab"), query="document")
+    trainer = make_trainer(retriever=GivenRetriever(["a b"]), processing_class=words_only("ab"), query="document")
     metrics = trainer.evaluate(["   "])
     assert metrics["eval_num_bytes"] == 3
     assert metrics["eval_bits_per_byte"] == 0.0
@@ -199,7 +191,7 @@ def test_bytes_that_the_tokenizer_drops_are_no_division_by_zero(make_trainer):
 
 
 def test_a_document_of_one_token_has_an_empty_query(make, tokenizer):
-    retriever = ListRetriever()
+    retriever = GivenRetriever(NEIGHBORS)
     trainer = make(retriever=retriever)
     assert len(tokenizer("e")["input_ids"]) == 1
     trainer.evaluate(["e"])
@@ -225,7 +217,7 @@ def test_a_document_of_5_mb_is_scored_over_all_its_tokens(model, make_trainer):
     num_tokens = 100_000
     text = " ".join(long_words * (num_tokens // 2))
     assert len(text) == 51 * num_tokens - 1 >= 5_000_000
-    retriever = ListRetriever([long_words[0] * 2])
+    retriever = GivenRetriever([long_words[0] * 2])
     settings = {"learning_rate": 0.0, "per_device_eval_batch_size": 64, "max_length": 64}
     trainer = make_trainer(retriever=retriever, processing_class=tokenizer, **settings)
     trainer.evaluate([text])

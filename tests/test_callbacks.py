@@ -5,25 +5,18 @@ import math
 
 import pytest
 import torch
+from conftest import GivenRetriever
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-from tttnn import Neighbor, NeighborEarlyStoppingCallback, TestTimeCallback
+from tttnn import NeighborEarlyStoppingCallback, TestTimeCallback
 from tttnn.callbacks import DocumentProgressCallback, JournalCallback
 
 
 NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational number.", "The captain wrote."]
 DOCUMENTS = ["The captain saw the whale from the boat.", "def load(path):\n    return json.load(path)\n"]
 STEP = ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
-
-
-class ListRetriever:
-    def __init__(self, texts):
-        self.texts = texts
-
-    def retrieve(self, texts, top_k):
-        return [[Neighbor(row, text, float(row)) for row, text in enumerate(self.texts)][:top_k] for _ in texts]
 
 
 def recorder(base):
@@ -49,7 +42,7 @@ def recorder(base):
 @pytest.fixture
 def make(make_trainer):
     def make(callbacks, num_neighbors=3, **overrides):
-        defaults = {"retriever": ListRetriever(NEIGHBORS), "eval_dataset": DOCUMENTS}
+        defaults = {"retriever": GivenRetriever(NEIGHBORS), "eval_dataset": DOCUMENTS}
         return make_trainer(callbacks=callbacks, num_neighbors=num_neighbors, **{**defaults, **overrides})
 
     return make
@@ -112,7 +105,7 @@ def test_every_chunk_is_a_step(make, tokenizer):
 
 def test_a_document_without_neighbors_has_no_step(make):
     events = recorder(TestTimeCallback)
-    make([events], retriever=ListRetriever([]), eval_dataset=DOCUMENTS[:1]).evaluate()
+    make([events], retriever=GivenRetriever([]), eval_dataset=DOCUMENTS[:1]).evaluate()
     document = ["on_document_begin", "on_document_end"]
     assert events.names == ["on_init_end", "on_train_begin", *document, "on_train_end", "on_log", "on_evaluate"]
 
@@ -357,7 +350,7 @@ EARLY_STOPS = [
 @pytest.mark.parametrize(("settings", "losses", "trained"), EARLY_STOPS)
 def test_early_stopping_stops_as_worked_out_by_hand(make, settings, losses, trained):
     texts = [f"neighbor {row}" for row in range(5)]
-    trainer = make([NeighborEarlyStoppingCallback(**settings)], num_neighbors=5, retriever=ListRetriever(texts))
+    trainer = make([NeighborEarlyStoppingCallback(**settings)], num_neighbors=5, retriever=GivenRetriever(texts))
     # the second document has falling losses: what the first one lost is forgotten
     with_losses(trainer, [*losses[:trained], 9.0, 8.0, 7.0, 6.0, 5.0]).evaluate()
     assert [record.train_loss for record in trainer.records] == [losses[:trained], [9.0, 8.0, 7.0, 6.0, 5.0]]
@@ -373,7 +366,7 @@ def test_early_stopping_is_off_by_default(make):
 def test_early_stopping_does_not_count_neighbors_without_a_loss(make, tokenizer):
     word = next(word for word in ("whale", "the", "e") if len(tokenizer(word)["input_ids"]) == 1)
     texts = ["neighbor 0", word, "", word, "neighbor 4", "neighbor 5"]
-    trainer = make([NeighborEarlyStoppingCallback(patience=1)], num_neighbors=6, retriever=ListRetriever(texts))
+    trainer = make([NeighborEarlyStoppingCallback(patience=1)], num_neighbors=6, retriever=GivenRetriever(texts))
     with_losses(trainer, [3.0, math.nan, math.nan, 2.0, 2.5]).evaluate(DOCUMENTS[:1])
     assert trainer.records[0].train_loss == pytest.approx([3.0, math.nan, math.nan, math.nan, 2.0, 2.5], nan_ok=True)
 
@@ -381,7 +374,7 @@ def test_early_stopping_does_not_count_neighbors_without_a_loss(make, tokenizer)
 def test_early_stopping_judges_a_neighbor_by_the_mean_of_its_chunks(make, tokenizer):
     text = "neighbor number one"
     length = math.ceil(len(tokenizer(text)["input_ids"]) / 2)
-    retriever = ListRetriever([text, text, text])
+    retriever = GivenRetriever([text, text, text])
     settings = {"max_length": length, "chunks_per_neighbor": None, "retriever": retriever}
     trainer = make([NeighborEarlyStoppingCallback(patience=1)], **settings)
     # means 3, 2, 1: each neighbor is better than the one before, though its first chunk alone is not

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import GivenRetriever
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import (
     DocumentRecord,
     JournalCallback,
-    Neighbor,
     NeighborEarlyStoppingCallback,
     TestTimeCallback,
     TestTimeTrainer,
@@ -40,17 +40,6 @@ NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational nu
 TIMES = ("runtime", "per_second")
 
 
-class ListRetriever:
-    """Gives the same neighbors to each query, the last of one token, and notes the queries."""
-
-    def __init__(self, texts=NEIGHBORS):
-        self.texts, self.queries = texts, []
-
-    def retrieve(self, texts, top_k):
-        self.queries += texts
-        return [[Neighbor(row, text, float(row)) for row, text in enumerate(self.texts)][:top_k] for _ in texts]
-
-
 def build(parts, output_dir, callbacks=(), retriever=None, **settings):
     """Make a trainer of what lies in a folder, in this process or in another."""
     defaults = {
@@ -65,7 +54,7 @@ def build(parts, output_dir, callbacks=(), retriever=None, **settings):
     return TestTimeTrainer(
         AutoModelForCausalLM.from_pretrained(parts),
         TestTimeTrainingArguments(str(output_dir), **{**defaults, **settings}),
-        retriever or ListRetriever(),
+        retriever or GivenRetriever(NEIGHBORS),
         processing_class=AutoTokenizer.from_pretrained(parts),
         eval_dataset=DOCUMENTS,
         callbacks=list(callbacks),
@@ -241,7 +230,7 @@ def test_an_evaluation_stopped_by_an_error_goes_on_to_the_same_numbers(make, tmp
 
 
 def test_an_untrained_document_stays_one_and_is_counted_when_going_on(make):
-    make(retriever=ListRetriever([])).evaluate()
+    make(retriever=GivenRetriever([])).evaluate()
     trainer = make()
     assert trainer.evaluate()["eval_num_untrained"] == 4
 
@@ -407,7 +396,7 @@ def test_a_journal_of_another_model_under_the_same_adapters_is_refused(parts, tm
         trainer = TestTimeTrainer(
             model,
             trainer.args,
-            ListRetriever(),
+            GivenRetriever(NEIGHBORS),
             processing_class=trainer.processing_class,
             callbacks=[JournalCallback()],
         )
@@ -529,13 +518,13 @@ def test_without_the_state_of_a_carried_optimizer_going_on_is_refused(make, tmp_
 
 
 def test_a_carried_optimizer_goes_on_after_documents_without_a_step(make, tmp_path):
-    class FromTheThird(ListRetriever):
+    class FromTheThird(GivenRetriever):
         def retrieve(self, texts, top_k):
             found = super().retrieve(texts, top_k)
             return found if len(self.queries) > self.empty else [[]]
 
     def retriever(empty):
-        retriever = FromTheThird()
+        retriever = FromTheThird(NEIGHBORS)
         retriever.empty = empty
         return retriever
 
