@@ -134,7 +134,7 @@ def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: i
         warnings.filterwarnings("ignore", "Unsupported layer type")
         adapted = peft.get_peft_model(model, configs[arguments.trainable])
     if arguments.trainable == "prefix":
-        # random keys and values disturb the model more than a few steps can mend: begin as tokens that say nothing
+        # not from random keys and values, which would disturb the model: from tokens that say nothing
         tokens = [token for token in (model.config.bos_token_id, model.config.eos_token_id, 0) if token is not None]
         input_ids = torch.full((1, arguments.num_virtual_tokens), tokens[0], device=model.device)
         with torch.no_grad(), adapted.disable_adapter():
