@@ -11,6 +11,7 @@ import sys
 import time
 from importlib.metadata import entry_points
 
+import faiss
 import numpy as np
 import pytest
 import zstandard
@@ -22,11 +23,12 @@ from tttnn import NeighborRetriever
 from tttnn.cli import main
 from tttnn.evaluation import load_parts
 from tttnn.evaluation_args import SHOWN, EvaluateArguments, parse_evaluation
-from tttnn.index import MANIFEST, open_index
+from tttnn.index import open_index
+from tttnn.manifest import MANIFEST
 from tttnn.neighbor_cache import NeighborCache
 
 
-COMMANDS = ["build-index", "retrieve", "evaluate", "report"]
+COMMANDS = ["build-index", "add", "push", "pull", "import-tttlm", "retrieve", "evaluate", "report"]
 
 
 @pytest.fixture(scope="session")
@@ -126,14 +128,14 @@ def test_the_entry_point_is_this_command():
 
 def test_help_names_every_command(capsys, monkeypatch):
     text = help_of("", capsys, monkeypatch)
-    assert re.findall(r"^  ([a-z][a-z-]+)   +\S+ \S+", text, re.MULTILINE) == COMMANDS
+    assert re.findall(r"^  ([a-z][a-z-]+)  +\S+ \S+", text, re.MULTILINE) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_option(command, capsys, monkeypatch):
     text = help_of(command, capsys, monkeypatch)
     blocks = re.split(r"\n(?=  \S)", re.split(r"\noptions:\n", text)[1].split("\n\n")[0])
-    assert len(blocks) >= 5
+    assert len(blocks) >= 4
     for block in blocks:
         # flags and their values come first, and at least two blanks or a line end part them from what they mean
         _, *explanation = re.split(r"\s{2,}", block.strip(), maxsplit=1)
@@ -164,10 +166,24 @@ def test_a_version_is_told(capsys):
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["adapt"], "invalid choice: 'adapt' (choose from 'build-index', 'retrieve', 'evaluate', 'report')"),
+        (["adapt"], f"invalid choice: 'adapt' (choose from {', '.join(map(repr, COMMANDS))})"),
         (["build-index"], "required: source, --output"),
         (["build-index", "a", "--output", "b", "--batch-size", "many"], "invalid int value: 'many'"),
+        (
+            ["build-index", "a", "--output", "b", "--preset", "hnsw"],
+            "invalid choice: 'hnsw' (choose from 'flat', 'ivf'",
+        ),
+        (
+            ["build-index", "a", "--output", "b", "--preset", "ivf", "--factory", "SQ8"],
+            "not allowed with argument --preset",
+        ),
+        (["add", "an-index"], "required: source"),
+        (["push", "an-index"], "required: repo_id"),
+        (["pull", "user/index"], "required: --output"),
+        (["pull", "user/index", "--output", "a", "--shards", "first"], "invalid int value: 'first'"),
+        (["import-tttlm", "--output", "a"], "required: --index-files, --data-files"),
         (["retrieve", "an-index"], "required: text"),
+        (["retrieve", "an-index", "x", "--texts", "far"], "invalid choice: 'far' (choose from 'local', 'remote')"),
         (["evaluate"], "required: --model, --dataset, --index"),
         (
             ["evaluate", "--model", "m", "--index", "i", "--dataset", "d", "--order", "sideways"],
@@ -188,12 +204,12 @@ def test_a_wrong_use_is_told_with_exit_status_2(arguments, message, capsys):
 def test_a_folder_becomes_an_index(build, corpus, tmp_path, capsys):
     assert build(corpus) == 0
     output = capsys.readouterr()
-    assert output.out == f"Indexed 10 documents in 1 shards: {tmp_path / 'built'}\n"
+    assert output.out == f"Indexed 10 rows of 10 documents in 1 shard: {tmp_path / 'built'}\n"
     index = open_index(tmp_path / "built")
-    assert [index.document(row).id for row in range(len(index))] == [f"{number}.txt" for number in range(10)]
-    assert [index.document(row).text for row in range(len(index))] == TEXTS
+    assert [index.documents([row])[0].id for row in range(len(index))] == [f"{number}.txt" for number in range(10)]
+    assert [index.documents([row])[0].text for row in range(len(index))] == TEXTS
     # a bar on standard error alone counts the documents
-    assert re.search(r"Embedding: 10document", output.err)
+    assert re.search(r"Embedding: 10row", output.err)
 
 
 def test_several_compressed_files_become_one_index(build, tmp_path):
@@ -201,8 +217,8 @@ def test_several_compressed_files_become_one_index(build, tmp_path):
     assert build(*paths, "--text-column", "body", "--shard-size", 4, "--max-documents", 9, "--batch-size", 2) == 0
     index = open_index(tmp_path / "built")
     assert [shard.vectors.ntotal for shard in index.shards] == [4, 4, 1]
-    assert [index.document(row).text for row in range(9)] == TEXTS[:9]
-    ids = [index.document(row).id for row in range(9)]
+    assert [index.documents([row])[0].text for row in range(9)] == TEXTS[:9]
+    ids = [index.documents([row])[0].id for row in range(9)]
     assert ids == [f"00.jsonl.zst:{line}" for line in range(1, 6)] + [f"01.jsonl.zst:{line}" for line in range(1, 5)]
 
 
@@ -211,12 +227,73 @@ def test_the_options_of_the_embedder_reach_the_index(build, corpus, tmp_path):
     assert json.loads((tmp_path / "built" / MANIFEST).read_text())["embedder"]["max_seq_length"] == 8
 
 
+def test_prompts_reach_the_index(build, corpus, tmp_path):
+    assert build(corpus, "--query-prompt", "query: ", "--document-prompt", "passage: ") == 0
+    found = json.loads((tmp_path / "built" / MANIFEST).read_text())["embedder"]
+    assert (found["query_prompt"], found["document_prompt"]) == ("query: ", "passage: ")
+
+
+def test_what_was_indexed_is_named_without_the_folders_above_it(build, corpus, tmp_path):
+    assert build(corpus, write_rows(tmp_path / "more.jsonl", ["x"])) == 0
+    assert json.loads((tmp_path / "built" / MANIFEST).read_text())["sources"] == ["corpus", "more.jsonl"]
+
+
+def test_passages_are_counted_beside_their_documents(build, tmp_path, capsys):
+    assert (
+        build(write_rows(tmp_path / "rows.jsonl", ["one two three four five six " * 10, "short"]), "--passages", 30)
+        == 0
+    )
+    rows, documents = map(int, re.search(r"^Indexed (\d+) rows of (\d+) documents", capsys.readouterr().out).groups())
+    assert rows > 3
+    assert documents == 2
+    index = open_index(tmp_path / "built")
+    assert (
+        "".join(document.text for document in index.documents(range(rows - 1))) == "one two three four five six " * 10
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "preset", "kind"),
+    [
+        (["--preset", "ivf"], "ivf", "IndexIVFFlat"),
+        (["--factory", "SQ8", "--recall-target", 0.5], "SQ8", "IndexScalarQuantizer"),
+    ],
+)
+def test_vectors_are_stored_as_it_is_asked(build, tmp_path, capsys, options, preset, kind):
+    texts = [f"{TEXTS[row % 10]} {row}" for row in range(90)]
+    assert build(write_rows(tmp_path / "rows.jsonl", texts), *options) == 0
+    assert re.search(r"^Indexed 90 rows of 90 documents in 1 shard, recall@20 [01]\.\d{3}: ", capsys.readouterr().out)
+    manifest = json.loads((tmp_path / "built" / MANIFEST).read_text())
+    assert manifest["storage"]["preset"] == preset
+    assert manifest["recall"]["target"] == (0.95 if preset == "ivf" else 0.5)
+    assert type(open_index(tmp_path / "built").shards[0].vectors).__name__ == kind
+
+
+def test_a_second_build_of_the_same_corpus_has_nothing_to_do(build, corpus, tmp_path, capsys):
+    assert build(corpus) == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "built").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert build(corpus) == 0
+    output = capsys.readouterr()
+    expected = f"Nothing to do: the index holds 10 rows of 10 documents in 1 shard: {tmp_path / 'built'}\n"
+    assert output.out == expected
+    assert {path: path.read_bytes() for path in (tmp_path / "built").rglob("*") if path.is_file()} == files
+
+
+def test_an_index_of_another_corpus_is_not_overwritten(build, corpus, tmp_path, capsys):
+    assert build(corpus) == 0
+    (corpus / "more.txt").write_text("more")
+    assert build(corpus) == 1
+    assert f"'{tmp_path / 'built'}' is there already" in capsys.readouterr().err
+    assert len(open_index(tmp_path / "built")) == 10
+
+
 def test_ids_come_from_a_named_column(build, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "one", "key": "first"}\n{"text": "two", "key": 2}\n')
     assert build(path, "--id-column", "key") == 0
     index = open_index(tmp_path / "built")
-    assert [index.document(row).id for row in range(2)] == ["first", "2"]
+    assert [index.documents([row])[0].id for row in range(2)] == ["first", "2"]
 
 
 def test_a_hub_data_set_becomes_an_index(build, tmp_path, monkeypatch):
@@ -230,7 +307,7 @@ def test_a_hub_data_set_becomes_an_index(build, tmp_path, monkeypatch):
     assert build("user/corpus", "--split", "validation", "--revision", "v1") == 0
     expected = {"path": "user/corpus", "split": "validation", "revision": "v1", "streaming": True}
     assert asked.items() >= expected.items()
-    document = open_index(tmp_path / "built").document(3)
+    (document,) = open_index(tmp_path / "built").documents([3])
     assert (document.text, document.metadata) == (TEXTS[3], {"from": "hub"})
 
 
@@ -253,6 +330,9 @@ def write_bytes(path, content):
         (lambda folder: write_bytes(folder / "a.jsonl.zst", b"no frame"), [], "a.jsonl.zst"),
         (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--batch-size", "0"], "batch_size"),
         (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--max-documents", "-1"], "limit"),
+        (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--passages", "0"], "Passages of 0 tokens"),
+        (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--recall-target", "2"], "`recall_target` is 2.0"),
+        (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--factory", "Nothing"], "'Nothing'"),
     ],
 )
 def test_a_bad_corpus_is_told_and_leaves_no_index(make, options, message, build, tmp_path, capsys):
@@ -277,6 +357,86 @@ def test_an_index_is_not_overwritten(build, corpus, tmp_path, capsys):
     assert build(corpus) == 1
     assert f"'{tmp_path / 'built'}' is there already" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "built").iterdir()] == ["precious"]
+
+
+# --- add ---
+
+
+def test_documents_are_added_behind_those_of_the_index(build, tmp_path, capsys):
+    assert build(write_rows(tmp_path / "first.jsonl", TEXTS[:7]), "--shard-size", 5) == 0
+    capsys.readouterr()
+    more = write_rows(tmp_path / "more.jsonl", TEXTS[7:], "body")
+    assert run_main("add", tmp_path / "built", more, "--text-column", "body", "--batch-size", 2) == 0
+    output = capsys.readouterr()
+    expected = f"Added 3 rows; the index holds 10 rows of 10 documents in 3 shards: {tmp_path / 'built'}\n"
+    assert output.out == expected
+    assert re.search(r"Embedding: 3row", output.err)
+    index = open_index(tmp_path / "built")
+    assert [document.text for document in index.documents(range(10))] == TEXTS
+    assert json.loads((tmp_path / "built" / MANIFEST).read_text())["sources"] == ["first.jsonl", "more.jsonl"]
+
+
+def test_documents_are_added_with_an_embedder_that_moved(build, embedder_folder, tmp_path, capsys):
+    more = write_rows(tmp_path / "more.jsonl", TEXTS[5:])
+    assert build(write_rows(tmp_path / "first.jsonl", TEXTS[:5])) == 0
+    rename_embedder(tmp_path / "built")
+    assert run_main("add", tmp_path / "built", more) == 1
+    assert "/moved/elsewhere" in capsys.readouterr().err
+    assert run_main("add", tmp_path / "built", more, "--embedder", embedder_folder) == 0
+    assert len(open_index(tmp_path / "built")) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{built}", "{folder}/missing"], "There is no file or folder at"),
+        (["{built}", "{folder}/empty"], "The corpus holds no document"),
+        (["{folder}/empty", "{folder}/rows.jsonl"], f"holds no `{MANIFEST}`"),
+        (["{folder}/missing", "{folder}/rows.jsonl"], f"holds no `{MANIFEST}`"),
+    ],
+)
+def test_a_wrong_addition_is_told_and_leaves_the_index(arguments, message, build, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert build(write_rows(tmp_path / "rows.jsonl", TEXTS)) == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "built").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run_main("add", *(each.format(built=tmp_path / "built", folder=tmp_path) for each in arguments)) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines()[-1].startswith("tttnn add: error: ")
+    assert message in output.err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in (tmp_path / "built").rglob("*") if path.is_file()} == files
+
+
+# --- import-tttlm ---
+
+
+def test_published_files_become_an_index(tmp_path, capsys):
+    vectors = np.arange(12, dtype=np.float32).reshape(6, 2)
+    for number, part in enumerate((vectors[:4], vectors[4:])):
+        flat = faiss.IndexFlatL2(2)
+        flat.add(part)
+        faiss.write_index(flat, str(tmp_path / f"0{number}.jsonl.index"))
+    data = [write_rows(tmp_path / "00.jsonl", TEXTS[:4]), write_rows(tmp_path / "01.jsonl.zst", TEXTS[4:6])]
+    files = sorted(tmp_path.glob("*.index"))
+    output = tmp_path / "built"
+    assert run_main("import-tttlm", "--index-files", *files, "--data-files", *data, "--output", output) == 0
+    assert capsys.readouterr().out == f"Imported 6 rows of 6 documents in 2 shards: {output}\n"
+    index = open_index(output)
+    assert [document.text for document in index.documents(range(6))] == TEXTS[:6]
+    assert [row for _, row in index.search(vectors[4:5], 3)[0]] == [4, 3, 5]
+
+
+def test_published_files_that_do_not_fit_are_told(tmp_path, capsys):
+    flat = faiss.IndexFlatL2(2)
+    flat.add(np.zeros((3, 2), dtype=np.float32))
+    faiss.write_index(flat, str(tmp_path / "00.jsonl.index"))
+    files = ["--index-files", tmp_path / "00.jsonl.index", "--data-files", write_rows(tmp_path / "00.jsonl", TEXTS)]
+    assert run_main("import-tttlm", *files, "--output", tmp_path / "built") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines()[-1].startswith("tttnn import-tttlm: error: ")
+    assert not (tmp_path / "built").exists()
 
 
 # --- retrieve ---
@@ -330,6 +490,15 @@ def test_an_embedder_that_moved_is_named(index_folder, embedder_folder, tmp_path
     rename_embedder(moved)
     assert run_main("retrieve", moved, QUERY, "--embedder", embedder_folder) == 0
     assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def test_some_shards_are_searched(build, corpus, tmp_path, capsys):
+    assert build(corpus, "--shard-size", 4) == 0
+    capsys.readouterr()
+    arguments = ["--shards", 0, 2, "--top-k", 6, "--json"]
+    assert run_main("retrieve", tmp_path / "built", QUERY, *arguments) == 0
+    found = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(found) == [0, 1, 2, 3, 8, 9]
 
 
 def rename_embedder(index):
@@ -397,6 +566,8 @@ def test_a_damaged_index_is_told(command, damage, message, evaluation, index_fol
         (["--top-k", "11"], "`top_k` is 11, but the index holds 10 documents"),
         (["--top-k", "0"], "`top_k` is 0"),
         (["--embedder", "/missing/folder"], "/missing/folder"),
+        (["--shards", "1"], "The shards [1] were asked for, but the index has shards 0 to 0"),
+        (["--texts", "remote"], "is a local folder"),
     ],
 )
 def test_a_wrong_retrieval_is_told(arguments, message, index_folder, capsys):
@@ -586,14 +757,25 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
         )
     load_parts(
         EvaluateArguments(
-            "user/model", "d", "user/index", dtype="bfloat16", model_revision="m1", index_revision="i1", embedder="e"
+            "user/model",
+            "d",
+            "user/index",
+            dtype="bfloat16",
+            model_revision="m1",
+            index_revision="i1",
+            index_shards=[0, 3],
+            index_texts="remote",
+            embedder="e",
         )
     )
     assert isinstance(asked[NeighborRetriever][1].pop("cache"), NeighborCache)
     assert asked == {
         AutoModelForCausalLM: ("user/model", {"revision": "m1", "dtype": "bfloat16"}),
         AutoTokenizer: ("user/model", {"revision": "m1"}),
-        NeighborRetriever: ("user/index", {"revision": "i1", "embedder": "e"}),
+        NeighborRetriever: (
+            "user/index",
+            {"revision": "i1", "shards": [0, 3], "texts": "remote", "embedder": "e"},
+        ),
     }
 
 

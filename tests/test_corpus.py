@@ -1,10 +1,8 @@
-"""What becomes of files, rows and strings on the way to a document, and of documents on the way to disk and back."""
+"""What becomes of files, rows and strings on the way to a document."""
 
 import datetime
 import json
 import os
-import pickle
-import random
 import re
 import shutil
 from itertools import islice
@@ -17,7 +15,7 @@ import pytest
 import zstandard
 
 from tttnn import Document, read_documents
-from tttnn.corpus import TextStore, as_documents
+from tttnn.corpus import as_documents
 
 
 ODD_TEXTS = [
@@ -443,106 +441,3 @@ def test_an_id_of_the_hub_is_streamed_at_its_split_and_revision(tmp_path, monkey
     assert calls == [
         (("user/name",), {"split": "test", "revision": "v1", "token": "hf_mine", "streaming": True}),
     ]
-
-
-# --- text store ---
-
-
-@pytest.fixture
-def store(tmp_path):
-    documents = [Document(f"id {n} é", text, {"n": n, "note": text}) for n, text in enumerate(ODD_TEXTS)]
-    return TextStore(TextStore.write(tmp_path / "texts.jsonl", documents)[0]), documents
-
-
-def test_documents_come_back_from_a_store_as_they_were(store):
-    opened, documents = store
-    assert len(opened) == len(documents)
-    assert list(opened) == documents
-
-
-def test_documents_come_back_in_any_order(store):
-    opened, documents = store
-    for row in random.Random(0).choices(range(len(documents)), k=30):
-        assert opened[row] == documents[row]
-
-
-def test_a_document_of_five_megabytes_comes_back(tmp_path):
-    text = ("naïve 東京\n\0" * 500_000)[:5_000_000]
-    documents = [Document("before", "x"), Document("large", text), Document("after", "y")]
-    assert list(TextStore(TextStore.write(tmp_path / "texts.jsonl", documents)[0])) == documents
-
-
-def test_a_store_is_an_object_a_line_and_the_offsets_of_the_lines(tmp_path):
-    files = TextStore.write(tmp_path / "texts.jsonl", [Document("a", "é"), Document("b", "x\ny", {"n": 1})])
-    assert files == [tmp_path / "texts.jsonl", tmp_path / "texts.offsets.npy"]
-    lines = files[0].read_text(encoding="utf-8").splitlines(keepends=True)
-    assert [json.loads(line) for line in lines] == [
-        {"id": "a", "text": "é", "metadata": {}},
-        {"id": "b", "text": "x\ny", "metadata": {"n": 1}},
-    ]
-    first, second = (len(line.encode()) for line in lines)
-    offsets = np.load(files[1], allow_pickle=False)
-    assert offsets.dtype == np.int64
-    assert offsets.tolist() == [0, first, first + second]
-
-
-def test_metadata_that_json_lacks_becomes_a_string(tmp_path):
-    document = Document("a", "x", {"day": datetime.date(2024, 2, 29), "nested": [{"at": datetime.time(1, 2)}]})
-    opened = TextStore(TextStore.write(tmp_path / "texts.jsonl", [document])[0])
-    assert opened[0].metadata == {"day": "2024-02-29", "nested": [{"at": "01:02:00"}]}
-
-
-def test_a_store_is_read_through_a_memory_map(store):
-    with open("/proc/self/maps") as maps:
-        mapped = maps.read()
-    assert str(store[0].path) in mapped
-    assert str(store[0].path.with_suffix(".offsets.npy")) in mapped
-
-
-@pytest.mark.parametrize("row", [6, 7, 100])
-def test_a_row_outside_of_the_store_is_an_index_error(store, row):
-    with pytest.raises(IndexError):
-        store[0][row]
-
-
-@pytest.mark.parametrize(
-    "offsets",
-    [
-        np.array([], dtype=np.int64),
-        np.array([0], dtype=np.int64),
-        np.array([0, 5], dtype=np.int64),
-        np.array([0.0, 45.0]),
-        np.array([[0, 45]]),
-        np.array(45),
-    ],
-    ids=["none", "no end", "another end", "floats", "two axes", "no axis"],
-)
-def test_offsets_that_do_not_span_the_file_are_an_error_that_names_it(tmp_path, offsets):
-    files = TextStore.write(tmp_path / "texts.jsonl", [Document("aaa", "x" * 3)])
-    assert files[0].stat().st_size == 45
-    np.save(files[1], offsets)
-    with pytest.raises(ValueError, match="texts.jsonl' do not span its 45 bytes"):
-        TextStore(files[0])
-
-
-def test_offsets_with_a_pickle_are_an_error_and_run_nothing(tmp_path):
-    class Intruder:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "intruded"),)
-
-    files = TextStore.write(tmp_path / "texts.jsonl", [Document("a", "x")])
-    np.save(files[1], np.array([Intruder()], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="Python objects"):
-        TextStore(files[0])
-    files[1].write_bytes(pickle.dumps(Intruder()))
-    with pytest.raises(ValueError, match="[Pp]ickle"):
-        TextStore(files[0])
-    assert not (tmp_path / "intruded").exists()
-
-
-@pytest.mark.parametrize("name", ["texts.jsonl", "texts.offsets.npy"])
-def test_a_missing_file_of_a_store_is_an_error_that_names_it(tmp_path, name):
-    files = TextStore.write(tmp_path / "texts.jsonl", [Document("a", "x")])
-    (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=name):
-        TextStore(files[0])

@@ -100,13 +100,13 @@ def hub(monkeypatch, tiny_models, tokenizer, embedder, saved_index):
     def tokenizer_of(name, **options):
         return tokenizer if on_hub(name) else load_tokenizer(name, **options)
 
-    def init_tiny_embedder(self, model, revision=None, max_seq_length=None, device=None):
+    def init_tiny_embedder(self, model, revision=None, max_seq_length=None, device=None, *prompts):
         if not isinstance(model, str) or not on_hub(model):
-            init_embedder(self, model, revision, max_seq_length, device)
+            init_embedder(self, model, revision, max_seq_length, device, *prompts)
             return
         tiny = copy.deepcopy(embedder)
-        tiny.max_seq_length = max_seq_length or tiny.max_seq_length
-        init_embedder(self, tiny)
+        tiny.max_seq_length = max_seq_length or 128
+        init_embedder(self, tiny, None, None, None, *prompts)
         self.name = model
 
     def index_of(name, **options):
@@ -120,7 +120,7 @@ def hub(monkeypatch, tiny_models, tokenizer, embedder, saved_index):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model_of)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", tokenizer_of)
     monkeypatch.setattr(Embedder, "__init__", init_tiny_embedder)
-    monkeypatch.setattr("tttnn.retriever.snapshot_download", index_of)
+    monkeypatch.setattr("tttnn.hub.snapshot_download", index_of)
     monkeypatch.setattr(datasets, "load_dataset", dataset_of)
 
 

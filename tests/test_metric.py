@@ -221,11 +221,12 @@ def test_the_file_imports_only_evaluate_datasets_and_the_standard_library() -> N
     assert not any(re.search("[,#(]", line) for line in lines)
 
 
-def test_the_card_is_that_of_an_evaluate_metric_without_an_app() -> None:
+def test_the_front_matter_is_that_of_a_gradio_space() -> None:
     data = SpaceCard.load(CARD).data
     assert (data.title, data.sdk) == ("Bits per Byte", "gradio")
     assert {"evaluate", "metric"} <= set(data.tags)
-    assert data.app_file is None
+    assert (data.app_file or "app.py") == "app.py"
+    assert (CARD.parent / "app.py").is_file()
 
 
 def test_the_example_of_the_card_prints_its_numbers_beside_a_copy_of_the_folder_and_without_tttnn(

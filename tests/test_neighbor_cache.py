@@ -20,7 +20,7 @@ class Counted:
     def __init__(self, retriever, index=None):
         self.index = retriever.index if index is None else index
         self.embedded, self.searched = [], []
-        self._encode = retriever.embedder.encode
+        self._encode = retriever.embedder.encode_query
         self.stand_in = SimpleNamespace(embedder=self.index.embedder, digest=self.index.digest, search=self.search)
 
     def encode(self, texts):
@@ -53,7 +53,7 @@ def uncached(retriever):
     """What is found without a cache, text by text."""
 
     def find(texts=TEXTS, top_k=4, index=retriever.index):
-        return [index.search(retriever.embedder.encode([text]), top_k)[0] for text in texts]
+        return [index.search(retriever.embedder.encode_query([text]), top_k)[0] for text in texts]
 
     return find
 
@@ -203,7 +203,7 @@ def test_a_retriever_with_a_cache_retrieves_the_same_neighbors(retriever, folder
     expected = [retriever.retrieve([text], 4)[0] for text in TEXTS]
     NeighborRetriever(retriever.index, retriever.embedder, NeighborCache(folder)).retrieve(TEXTS, 5)
     again = NeighborRetriever(retriever.index, cache=NeighborCache(folder))
-    again._embedder = SimpleNamespace(encode=None)  # which cannot encode
+    again._embedder = SimpleNamespace(encode_query=None)  # which cannot encode
     found = again.retrieve(TEXTS, 4)
     assert [[neighbor.id for neighbor in row] for row in found] == [[n.id for n in row] for row in expected]
     assert [[neighbor.text for neighbor in row] for row in found] == [[n.text for n in row] for row in expected]

@@ -14,8 +14,10 @@ from conftest import TEXTS
 from sentence_transformers import SentenceTransformer
 
 from tttnn import Document, Embedder, Neighbor, NeighborRetriever
+from tttnn.building import IndexSettings, build_index, index_in_memory
 from tttnn.corpus import as_documents
-from tttnn.index import MANIFEST, build_shards, write_index
+from tttnn.manifest import MANIFEST
+from tttnn.writing import write_index
 
 
 ODD_TEXTS = ["naïve café, 東京 👩‍👩‍👧", "one\ntwo\r\nthree\u2028four", "NUL \0 here", "", " \t\n", '{"text": "\\n"}']
@@ -80,8 +82,8 @@ def test_neighbors_equal_a_brute_force_search_in_numpy_in_order(corpus_retriever
 
 @pytest.mark.parametrize("shard_size", [1, 7, 59])
 def test_neighbors_from_several_shards_equal_those_from_one(corpus_retriever, embedder, tmp_path, shard_size):
-    parts = build_shards(as_documents(CORPUS), Embedder(embedder), shard_size)
-    folder = write_index(parts, Embedder(embedder).describe(), tmp_path / "index")
+    folder = tmp_path / "index"
+    build_index(as_documents(CORPUS), Embedder(embedder), folder, IndexSettings(shard_size=shard_size))
     assert len(list((folder / "index").iterdir())) == -(-60 // shard_size)
     found = NeighborRetriever.from_pretrained(folder, embedder=embedder).retrieve(QUERIES[:5], top_k=20)
     expected = corpus_retriever.retrieve(QUERIES[:5], top_k=20)
@@ -112,13 +114,22 @@ def test_a_document_is_its_own_nearest_neighbor(corpus_retriever):
 
 
 def test_many_queries_are_embedded_in_one_call(corpus_retriever, monkeypatch):
-    calls = []
-    encode = corpus_retriever.embedder.model.encode
-    monkeypatch.setattr(
-        corpus_retriever.embedder.model, "encode", lambda texts, **named: calls.append(texts) or encode(texts, **named)
-    )
+    calls, model = [], corpus_retriever.embedder.model
+    encode = model.encode_query
+    monkeypatch.setattr(model, "encode_query", lambda texts, **named: calls.append(texts) or encode(texts, **named))
     corpus_retriever.retrieve(QUERIES, top_k=3)
-    assert calls == [QUERIES]
+    assert [sorted(texts) for texts in calls] == [sorted(QUERIES)]
+
+
+def test_queries_get_the_prompt_of_queries_and_documents_that_of_documents(embedder):
+    prompted = Embedder(embedder, query_prompt="query: ", document_prompt="passage: ")
+    found = NeighborRetriever.from_documents(TEXTS, prompted).retrieve(["the whale"], top_k=10)[0]
+    (query,) = embedder.encode(["query: the whale"]).astype(np.float64)
+    documents = embedder.encode([f"passage: {text}" for text in TEXTS]).astype(np.float64)
+    distances = ((documents - query) ** 2).sum(axis=1)
+    assert [neighbor.id for neighbor in found] == np.argsort(distances).tolist()
+    assert [neighbor.distance for neighbor in found] == pytest.approx(np.sort(distances), rel=1e-4, abs=1e-5)
+    assert [neighbor.text for neighbor in found] == [TEXTS[neighbor.id] for neighbor in found]
 
 
 def test_a_neighbor_holds_row_text_distance_and_metadata(embedder):
@@ -189,7 +200,7 @@ def test_a_query_with_a_lone_surrogate_is_an_error_that_names_it(retriever):
 
 def test_a_query_whose_vector_is_not_finite_is_an_error(corpus_retriever, monkeypatch):
     monkeypatch.setattr(
-        corpus_retriever.embedder.model, "encode", lambda texts, **named: np.full((len(texts), 32), np.inf)
+        corpus_retriever.embedder.model, "encode_query", lambda texts, **named: np.full((len(texts), 32), np.inf)
     )
     with pytest.raises(ValueError, match=r"not finite for rows \[0\]"):
         corpus_retriever.retrieve(["x"], top_k=1)
@@ -280,12 +291,47 @@ def test_a_document_of_five_megabytes_is_found_whole(embedder, tmp_path):
     large = "naïve 東京\n\0 " * 312_500
     assert 5_000_000 <= len(large.encode())
     # its first words stand for it, as a slow tokenizer is no subject of this test
-    vectors = build_shards([Document("large", large[:500]), Document("small", "x")], Embedder(embedder), 2)
-    (shard,) = vectors
-    shard.documents[0] = Document("large", large)
-    folder = write_index([shard], Embedder(embedder).describe(), tmp_path / "saved")
+    index = index_in_memory([Document("large", large[:500]), Document("small", "x")], Embedder(embedder))
+    index.shards[0].documents[0] = Document("large", large)
+    folder = write_index(index, tmp_path / "saved")
     (found,) = NeighborRetriever.from_pretrained(folder, embedder=embedder).retrieve([large[:500]], top_k=1)
     assert found[0].text == large
+
+
+def test_neighbors_from_some_shards_keep_their_ids(corpus_retriever, embedder, tmp_path):
+    build_index(as_documents(CORPUS), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=25))
+    part = NeighborRetriever.from_pretrained(tmp_path / "index", shards=[0, 2], embedder=embedder)
+    assert len(part) == 35
+    whole = corpus_retriever.retrieve(QUERIES[:5], top_k=60)
+    expected = [[row for row in found if not 25 <= row < 50] for found in rows(whole)]
+    assert rows(part.retrieve(QUERIES[:5], top_k=35)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"texts": "remote"}, "is 'remote', but '.*saved' is a local folder"),
+        ({"texts": "nowhere"}, "`texts` is 'nowhere'. Pass 'local', or 'remote'"),
+        ({"shards": [1]}, "but the index has shards 0 to 0"),
+    ],
+)
+def test_a_wrong_option_of_opening_is_an_error(saved, options, message):
+    with pytest.raises(ValueError, match=message):
+        NeighborRetriever.from_pretrained(saved, **options)
+
+
+def test_an_opened_index_is_saved_with_all_its_files(saved, tmp_path):
+    again = NeighborRetriever.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    files = {path.relative_to(saved): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    assert {path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()} == files
+
+
+def test_a_part_of_an_index_is_neither_saved_nor_pushed(retriever, tmp_path):
+    with pytest.raises(ValueError, match="This is a part of an index, drawn by `subset`. Save the whole one"):
+        retriever.subset(0.5).save_pretrained(tmp_path / "part")
+    with pytest.raises(ValueError, match="This is a part of an index"):
+        retriever.subset(0.5).push_to_hub("user/part")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_may_be_named_by_a_string_or_a_path(saved, retriever):
@@ -314,17 +360,25 @@ def test_the_embedder_is_loaded_at_the_first_query_and_once(saved, monkeypatch):
     loaded = []
 
     class Counted(Embedder):
-        def __init__(self, *arguments):
-            loaded.append(arguments)
-            super().__init__(*arguments)
+        def __init__(self, model, *arguments):
+            loaded.append(model)
+            super().__init__(model, *arguments)
 
     monkeypatch.setattr("tttnn.retriever.Embedder", Counted)
     opened = NeighborRetriever.from_pretrained(saved)
     assert loaded == []
     for _ in range(2):
         opened.retrieve(["x"], top_k=1)
-    manifest = json.loads((saved / MANIFEST).read_text())["embedder"]
-    assert loaded == [(manifest["name"], manifest["revision"], manifest["max_seq_length"])]
+    assert loaded == [json.loads((saved / MANIFEST).read_text())["embedder"]["name"]]
+
+
+def test_the_embedder_is_loaded_with_the_settings_of_the_index(embedder, tmp_path):
+    name = embedder.transformers_model.config._name_or_path
+    mine = Embedder(name, max_seq_length=8, query_prompt="query: ", document_prompt="passage: ")
+    folder = NeighborRetriever.from_documents(TEXTS, mine).save_pretrained(tmp_path / "saved")
+    for given in (None, name):
+        loaded = NeighborRetriever.from_pretrained(folder, embedder=given).embedder
+        assert (loaded.max_seq_length, loaded.query_prompt, loaded.document_prompt) == (8, "query: ", "passage: ")
 
 
 def test_the_embedder_may_be_given_in_three_ways(saved, embedder, retriever):

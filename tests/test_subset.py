@@ -6,7 +6,7 @@ import pytest
 
 from tttnn import Document
 from tttnn.index import DocumentIndex, Shard
-from tttnn.subset import IndexSubset
+from tttnn.subset import IndexSubset, random_distances
 
 
 DIMENSION = 6
@@ -25,7 +25,8 @@ def make_index(*sizes, kind="flat"):
             store.train(rows)
             store.nprobe = 4  # all, so that it is exact
         store.add(rows)
-        shards.append(Shard(store, [Document(str(first + row), f"text {first + row}") for row in range(size)]))
+        documents = [Document(str(first + row), f"text {first + row}") for row in range(size)]
+        shards.append(Shard(store, documents, first))
         first += size
     return DocumentIndex(shards, {"name": "none"}, "digest"), vectors
 
@@ -85,7 +86,7 @@ def test_the_whole_is_the_index_itself():
 def test_rows_keep_their_documents():
     index, vectors = make_index(40, 7, 23)
     for _, row in IndexSubset(index, 0.2).search(vectors[:1], 10)[0]:
-        assert IndexSubset(index, 0.2).document(row).text == f"text {row}"
+        assert IndexSubset(index, 0.2).documents([row])[0].text == f"text {row}"
 
 
 def test_a_part_has_a_digest_of_its_own():
@@ -114,8 +115,53 @@ def test_a_shard_may_be_left_without_rows():
 
 def test_a_part_of_a_part_is_refused():
     part = IndexSubset(make_index(40)[0], 0.5)
-    with pytest.raises(ValueError, match="a part already: 20 of 40 documents"):
+    with pytest.raises(ValueError, match="a part already, of 20 documents"):
         IndexSubset(part, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["HNSW8", "SQfp16", "IVF1,PQ2x4", "Flat,Refine(Flat)"])
+def test_a_part_of_an_index_that_cannot_search_among_some_rows_is_refused(kind):
+    store = faiss.index_factory(DIMENSION, kind)
+    vectors = np.random.default_rng(0).normal(size=(64, DIMENSION)).astype(np.float32)
+    store.train(vectors)
+    store.add(vectors)
+    index = DocumentIndex([Shard(store, [Document(str(row), "x") for row in range(64)])], {}, "digest")
+    with pytest.raises(ValueError, match=f"this is {type(store).__name__}, .*Use a flat index"):
+        IndexSubset(index, 0.5)
+
+
+def test_a_part_searches_as_thoroughly_as_the_whole():
+    index, vectors = make_index(40, 30, kind="ivf")
+    index.set_search({"nprobe": 1})
+    query = vectors[:1]
+    assert len(index.search(query, 70)[0]) < 70
+    whole, part = ({row for _, row in searched.search(query, 70)[0]} for searched in (index, IndexSubset(index, 1.0)))
+    assert part == whole
+    assert {row for _, row in IndexSubset(index, 0.5).search(query, 70)[0]} < whole
+
+
+def test_a_part_of_several_opened_shards_keeps_the_rows_of_the_whole():
+    index, vectors = make_index(40, 7, 23)
+    opened = DocumentIndex([index.shards[0], index.shards[2]], index.embedder, "other")
+    rows = kept(IndexSubset(opened, 0.5), vectors)
+    assert len(rows) == 32
+    assert not {*range(40, 47)} & {*rows}
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_distances_to_documents_drawn_at_random_are_distances_to_stored_vectors(kind):
+    index, vectors = make_index(40, 7, 23, kind=kind)
+    queries = np.random.default_rng(1).normal(size=(3, DIMENSION)).astype(np.float32)
+    drawn = random_distances(index, queries, per_query=300)
+    assert len(drawn) == 900
+    for number, query in enumerate(queries):
+        every = ((vectors.astype(np.float64) - query) ** 2).sum(axis=1)
+        rows = {int(np.abs(every - distance).argmin()) for distance in drawn[300 * number : 300 * number + 300]}
+        assert max(np.abs(every - distance).min() for distance in drawn[300 * number : 300 * number + 300]) < 1e-4
+        # of 300 draws nearly every one of 70 rows, and each shard by its size
+        assert len(rows) > 60
+    assert random_distances(index, queries, per_query=300) == drawn
+    assert random_distances(index, queries, per_query=300, seed=1) != drawn
 
 
 def test_a_retriever_of_a_part_retrieves_from_it_only(retriever):

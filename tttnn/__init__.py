@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from tttnn.callbacks import JournalCallback, NeighborEarlyStoppingCallback, TestTimeCallback
     from tttnn.corpus import Document, read_documents
     from tttnn.embedding import Embedder
+    from tttnn.neighbors import Neighbor
     from tttnn.records import DocumentRecord
     from tttnn.restore import restored
-    from tttnn.retriever import Neighbor, NeighborRetriever
+    from tttnn.retriever import NeighborRetriever
     from tttnn.trainer import TestTimeTrainer
     from tttnn.training_args import TestTimeTrainingArguments
 
@@ -21,7 +22,7 @@ _HOMES = {
     "DocumentRecord": "records",
     "Embedder": "embedding",
     "JournalCallback": "callbacks",
-    "Neighbor": "retriever",
+    "Neighbor": "neighbors",
     "NeighborEarlyStoppingCallback": "callbacks",
     "NeighborRetriever": "retriever",
     "TestTimeCallback": "callbacks",

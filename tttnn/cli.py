@@ -11,8 +11,7 @@ from traceback import extract_tb
 
 from safetensors import SafetensorError
 
-
-DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+from tttnn.cli_index import add, build_index, import_tttlm, pull, push
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,12 +25,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: 0, or 1 where the input is at fault; then the error is on standard error.
     """
-    commands = {"build-index": build_index, "retrieve": retrieve, "evaluate": evaluate, "report": report}
+    commands = {
+        "build-index": build_index,
+        "add": add,
+        "push": push,
+        "pull": pull,
+        "import-tttlm": import_tttlm,
+        "retrieve": retrieve,
+        "evaluate": evaluate,
+        "report": report,
+    }
     parser = argparse.ArgumentParser(
         prog="tttnn",
         description="Test-time training on nearest neighbors.",
         epilog="commands:\n"
         "  build-index   embed and index a corpus\n"
+        "  add           append documents to an index\n"
+        "  push          upload an index to the Hub\n"
+        "  pull          download an index from the Hub, or some of its shards\n"
+        "  import-tttlm  make an index of the files that the method's authors published\n"
         "  retrieve      show the nearest documents of a text\n"
         "  evaluate      adapt a model to each test document and report bits per byte\n"
         "  report        compare runs: a page with tables and pictures, CSV, JSON, a model card's section\n\n"
@@ -54,65 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_index(argv: Sequence[str]) -> None:
-    """
-    Embed and index a corpus.
-
-    Args:
-        argv (`Sequence[str]`):
-            Arguments after the command.
-    """
-    parser = argparse.ArgumentParser(
-        prog="tttnn build-index",
-        description="Embed a corpus and write a Faiss index of it, with its texts, to a folder.",
-    )
-    parser.add_argument(
-        "source",
-        nargs="+",
-        help=".jsonl, .jsonl.zst or .parquet files of rows, folders of files (each a text), or ids of Hub data sets",
-    )
-    parser.add_argument("--output", required=True, help="folder to write; new or empty")
-    parser.add_argument(
-        "--embedder",
-        default=DEFAULT_EMBEDDER,
-        help="Hub id or folder of a sentence-transformers model (default: %(default)s)",
-    )
-    parser.add_argument("--embedder-revision", help="branch, tag or commit of the embedder")
-    parser.add_argument(
-        "--max-seq-length", type=int, help="tokens of a text that are embedded (default: the embedder's)"
-    )
-    parser.add_argument("--text-column", default="text", help="column with the text (default: %(default)s)")
-    parser.add_argument("--id-column", help="column with the id (default: id, or else file and line)")
-    parser.add_argument("--split", default="train", help="split of a Hub data set (default: %(default)s)")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub data set")
-    parser.add_argument("--max-documents", type=int, help="stop after that many documents")
-    parser.add_argument(
-        "--shard-size", type=int, default=100_000, help="documents in a shard; memory holds one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="texts in one forward pass of the embedder (default: %(default)s)"
-    )
-    parser.add_argument("--device", help="where the embedder runs, cuda or cpu say (default: the fastest there is)")
-    arguments = parser.parse_args(argv)
-
-    from tttnn.corpus import read_documents
-    from tttnn.embedding import Embedder
-    from tttnn.index import build_shards, open_index, write_index
-
-    documents = read_documents(
-        arguments.source,
-        arguments.text_column,
-        arguments.id_column,
-        arguments.split,
-        arguments.revision,
-        limit=arguments.max_documents,
-    )
-    embedder = Embedder(arguments.embedder, arguments.embedder_revision, arguments.max_seq_length, arguments.device)
-    shards = build_shards(documents, embedder, arguments.shard_size, arguments.batch_size, show_progress_bar=True)
-    index = open_index(write_index(shards, embedder.describe(), arguments.output))
-    print(f"Indexed {len(index)} documents in {len(index.shards)} shards: {arguments.output}")
-
-
 def retrieve(argv: Sequence[str]) -> None:
     """
     Show the nearest documents of a text.
@@ -130,13 +83,21 @@ def retrieve(argv: Sequence[str]) -> None:
     parser.add_argument("--top-k", type=int, default=5, help="documents to show (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit of the index")
     parser.add_argument("--embedder", help="embedder of the index, where it now has another name or path")
+    parser.add_argument("--shards", type=int, nargs="+", help="shards to fetch and search (default: all)")
+    parser.add_argument(
+        "--texts", choices=("local", "remote"), default="local", help="remote: leave the texts on the Hub"
+    )
     parser.add_argument("--json", action="store_true", help="print whole neighbors, a JSON object a line")
     arguments = parser.parse_args(argv)
 
     from tttnn.retriever import NeighborRetriever
 
     retriever = NeighborRetriever.from_pretrained(
-        arguments.index, revision=arguments.revision, embedder=arguments.embedder
+        arguments.index,
+        revision=arguments.revision,
+        shards=arguments.shards,
+        texts=arguments.texts,
+        embedder=arguments.embedder,
     )
     for neighbor in retriever.retrieve([arguments.text], arguments.top_k)[0]:
         if arguments.json:

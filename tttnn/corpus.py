@@ -1,9 +1,8 @@
-"""Documents with stable ids: readers of the usual formats, and a memory-mapped store of their texts."""
+"""Documents with stable ids, and readers of the usual formats."""
 
 import io
 import json
 import logging
-import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +10,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 
 logger = logging.getLogger(__name__)
@@ -281,66 +278,3 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object. Write one object a line.")
     return row
-
-
-class TextStore:
-    """
-    Documents of a shard on disk, read at random through a memory map.
-
-    A store is two files: `NAME.jsonl`, an object `{"id", "text", "metadata"}` a line in UTF-8, and
-    `NAME.offsets.npy`, the int64 byte offset of each line and of the end. Opening it reads neither.
-
-    Args:
-        path (`str` or `Path`):
-            The `.jsonl` file; the offsets lie beside it.
-
-    Raises:
-        `ValueError`: If the offsets do not span the file.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.offsets = np.load(self.path.with_suffix(".offsets.npy"), mmap_mode="r", allow_pickle=False)
-        size = self.path.stat().st_size
-        if (
-            self.offsets.dtype != np.int64
-            or self.offsets.ndim != 1
-            or not len(self.offsets)
-            or self.offsets[-1] != size
-        ):
-            raise ValueError(f"The offsets beside '{self.path}' do not span its {size} bytes. Fetch or build it anew.")
-        with self.path.open("rb") as file:
-            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> Document:
-        start, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        return Document(**json.loads(self.bytes[start:end]))
-
-    @staticmethod
-    def write(path: str | Path, documents: Iterable[Document]) -> list[Path]:
-        """
-        Write the two files of a store.
-
-        Args:
-            path (`str` or `Path`):
-                The `.jsonl` file to write; its folder exists.
-            documents (`Iterable[Document]`):
-                What to store, in order; metadata that JSON lacks (dates, say) becomes a string.
-
-        Returns:
-            `list[Path]`: the files written.
-        """
-        path, offsets = Path(path), [0]
-        with path.open("wb") as file:
-            for document in documents:
-                row = {"id": document.id, "text": document.text, "metadata": document.metadata}
-                offsets.append(offsets[-1] + file.write(_json_line(row)))
-        np.save(path.with_suffix(".offsets.npy"), np.array(offsets, dtype=np.int64))
-        return [path, path.with_suffix(".offsets.npy")]
-
-
-def _json_line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8") + b"\n"

@@ -1,12 +1,16 @@
 """Texts to vectors: a thin layer over sentence-transformers that says which embedder made an index."""
 
 import math
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
+from weakref import finalize
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from tttnn.corpus import check_text
 
@@ -15,6 +19,10 @@ from tttnn.corpus import check_text
 # whatever name or path it was loaded.
 PROBE = "The quick brown fox jumps over the lazy dog; 0123456789 def f(x): return x"
 PROBE_TOLERANCE = 0.02  # relative; half precision on another device stays below it
+# Of a longer text this many characters for each token that is read are tried first.
+CHARACTERS_PER_TOKEN = 16
+# The embedder of the method's authors: model, tokenizer, tokens that are read.
+TTTLM = ("socialfoundations/roberta-large-pile-lr2e-5-bs16-8gpu-1700000", "FacebookAI/roberta-base", 512)
 
 
 class Embedder:
@@ -22,17 +30,23 @@ class Embedder:
     A sentence-transformers model that maps texts to float32 vectors.
 
     A plain transformer without sentence-transformers files gets the attention-masked mean of its last hidden state,
-    special tokens included, as the method's authors used.
+    special tokens included, as the method's authors used. Several threads may use one embedder; they take turns.
 
     Args:
         model (`str`, `Path` or `SentenceTransformer`):
-            Hub id or folder of the model, or the loaded model itself.
+            Hub id or folder of the model, or the loaded model itself. `"tttlm"` is the RoBERTa-large of the method's
+            authors, with RoBERTa's tokenizer and 512 tokens.
         revision (`str`, *optional*):
             Branch, tag or commit, where `model` is a Hub id.
         max_seq_length (`int`, *optional*):
             Tokens of a text that are read. By default the model's own.
-        device (`str`, *optional*):
-            Where it runs. By default sentence-transformers decides.
+        device (`str` or `list[str]`, *optional*):
+            Where it runs. By default sentence-transformers decides. For several devices, `["cuda:0", "cuda:1"]` or
+            `["cpu", "cpu"]`, a process is started on each at the first long list of texts.
+        query_prompt (`str`, *optional*):
+            What is put before each query. By default the model's own prompt, if it has one.
+        document_prompt (`str`, *optional*):
+            What is put before each document. By default the model's own prompt, if it has one.
 
     Raises:
         `ValueError`: If a loaded model has another `max_seq_length` than the given one.
@@ -45,8 +59,12 @@ class Embedder:
         model: str | Path | SentenceTransformer,
         revision: str | None = None,
         max_seq_length: int | None = None,
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
     ) -> None:
+        self._devices = [device] if isinstance(device, str) else list(device or [])
+        first = self._devices[0] if self._devices else None
         if isinstance(model, SentenceTransformer):
             if max_seq_length not in (None, model.max_seq_length):
                 raise ValueError(
@@ -54,15 +72,23 @@ class Embedder:
                     "there: `model.max_seq_length = ...`."
                 )
             self.model = model
+        elif model == "tttlm":
+            self.model = _tttlm(revision, first)
         else:
-            self.model = SentenceTransformer(str(model), revision=revision, device=device)
-            if max_seq_length is not None:
-                self.model.max_seq_length = max_seq_length
+            self.model = SentenceTransformer(str(model), revision=revision, device=first)
+        if max_seq_length is not None:
+            self.model.max_seq_length = max_seq_length
         backbone = self.model.transformers_model  # static embeddings have none
         loaded = backbone.config._name_or_path if backbone else "unnamed"
         self.name: str = loaded if isinstance(model, SentenceTransformer) else str(model)
         # set by transformers where the model came from the Hub
         self.revision = revision or getattr(backbone.config if backbone else None, "_commit_hash", None)
+        prompts = {name: text for name, text in self.model.prompts.items() if text}
+        named = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), "")
+        self.document_prompt = named if document_prompt is None else document_prompt
+        self.query_prompt = prompts.get("query", "") if query_prompt is None else query_prompt
+        self._pool: Any = None
+        self._turn = Lock()
 
     @property
     def dimension(self) -> int:
@@ -75,19 +101,15 @@ class Embedder:
         limit = self.model.max_seq_length
         return None if limit is None or limit == math.inf else int(limit)
 
-    def encode(
-        self, texts: list[str], batch_size: int = 32, show_progress_bar: bool = False, first_row: int = 0
-    ) -> np.ndarray:
+    def encode_document(self, texts: list[str], batch_size: int = 32, first_row: int = 0) -> np.ndarray:
         """
-        Embed texts.
+        Embed texts of a corpus.
 
         Args:
             texts (`list[str]`):
                 Each is truncated to the model's `max_seq_length` tokens; an empty one is embedded as one space.
             batch_size (`int`, *optional*, defaults to `32`):
                 Texts in one forward pass; they are sorted by length first.
-            show_progress_bar (`bool`, *optional*, defaults to `False`):
-                Whether to show one.
             first_row (`int`, *optional*, defaults to `0`):
                 Row of the first text, for error messages.
 
@@ -98,6 +120,34 @@ class Embedder:
             `ValueError`: If a vector is not finite, or a text holds a lone surrogate.
             `TypeError`: If a text is not a string.
         """
+        return self._encode(self.model.encode_document, texts, self.document_prompt, batch_size, first_row)
+
+    def encode_query(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+        """
+        Embed queries.
+
+        Args:
+            texts (`list[str]`):
+                As those of `encode_document`.
+            batch_size (`int`, *optional*, defaults to `32`):
+                Texts in one forward pass.
+
+        Returns:
+            `np.ndarray`: float32 of shape `(len(texts), dimension)`, in the order of `texts`.
+
+        Raises:
+            `ValueError`, `TypeError`: As `encode_document`.
+        """
+        return self._encode(self.model.encode_query, texts, self.query_prompt, batch_size)
+
+    def _encode(
+        self,
+        encode: Callable[..., Any],
+        texts: list[str],
+        prompt: str,
+        batch_size: int,
+        first_row: int = 0,
+    ) -> np.ndarray:
         if isinstance(texts, str):
             raise TypeError("A list of texts is needed, and one string was given. Put it into a list.")
         if batch_size < 1:
@@ -105,8 +155,15 @@ class Embedder:
         texts = [check_text(text, f"row {first_row + row}") or " " for row, text in enumerate(texts)]
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
-        vectors = self.model.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        with self._turn:  # a tokenizer serves one thread at a time
+            texts = [self._shorten(text, prompt) for text in texts]
+            # sorted here as well, so that the pieces that several processes get are of texts of one length
+            order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+            ordered = [texts[row] for row in order]
+            pool = self._processes() if len(texts) > batch_size else None
+            found = encode(ordered, prompt=prompt, batch_size=batch_size, show_progress_bar=False, pool=pool)
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        vectors[order] = found
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             rows = (broken[:5] + first_row).tolist()
@@ -116,12 +173,35 @@ class Embedder:
             )
         return vectors
 
+    def _shorten(self, text: str, prompt: str) -> str:
+        """Cut off, at a white space, what the model does not read, so that a book is not tokenized to its end."""
+        limit = self.max_seq_length
+        length = len(text) if limit is None else CHARACTERS_PER_TOKEN * limit
+        while length < len(text):
+            space = re.compile(r"\s").search(text, length)
+            if space is None:
+                return text
+            cut = text[: space.start()]
+            read = self.model.tokenizer(prompt + cut, truncation=True, max_length=cast(int, limit) + 1)
+            if len(read["input_ids"]) > cast(int, limit):
+                return cut
+            length *= 2
+        return text
+
+    def _processes(self) -> Any:  # noqa: ANN401
+        if self._pool is None and len(self._devices) > 1:
+            self._pool = self.model.start_multi_process_pool(self._devices)
+            # else they outlive the embedder, and one that is still starting misses its queue
+            finalize(self, self.model.stop_multi_process_pool, self._pool)
+        return self._pool
+
     def describe(self) -> dict[str, Any]:
         """
         Say what an index must remember of its embedder.
 
         Returns:
-            `dict[str, Any]`: JSON-able; name, revision, pooling, dimension, `max_seq_length` and the probe's vector.
+            `dict[str, Any]`: JSON-able; name, revision, pooling, dimension, `max_seq_length`, prompts and the probe's
+            vector.
         """
         return {
             "name": self.name,
@@ -130,8 +210,42 @@ class Embedder:
             "normalized": any(isinstance(module, Normalize) for module in self.model),
             "max_seq_length": self.max_seq_length,
             "dimension": self.dimension,
-            "probe": self.encode([PROBE])[0].tolist(),
+            "query_prompt": self.query_prompt,
+            "document_prompt": self.document_prompt,
+            "probe": self.encode_document([PROBE])[0].tolist(),
         }
+
+    @classmethod
+    def from_description(
+        cls,
+        description: dict[str, Any],
+        model: str | Path | SentenceTransformer | None = None,
+        device: str | Sequence[str] | None = None,
+    ) -> "Embedder":
+        """
+        Load the embedder of an index.
+
+        Args:
+            description (`dict[str, Any]`):
+                What `describe` gave when the index was built.
+            model (`str`, `Path` or `SentenceTransformer`, *optional*):
+                The same model under another name or path, or loaded. By default the name in the description.
+            device (`str` or `list[str]`, *optional*):
+                Where it runs.
+
+        Returns:
+            `Embedder`: with the same settings, not checked yet.
+        """
+        # a loaded model is checked as it is; one that is loaded here reads as many tokens as the index's own
+        loaded = isinstance(model, SentenceTransformer)
+        return cls(
+            description["name"] if model is None else model,
+            description["revision"] if model is None else None,
+            None if loaded else description["max_seq_length"],
+            device,
+            description["query_prompt"],
+            description["document_prompt"],
+        )
 
     def check(self, description: dict[str, Any]) -> None:
         """
@@ -139,22 +253,33 @@ class Embedder:
 
         Args:
             description (`dict[str, Any]`):
-                What `describe` gave when the index was built.
+                What `describe` gave when the index was built; an index made of vectors from elsewhere has no probe.
 
         Raises:
-            `ValueError`: If dimension, `max_seq_length` or the probe's vector differ.
+            `ValueError`: If dimension, `max_seq_length`, a prompt or the probe's vector differ.
         """
         built, given = f"'{description['name']}'", f"'{self.name}'"
-        for name, value in (("dimension", self.dimension), ("max_seq_length", self.max_seq_length)):
+        for name in ("dimension", "max_seq_length", "query_prompt", "document_prompt"):
+            value = getattr(self, name)
             if description[name] != value:
                 raise ValueError(
-                    f"The index was built with the embedder {built}, whose {name} is {description[name]}; {given} has "
-                    f"{value}. Pass the embedder that built it."
+                    f"The index was built with the embedder {built}, whose {name} is {description[name]!r}; {given} "
+                    f"has {value!r}. Pass the embedder that built it."
                 )
+        if description["probe"] is None:
+            return
         probe = np.array(description["probe"])
-        distance = np.linalg.norm(self.encode([PROBE])[0] - probe) / np.linalg.norm(probe)
+        distance = np.linalg.norm(self.encode_document([PROBE])[0] - probe) / np.linalg.norm(probe)
         if not distance <= PROBE_TOLERANCE:
             raise ValueError(
                 f"The index was built with the embedder {built} (revision {description['revision']}); {given} maps "
                 f"the same text {distance:.0%} away. Pass the embedder that built it."
             )
+
+
+def _tttlm(revision: str | None, device: str | None) -> SentenceTransformer:
+    name, tokenizer, max_seq_length = TTTLM
+    transformer = Transformer(
+        name, max_seq_length=max_seq_length, tokenizer_name_or_path=tokenizer, model_kwargs={"revision": revision}
+    )
+    return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device=device)

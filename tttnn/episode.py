@@ -9,8 +9,9 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from tttnn.corpus import Document, check_text
+from tttnn.neighbors import Neighbor, Retriever
 from tttnn.records import DocumentRecord, digest
-from tttnn.retriever import Neighbor, NeighborRetriever, Retriever
+from tttnn.retriever import NeighborRetriever
 from tttnn.scoring import ScoredText, score
 from tttnn.selection import Selection, select
 from tttnn.steps import NeighborTrainer, in_model, raise_not_finite

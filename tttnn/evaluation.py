@@ -66,6 +66,8 @@ def load_parts(arguments: EvaluateArguments) -> dict[str, Any]:
         retriever = NeighborRetriever.from_pretrained(
             str(arguments.index),
             revision=arguments.index_revision,
+            shards=arguments.index_shards,
+            texts=arguments.index_texts,
             embedder=arguments.embedder,
             cache=NeighborCache(),
         )
@@ -183,6 +185,6 @@ def keep_random_distances(retriever: NeighborRetriever, queries: list[str], fold
     """
     if retriever.cache is None:
         raise RuntimeError("The retriever has no cache. Pass `cache=NeighborCache()` to it.")
-    vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode, queries)
+    vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
     content = json.dumps({"distances": random_distances(retriever.index, vectors)})
     (folder / RANDOM_DISTANCES).write_text(content + "\n", encoding="utf-8")

@@ -56,6 +56,13 @@ class EvaluateArguments:
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
     index_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the index."})
+    index_shards: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of the shards to fetch and search: 0 3. By default all."}
+    )
+    index_texts: str = field(
+        default="local",
+        metadata={"help": "remote: leave the texts on the Hub, and ask for those of the neighbors only."},
+    )
     index_fraction: list[float] | None = field(
         default=None,
         metadata={"help": "Evaluate with random parts of the index, one after another: 0.01 0.1 0.5 1.0."},

@@ -1,60 +1,54 @@
-"""Faiss indexes of document vectors: built shard by shard, described by a manifest, opened without a copy."""
+"""Faiss indexes of document vectors: described by a manifest, opened without a copy, searched as one."""
 
 import hashlib
-import json
-import logging
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from huggingface_hub import constants
-from tqdm.auto import tqdm
 
-from tttnn.corpus import Document, TextStore
-from tttnn.embedding import Embedder
+from tttnn.corpus import Document
+from tttnn.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VECTORS, check_file, read_manifest
+from tttnn.quantization import import_faiss, read_vectors
+from tttnn.texts import RemoteTexts, TextStore
 
 
-logger = logging.getLogger(__name__)
-
-MANIFEST = "tttnn_index.json"
-FORMAT_VERSION = 1
-SHARD_FILES = ("index/shard-{:05d}.faiss", "texts/shard-{:05d}.jsonl", "texts/shard-{:05d}.offsets.npy")
 # Faiss answers large batches by a matrix product, whose rounding reorders near-equal neighbors: in small blocks, a
 # batch of queries gives exactly what each query alone gives.
 QUERIES_PER_SEARCH = 16
 
 
-def import_faiss() -> ModuleType:
-    """
-    Import Faiss, which comes in a build for CPUs and one for GPUs and so is an extra.
-
-    Returns:
-        `ModuleType`: the module `faiss`.
-
-    Raises:
-        `ImportError`: If neither is installed.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise ImportError(
-            "Faiss is missing. Install it: `pip install tttnn[cpu]`, or `pip install tttnn[gpu]`."
-        ) from None
-    return faiss
-
-
 @dataclass
 class Shard:
-    """A part of an index: a Faiss index, and the documents of its rows, in memory or in a store."""
+    """
+    A part of an index.
+
+    Args:
+        vectors (`faiss.Index`):
+            A Faiss index of squared L2 distances.
+        documents (`list[Document]`, `TextStore` or `RemoteTexts`):
+            The documents of its rows.
+        start (`int`, *optional*, defaults to `0`):
+            Its first row in the whole index.
+    """
 
     vectors: Any
-    documents: Sequence[Document] | TextStore
+    documents: list[Document] | TextStore | RemoteTexts
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        faiss = import_faiss()
+        self.lists: Any = self.vectors
+        self.exact: Any = None
+        if isinstance(self.vectors, faiss.IndexRefine):
+            # candidates are found among compressed vectors, and ranked again by what is stored of each
+            self.lists = faiss.downcast_index(self.vectors.base_index)
+            self.exact = faiss.downcast_index(self.vectors.refine_index)
+
+    def __len__(self) -> int:
+        return int(self.vectors.ntotal)
 
 
 class DocumentIndex:
@@ -63,40 +57,98 @@ class DocumentIndex:
 
     Args:
         shards (`list[Shard]`):
-            In the order of their rows.
+            In the order of their rows; those between them may be closed.
         embedder (`dict[str, Any]`):
             What `Embedder.describe` said of the embedder that made the vectors.
         digest (`str`):
-            What tells the index from another: the sha256 of its manifest, or of its texts if it is in memory.
+            What tells the index from another: of its manifest and the open shards, or of its texts if it is in memory.
+        search (`dict[str, int]`, *optional*):
+            `nprobe`, the inverted lists that are looked into, and `k_factor`, the candidates that are ranked again for
+            each row that is asked for; each where the vectors are stored so.
+        folder (`Path`, *optional*):
+            Where its files are; none if it is in memory.
+        passage_tokens (`int`, *optional*):
+            Most tokens of a passage, where rows are passages.
     """
 
-    def __init__(self, shards: list[Shard], embedder: dict[str, Any], digest: str) -> None:
+    def __init__(
+        self,
+        shards: list[Shard],
+        embedder: dict[str, Any],
+        digest: str,
+        search: dict[str, int] | None = None,
+        folder: Path | None = None,
+        passage_tokens: int | None = None,
+    ) -> None:
         self.shards = shards
         self.embedder = embedder
         self.digest = digest
-        self.starts = np.cumsum([0] + [shard.vectors.ntotal for shard in shards])
+        self.folder = folder
+        self.passage_tokens = passage_tokens
+        self.set_search(search or {})
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return sum(map(len, self.shards))
 
-    def document(self, row: int) -> Document:
+    def set_search(self, search: dict[str, int]) -> None:
         """
-        Fetch the document of a row.
+        Set how thoroughly it is searched.
+
+        Args:
+            search (`dict[str, int]`):
+                `nprobe` and `k_factor`.
+        """
+        self.k_factor = search.get("k_factor", 1)
+        for shard in self.shards:
+            lists = import_faiss().try_extract_index_ivf(shard.lists)
+            if lists is not None:
+                lists.nprobe = min(search.get("nprobe", lists.nprobe), lists.nlist)
+
+    def shard_of(self, row: int) -> tuple[Shard, int]:
+        """
+        Find the shard of a row.
 
         Args:
             row (`int`):
-                A global row, from 0 to `len(index) - 1`.
+                A row of the whole index.
 
         Returns:
-            `Document`: the document.
+            `tuple[Shard, int]`: the shard, and the row's place in it.
 
         Raises:
-            `IndexError`: If there is no such row.
+            `IndexError`: If no open shard has the row.
         """
-        if not 0 <= row < len(self):
-            raise IndexError(f"Row {row} was asked for, but the index holds rows 0 to {len(self) - 1}.")
-        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.shards[shard].documents[row - int(self.starts[shard])]
+        for shard in self.shards[max(bisect_right(self.shards, row, key=lambda shard: shard.start) - 1, 0) :][:1]:
+            if 0 <= row - shard.start < len(shard):
+                return shard, row - shard.start
+        ranges = ", ".join(f"{shard.start} to {shard.start + len(shard) - 1}" for shard in self.shards)
+        raise IndexError(f"Row {row} was asked for, but the index holds rows {ranges}.")
+
+    def documents(self, rows: Sequence[int]) -> list[Document]:
+        """
+        Fetch the documents of rows, those of one shard together.
+
+        Args:
+            rows (`Sequence[int]`):
+                Rows of the whole index.
+
+        Returns:
+            `list[Document]`: in the order of `rows`.
+
+        Raises:
+            `IndexError`: If no open shard has a row.
+            `ConnectionError`: If the texts are on the Hub, and it does not serve.
+            `ValueError`: If a text is damaged.
+        """
+        found: dict[int, Document] = {}
+        wanted: dict[int, list[int]] = {}
+        for row in dict.fromkeys(rows):
+            wanted.setdefault(self.shard_of(row)[0].start, []).append(row)
+        for start, together in wanted.items():
+            store, places = self.shard_of(start)[0].documents, [row - start for row in together]
+            documents = [store[place] for place in places] if isinstance(store, list) else store.fetch(places)
+            found.update(zip(together, documents, strict=True))
+        return [found[row] for row in rows]
 
     def search(self, queries: np.ndarray, top_k: int) -> list[list[tuple[float, int]]]:
         """
@@ -109,240 +161,138 @@ class DocumentIndex:
                 Rows wanted for each query.
 
         Returns:
-            `list[list[tuple[float, int]]]`: for each query at most `top_k` pairs of squared L2 distance and global
-            row, nearest first, equal distances by row.
+            `list[list[tuple[float, int]]]`: for each query at most `top_k` pairs of squared L2 distance and row of the
+            whole index, nearest first, equal distances by row.
         """
+        found: list[list[tuple[float, int]]] = []
+        for first in range(0, len(queries), QUERIES_PER_SEARCH):
+            block = queries[first : first + QUERIES_PER_SEARCH]
+            candidates = self._candidates(block, top_k * self.k_factor)
+            if self.shards[0].exact is not None:
+                pairs = zip(block, candidates, strict=True)
+                candidates = [self._ranked(query, [row for _, row in each]) for query, each in pairs]
+            found += [each[:top_k] for each in candidates]
+        return found
+
+    def _candidates(self, queries: np.ndarray, depth: int) -> list[list[tuple[float, int]]]:
         found: list[list[tuple[float, int]]] = [[] for _ in queries]
-        for number, start in enumerate(self.starts[:-1]):
-            for first in range(0, len(queries), QUERIES_PER_SEARCH):
-                distances, rows = self._search_shard(number, queries[first : first + QUERIES_PER_SEARCH], top_k)
-                for offset, (near, ids) in enumerate(zip(distances.tolist(), rows.tolist(), strict=True)):
-                    # an inverted-file index pads with -1 where its probed lists hold too few rows
-                    found[first + offset] += [(d, int(start) + i) for d, i in zip(near, ids, strict=True) if i >= 0]
-        return [sorted(pairs)[:top_k] for pairs in found]
+        search = self._shard_search(queries)
+        for shard in self.shards:
+            distances, rows = search(shard, min(depth, len(shard)))
+            for pairs, near, places in zip(found, distances.tolist(), rows.tolist(), strict=True):
+                # an inverted-file index pads with -1 where its probed lists hold too few rows
+                pairs += [(d, shard.start + place) for d, place in zip(near, places, strict=True) if place >= 0]
+        return [sorted(pairs)[:depth] for pairs in found]
 
-    def _search_shard(self, number: int, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        vectors = self.shards[number].vectors
-        return vectors.search(queries, min(top_k, vectors.ntotal))
+    def _shard_search(self, queries: np.ndarray) -> Callable[[Shard, int], tuple[np.ndarray, np.ndarray]]:
+        first = self.shards[0].lists
+        if len(self.shards) == 1 or not isinstance(first, import_faiss().IndexIVF):
+            return lambda shard, depth: shard.lists.search(queries, depth)
+        # all shards are divided by the same centroids: the lists to look into are found once
+        distances, lists = first.quantizer.search(queries, first.nprobe)
+        return lambda shard, depth: shard.lists.search_preassigned(queries, depth, lists, distances)
 
-
-def build_shards(
-    documents: Iterable[Document],
-    embedder: Embedder,
-    shard_size: int,
-    batch_size: int = 32,
-    show_progress_bar: bool = False,
-) -> Iterator[Shard]:
-    """
-    Embed documents and put their vectors into exact Faiss indexes, one shard at a time.
-
-    Args:
-        documents (`Iterable[Document]`):
-            Read as they are needed: memory holds one shard.
-        embedder (`Embedder`):
-            Makes the vectors.
-        shard_size (`int`):
-            Documents in a shard.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Texts in one forward pass of the embedder.
-        show_progress_bar (`bool`, *optional*, defaults to `False`):
-            Whether to count the embedded documents on a bar.
-
-    Yields:
-        `Shard`: with an `IndexFlatL2`, whose distances are squared L2.
-
-    Raises:
-        `ValueError`: If there is no document, or `shard_size` is not positive.
-    """
-    for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` is {value} documents. Pass 1 or more.")
-    faiss, iterator, embedded = import_faiss(), iter(documents), 0
-    with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
-        while rows := list(islice(iterator, shard_size)):
-            vectors = faiss.IndexFlatL2(embedder.dimension)
-            # blocks keep the bar moving; each is long enough for the embedder to sort by length inside it
-            for first in range(0, len(rows), 8 * batch_size):
-                block = rows[first : first + 8 * batch_size]
-                texts = [document.text for document in block]
-                vectors.add(embedder.encode(texts, batch_size, first_row=embedded + first))
-                progress.update(len(block))
-            embedded += len(rows)
-            yield Shard(vectors, rows)
-    if not embedded:
-        raise ValueError("The corpus holds no document. Check its path, its split and the limit.")
+    def _ranked(self, query: np.ndarray, rows: list[int]) -> list[tuple[float, int]]:
+        """Rank rows by the vectors that are stored whole."""
+        pairs: list[tuple[float, int]] = []
+        for shard in self.shards:
+            places = np.array(
+                [row - shard.start for row in rows if 0 <= row - shard.start < len(shard)], dtype=np.int64
+            )
+            if len(places):
+                distances = np.square(shard.exact.reconstruct_batch(places) - query).sum(axis=1, dtype=np.float32)
+                pairs += zip(distances.tolist(), (shard.start + places).tolist(), strict=True)
+        return sorted(pairs)
 
 
-def write_index(shards: Iterable[Shard], embedder: dict[str, Any], folder: str | Path) -> Path:
-    """
-    Write an index: per shard a Faiss file, a text store and a Parquet file, and last the manifest.
-
-    Args:
-        shards (`Iterable[Shard]`):
-            Written as they come.
-        embedder (`dict[str, Any]`):
-            What `Embedder.describe` says.
-        folder (`str` or `Path`):
-            New or empty; written beside under another name first, so that it never holds half an index.
-
-    Returns:
-        `Path`: the folder.
-
-    Raises:
-        `FileExistsError`: If the folder is there and not empty.
-    """
-    folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"'{folder}' is there already. Choose another folder, or remove it first.")
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for name in ("index", "data", "texts"):
-        (unfinished / name).mkdir(parents=True)
-    table = [_write_shard(shard, number, unfinished) for number, shard in enumerate(shards)]
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "library_versions": {name: version(name) for name in ("tttnn", "sentence-transformers", "transformers")},
-        "faiss_version": import_faiss().__version__,
-        "embedder": embedder,
-        "metric": "squared_l2",
-        "num_documents": sum(shard["rows"] for shard in table),
-        "corpus_digest": hashlib.sha256("".join(shard["texts_sha256"] for shard in table).encode()).hexdigest(),
-        "shards": table,
-    }
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    # an existing folder stays the same one, in which a process may be; the manifest goes last, for it makes the index
-    folder.mkdir(exist_ok=True)
-    for name in ("index", "data", "texts", MANIFEST):
-        (unfinished / name).rename(folder / name)
-    unfinished.rmdir()
-    return folder
-
-
-def _write_shard(shard: Shard, number: int, folder: Path) -> dict[str, Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    vectors = folder / "index" / f"shard-{number:05d}.faiss"
-    import_faiss().write_index(shard.vectors, str(vectors))
-    rows = [shard.documents[row] for row in range(shard.vectors.ntotal)]
-    texts = TextStore.write(folder / "texts" / f"shard-{number:05d}.jsonl", rows)
-    # "train" in its name lets `load_dataset` find the split
-    viewer = folder / "data" / f"train-{number:05d}.parquet"
-    columns = {
-        "id": [row.id for row in rows],
-        "text": [row.text for row in rows],
-        "metadata": [json.dumps(row.metadata, ensure_ascii=False, default=str) for row in rows],
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), viewer, compression="zstd", row_group_size=1000)
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in (vectors, *texts, viewer)
-    }
-    return {
-        "rows": len(rows),
-        "texts_sha256": files[texts[0].relative_to(folder).as_posix()]["sha256"],
-        "files": files,
-    }
-
-
-def open_index(folder: str | Path, verify: bool = False) -> DocumentIndex:
+def open_index(
+    folder: str | Path,
+    verify: bool = False,
+    shards: Sequence[int] | None = None,
+    remote: Callable[[str], tuple[str, dict[str, str]]] | None = None,
+) -> DocumentIndex:
     """
     Open an index without reading its vectors or texts into memory.
 
     Args:
         folder (`str` or `Path`):
-            What `write_index` wrote.
+            What `build_index` wrote.
         verify (`bool`, *optional*, defaults to `False`):
             Whether to hash every file even where an earlier open on this machine has found it whole.
+        shards (`Sequence[int]`, *optional*):
+            Numbers of the shards to open; the others need not be there. By default all.
+        remote (`Callable`, *optional*):
+            Gives the address of a file, and headers for requests: the texts stay there. By default they are local.
 
     Returns:
         `DocumentIndex`: memory-mapped.
 
     Raises:
         `FileNotFoundError`: If the folder has no manifest, or a file that the manifest names is missing.
-        `ValueError`: If the manifest is of another format, or a file is not as the manifest says.
+        `ValueError`: If the manifest is of another format, a file is not as the manifest says, or there is no such
+            shard.
     """
-    faiss, folder = import_faiss(), Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"'{folder}' holds no `{MANIFEST}`, so it is no index. Build one: `tttnn build-index`."
-        )
-    content = path.read_bytes()
-    manifest, shards = _parse_manifest(content, path), []
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    numbers = chosen_shards(manifest, shards)
+    opened, start = [], 0
     for number, entry in enumerate(manifest["shards"]):
-        files = [name.format(number) for name in SHARD_FILES]
+        if number in numbers:
+            opened.append(_open_shard(folder, manifest, number, start, verify, remote))
+        start += entry["rows"]
+    content = (folder / MANIFEST).read_bytes()
+    digest = hashlib.sha256(content + (b"" if shards is None else str(numbers).encode())).hexdigest()
+    search, passage_tokens = manifest["storage"]["search"], manifest["passage_tokens"]
+    return DocumentIndex(opened, manifest["embedder"], digest, search, folder, passage_tokens)
+
+
+def chosen_shards(manifest: dict[str, Any], shards: Sequence[int] | None) -> list[int]:
+    """
+    Check which shards are asked for.
+
+    Args:
+        manifest (`dict[str, Any]`):
+            Of the index.
+        shards (`Sequence[int]`, *optional*):
+            Their numbers. By default all.
+
+    Returns:
+        `list[int]`: the numbers, in order.
+
+    Raises:
+        `ValueError`: If none is asked for, or one that is not there.
+    """
+    count = len(manifest["shards"])
+    numbers = sorted({*range(count)} if shards is None else {*shards})
+    if not numbers or numbers[0] < 0 or numbers[-1] >= count:
+        raise ValueError(f"The shards {numbers} were asked for, but the index has shards 0 to {count - 1}.")
+    return numbers
+
+
+def _open_shard(
+    folder: Path,
+    manifest: dict[str, Any],
+    number: int,
+    start: int,
+    verify: bool,
+    remote: Callable[[str], tuple[str, dict[str, str]]] | None,
+) -> Shard:
+    entry, vectors_path = manifest["shards"][number], folder / VECTORS.format(number)
+    offsets, texts = folder / OFFSETS.format(number), folder / TEXTS.format(number)
+    for name in (pattern.format(number) for pattern in SHARD_FILES):
+        if name == TEXTS.format(number) and remote is not None:
+            continue
         # the files for viewers are not opened here, and may be left out
-        viewers = [name for name in entry["files"] if verify and name not in files and (folder / name).is_file()]
-        for name in files + viewers:
-            _check_file(folder / name, entry["files"][name], verify)
-        # the flag that maps Flat storage; IO_FLAG_MMAP does not
-        vectors = faiss.read_index(str(folder / files[0]), faiss.IO_FLAG_MMAP_IFC)
-        documents = TextStore(folder / files[1])
-        dimension = manifest["embedder"]["dimension"]
-        if (vectors.ntotal, len(documents), vectors.d) != (entry["rows"], entry["rows"], dimension):
-            raise ValueError(
-                f"Shard {number} of '{folder}' should hold {entry['rows']} rows of dimension {dimension}, but has "
-                f"{vectors.ntotal} vectors of dimension {vectors.d} and {len(documents)} texts. Build the index anew."
-            )
-        shards.append(Shard(vectors, documents))
-    return DocumentIndex(shards, manifest["embedder"], hashlib.sha256(content).hexdigest())
-
-
-def _parse_manifest(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(content)
-        version = manifest.get("format_version")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"'{path}' is not a manifest ({error}). Fetch or build the index anew.") from None
-    if version != FORMAT_VERSION:
+        if folder / name in (vectors_path, offsets, texts) or verify and (folder / name).is_file():
+            check_file(folder / name, entry["files"][name], verify)
+    vectors = read_vectors(vectors_path, manifest["storage"]["preset"])
+    if (vectors.ntotal, vectors.d) != (entry["rows"], manifest["embedder"]["dimension"]):
         raise ValueError(
-            f"'{path}' has format_version {version}; this tttnn reads {FORMAT_VERSION}. Install the tttnn that wrote "
-            "it, or build the index anew."
+            f"Shard {number} of '{folder}' should hold {entry['rows']} rows of dimension "
+            f"{manifest['embedder']['dimension']}, but has {vectors.ntotal} vectors of dimension {vectors.d}. "
+            "Fetch or build the index anew."
         )
-    try:
-        parts: list[tuple[Any, Any]] = [(manifest["embedder"]["name"], str), (manifest["embedder"]["dimension"], int)]
-        for number, shard in enumerate(manifest["shards"]):
-            parts.append((shard["rows"], int))
-            for name in SHARD_FILES:
-                file = shard["files"][name.format(number)]
-                parts += [(file["bytes"], int), (file["sha256"], str)]
-        wrong = [part for part, kind in parts if type(part) is not kind]
-        if wrong or not manifest["shards"]:
-            raise TypeError(f"it holds {wrong[0]!r} where another type belongs" if wrong else "it has no shard")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"'{path}' lacks a part or is damaged ({error!r}). Fetch or build the index anew.") from None
-    return manifest
-
-
-def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is missing, though the manifest names it. Fetch or build the index anew.")
-    status = path.resolve().stat()
-    if status.st_size != expected["bytes"]:
-        raise ValueError(
-            f"'{path}' has {status.st_size} bytes, and the manifest says {expected['bytes']}: it is damaged or not "
-            "fetched to its end. Fetch or build the index anew."
-        )
-    # Hashing a large index takes minutes, so a file found whole once is only looked at again after a change.
-    stamp = f"{path.resolve()}\n{status.st_size} {status.st_mtime_ns} {status.st_ino}\n{expected['sha256']}"
-    name = hashlib.sha256(stamp.encode()).hexdigest()
-    stamp_file = Path(constants.HF_HOME) / "tttnn" / "verified" / name
-    if stamp_file.exists() and not verify:
-        return
-    found = _sha256(path)
-    if found != expected["sha256"]:
-        raise ValueError(
-            f"'{path}' is damaged: its sha256 is {found}, and the manifest says {expected['sha256']}. Fetch or build "
-            "the index anew."
-        )
-    try:
-        stamp_file.parent.mkdir(parents=True, exist_ok=True)
-        stamp_file.touch()
-    except OSError as error:
-        logger.info("'%s' was verified, but that cannot be kept for the next time: %s", path, error)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if remote is None:
+        return Shard(vectors, TextStore(texts, entry["rows"]), start)
+    size = entry["files"][TEXTS.format(number)]["bytes"]
+    return Shard(vectors, RemoteTexts(*remote(TEXTS.format(number)), offsets, entry["rows"], size), start)

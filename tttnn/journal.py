@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tttnn.corpus import Document
+from tttnn.neighbors import Retriever
 from tttnn.records import DocumentRecord, digest
-from tttnn.retriever import NeighborRetriever, Retriever
+from tttnn.retriever import NeighborRetriever
 from tttnn.training_args import TestTimeTrainingArguments
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class NeighborCache:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(constants.HF_HOME) / "tttnn" / "neighbors" if folder is None else Path(folder)
         self._files: dict[Path, dict[str, dict[str, Any]]] = {}
+        self._turn = RLock()
 
     def search(
         self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str], top_k: int
@@ -59,17 +61,18 @@ class NeighborCache:
         Returns:
             `list`: what `DocumentIndex.search` gives.
         """
-        path = self.folder / f"rows-{index.digest[:32]}.jsonl"
-        rows, keys = self._read(path), [_key(text) for text in texts]
-        texts_of = dict(zip(keys, texts, strict=True))
-        new = [key for key in texts_of if key not in rows or rows[key]["top_k"] < top_k]
-        if new:
-            vectors = self.embed(index, embed, [texts_of[key] for key in new])
-            # deeper than asked for, so that more neighbors, too, are there for the next run
-            depth = max(top_k, DEPTH)
-            for key, pairs in zip(new, index.search(vectors, depth), strict=True):
-                self._append(path, {"key": key, "top_k": depth, "found": pairs})
-        return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
+        with self._turn:
+            path = self.folder / f"rows-{index.digest[:32]}.jsonl"
+            rows, keys = self._read(path), [_key(text) for text in texts]
+            texts_of = dict(zip(keys, texts, strict=True))
+            new = [key for key in texts_of if key not in rows or rows[key]["top_k"] < top_k]
+            if new:
+                vectors = self.embed(index, embed, [texts_of[key] for key in new])
+                # deeper than asked for, so that more neighbors, too, are there for the next run
+                depth = max(top_k, DEPTH)
+                for key, pairs in zip(new, index.search(vectors, depth), strict=True):
+                    self._append(path, {"key": key, "top_k": depth, "found": pairs})
+            return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
 
     def embed(self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
         """
@@ -86,17 +89,18 @@ class NeighborCache:
         Returns:
             `np.ndarray`: float32 of shape `(len(texts), dimension)`.
         """
-        # a vector is the same for every index of one embedder, a part of an index included
-        embedder = hashlib.sha256(json.dumps(index.embedder, sort_keys=True).encode()).hexdigest()
-        path = self.folder / f"vectors-{embedder[:32]}.jsonl"
-        vectors, keys = self._read(path), [_key(text) for text in texts]
-        texts_of = dict(zip(keys, texts, strict=True))
-        new = [key for key in texts_of if key not in vectors]
-        if new:
-            for key, vector in zip(new, embed([texts_of[key] for key in new]), strict=True):
-                encoded = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-                self._append(path, {"key": key, "top_k": 0, "vector": encoded})
-        return np.stack([np.frombuffer(base64.b64decode(vectors[key]["vector"]), "<f4") for key in keys])
+        with self._turn:
+            # a vector is the same for every index of one embedder, a part of an index included
+            embedder = hashlib.sha256(json.dumps(index.embedder, sort_keys=True).encode()).hexdigest()
+            path = self.folder / f"vectors-{embedder[:32]}.jsonl"
+            vectors, keys = self._read(path), [_key(text) for text in texts]
+            texts_of = dict(zip(keys, texts, strict=True))
+            new = [key for key in texts_of if key not in vectors]
+            if new:
+                for key, vector in zip(new, embed([texts_of[key] for key in new]), strict=True):
+                    encoded = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+                    self._append(path, {"key": key, "top_k": 0, "vector": encoded})
+            return np.stack([np.frombuffer(base64.b64decode(vectors[key]["vector"]), "<f4") for key in keys])
 
     def _read(self, path: Path) -> dict[str, dict[str, Any]]:
         """Read a file, once."""

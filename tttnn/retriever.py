@@ -1,85 +1,22 @@
 """`NeighborRetriever`: the nearest documents of a text, from an index on disk, on the Hub or in memory."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from math import nan
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import CommitInfo
 from sentence_transformers import SentenceTransformer
 
-from tttnn.corpus import HUB_ID, as_documents, check_text
+from tttnn.building import index_in_memory
+from tttnn.corpus import Document, as_documents
 from tttnn.embedding import Embedder
-from tttnn.index import MANIFEST, DocumentIndex, build_shards, open_index, write_index
+from tttnn.hub import fetch_index, push_index
+from tttnn.index import DocumentIndex, open_index
 from tttnn.neighbor_cache import NeighborCache
+from tttnn.neighbors import Neighbor
 from tttnn.subset import IndexSubset
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """
-    A document of the corpus that lies near a query.
-
-    Args:
-        id (`int`):
-            Its row in the whole index.
-        text (`str`):
-            Its text.
-        distance (`float`):
-            Squared L2 distance to the query.
-        metadata (`dict[str, Any]`, *optional*):
-            The document's own `id`, its `source` and what else its row held.
-    """
-
-    id: int
-    text: str
-    distance: float
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class Retriever(Protocol):
-    """What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one."""
-
-    def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
-        """
-        Find the nearest corpus documents of each text.
-
-        Args:
-            texts (`list[str]`):
-                Query texts.
-            top_k (`int`):
-                Candidates wanted per text; fewer are legal.
-
-        Returns:
-            `list[list[Neighbor]]`: in the order of `texts`, each nearest first.
-        """
-        ...
-
-
-def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
-    """
-    Make neighbors of texts that were found elsewhere.
-
-    Args:
-        neighbors (`Sequence[Neighbor]` or `Sequence[str]`):
-            Neighbors, or texts; a text gets its position for an id, and a distance of NaN.
-
-    Returns:
-        `list[Neighbor]`: in the same order.
-
-    Raises:
-        `TypeError`: If one string is given, or a text is not a string.
-        `ValueError`: If a text holds a lone surrogate.
-    """
-    if isinstance(neighbors, str):
-        raise TypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
-    found = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
-    for neighbor in found:
-        check_text(neighbor.text, f"neighbor {neighbor.id}")
-    return found
+from tttnn.writing import write_index
 
 
 class NeighborRetriever:
@@ -121,7 +58,7 @@ class NeighborRetriever:
         if self._embedder is None:
             built = self.index.embedder
             try:
-                embedder = Embedder(built["name"], built["revision"], built["max_seq_length"])
+                embedder = Embedder.from_description(built)
             except (OSError, ValueError) as error:
                 raise RuntimeError(
                     f"The index was built with the embedder '{built['name']}', which cannot be loaded here ({error}). "
@@ -139,6 +76,8 @@ class NeighborRetriever:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        shards: Sequence[int] | None = None,
+        texts: str = "local",
         embedder: str | SentenceTransformer | Embedder | None = None,
         verify: bool = False,
         cache: NeighborCache | None = None,
@@ -159,6 +98,10 @@ class NeighborRetriever:
                 Where downloads are kept. By default the Hub cache.
             local_files_only (`bool`, *optional*, defaults to `False`):
                 Whether to use the Hub cache only.
+            shards (`Sequence[int]`, *optional*):
+                Numbers of the shards to fetch and open, as `[0, 3]`. Neighbors keep their ids. By default all.
+            texts (`str`, *optional*, defaults to `"local"`):
+                `"local"`, or `"remote"` to leave the texts on the Hub and ask for those of the neighbors only.
             embedder (`str`, `SentenceTransformer` or `Embedder`, *optional*):
                 The embedder that built the index, where it now has another name or path.
             verify (`bool`, *optional*, defaults to `False`):
@@ -171,14 +114,13 @@ class NeighborRetriever:
 
         Raises:
             `FileNotFoundError`: If there is no index.
-            `ValueError`: If a file is damaged, or the embedder is not the one that built the index.
+            `ValueError`: If a file is damaged, there is no such shard, or the embedder is not the one that built the
+                index.
         """
-        folder = _local_folder(repo_id, revision, token, cache_dir, local_files_only)
-        index = open_index(folder, verify=verify)
+        folder, remote = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
+        index = open_index(folder, verify, shards, remote)
         if embedder is not None and not isinstance(embedder, Embedder):
-            # a loaded model is checked as it is; one that is loaded here reads as many tokens as the index's own
-            loaded = isinstance(embedder, SentenceTransformer)
-            embedder = Embedder(embedder, max_seq_length=None if loaded else index.embedder["max_seq_length"])
+            embedder = Embedder.from_description(index.embedder, embedder)
         return cls(index, embedder, cache)
 
     def subset(self, fraction: float, seed: int = 0) -> "NeighborRetriever":
@@ -206,6 +148,7 @@ class NeighborRetriever:
         embedder: str | SentenceTransformer | Embedder,
         text_column: str = "text",
         id_column: str | None = None,
+        passage_tokens: int | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
     ) -> "NeighborRetriever":
@@ -223,6 +166,9 @@ class NeighborRetriever:
                 The field of a row with the text.
             id_column (`str`, *optional*):
                 The field of a row with its id. By default `id`, or else its position.
+            passage_tokens (`int`, *optional*):
+                Index passages of at most so many tokens of the embedder. By default whole documents, of which it
+                reads the beginning.
             batch_size (`int`, *optional*, defaults to `32`):
                 Texts in one forward pass.
             show_progress_bar (`bool`, *optional*, defaults to `False`):
@@ -237,13 +183,8 @@ class NeighborRetriever:
         """
         if not isinstance(embedder, Embedder):
             embedder = Embedder(embedder)
-        rows = list(as_documents(documents, text_column, id_column))
-        shards = list(build_shards(rows, embedder, max(len(rows), 1), batch_size, show_progress_bar))
-        described = embedder.describe()
-        digest = hashlib.sha256(json.dumps(described).encode())
-        for row in rows:
-            digest.update(json.dumps([row.id, row.text, row.metadata], default=str).encode())
-        return cls(DocumentIndex(shards, described, digest.hexdigest()), embedder)
+        rows = as_documents(documents, text_column, id_column)
+        return cls(index_in_memory(rows, embedder, passage_tokens, batch_size, show_progress_bar), embedder)
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
         """
@@ -258,11 +199,51 @@ class NeighborRetriever:
 
         Raises:
             `FileExistsError`: If the folder is there and not empty.
-            `ValueError`: If this is a part of an index.
+            `ValueError`: If this is a part of an index, drawn by `subset`.
+            `FileNotFoundError`: If not all of it was fetched.
         """
         if isinstance(self.index, IndexSubset):
             raise ValueError("This is a part of an index, drawn by `subset`. Save the whole one.")
-        return write_index(self.index.shards, self.index.embedder, save_directory)
+        return write_index(self.index, save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        license: str = "unknown",
+    ) -> CommitInfo:
+        """
+        Upload the index to a dataset repo of the Hub, with a card; an interrupted upload goes on at the next call.
+
+        Args:
+            repo_id (`str`):
+                The id of the repo, made if it is not there.
+            private (`bool`, *optional*):
+                Whether a new repo is private. By default the user's or organization's setting.
+            token (`str` or `bool`, *optional*):
+                Token with the right to write. By default the saved one.
+            revision (`str`, *optional*):
+                Branch to push to, made if it is not there. By default `main`.
+            commit_message (`str`, *optional*):
+                Of the commit.
+            license (`str`, *optional*, defaults to `"unknown"`):
+                The licence of the corpus, by its name on the Hub. By default that of the card before.
+
+        Returns:
+            `CommitInfo`: of the commit.
+
+        Raises:
+            `ValueError`: If this is a part of an index.
+            `FileNotFoundError`: If not all of it was fetched.
+        """
+        options = (private, token, revision, commit_message, license)
+        if self.index.folder is not None and not isinstance(self.index, IndexSubset):
+            return push_index(self.index.folder, repo_id, *options)
+        with TemporaryDirectory() as folder:
+            return push_index(self.save_pretrained(Path(folder) / "index"), repo_id, *options)
 
     def retrieve(self, texts: list[str], top_k: int = 50) -> list[list[Neighbor]]:
         """
@@ -289,10 +270,12 @@ class NeighborRetriever:
             raise TypeError("`texts` is one string, but a list is needed. Pass `[text]`.")
         self.prepare(top_k)
         if self.cache is None:
-            found = self.index.search(self.embedder.encode(list(texts)), top_k)
+            found = self.index.search(self.embedder.encode_query(list(texts)), top_k)
         else:
-            found = self.cache.search(self.index, self.embedder.encode, list(texts), top_k)
-        return [[self._neighbor(distance, row) for distance, row in pairs] for pairs in found]
+            found = self.cache.search(self.index, self.embedder.encode_query, list(texts), top_k)
+        rows = list(dict.fromkeys(row for pairs in found for _, row in pairs))
+        documents = dict(zip(rows, self.index.documents(rows), strict=True))
+        return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in found]
 
     def prepare(self, top_k: int) -> None:
         """
@@ -313,33 +296,6 @@ class NeighborRetriever:
             )
         _ = self.embedder
 
-    def _neighbor(self, distance: float, row: int) -> Neighbor:
-        document = self.index.document(row)
-        return Neighbor(row, document.text, distance, {**document.metadata, "id": document.id})
 
-
-def _local_folder(
-    repo_id: str | Path,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Path:
-    """Give the folder of an index, downloaded if it lies on the Hub."""
-    folder = Path(repo_id).expanduser()
-    if folder.is_dir():
-        return folder
-    if isinstance(repo_id, Path) or folder.exists() or not HUB_ID.fullmatch(repo_id):
-        raise FileNotFoundError(
-            f"There is no folder '{repo_id}', and an id on the Hub reads 'user/name'. Check the path."
-        )
-    downloaded = snapshot_download(
-        str(repo_id),
-        repo_type="dataset",
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        allow_patterns=[MANIFEST, "index/*", "texts/*"],
-    )
-    return Path(downloaded)
+def _neighbor(distance: float, row: int, document: Document) -> Neighbor:
+    return Neighbor(row, document.text, distance, {**document.metadata, "id": document.id})

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tttnn.corpus import Document
-from tttnn.retriever import Neighbor
+from tttnn.neighbors import Neighbor
 
 
 ORDERS = ("nearest", "farthest", "random")

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from tttnn.callbacks import TestTimeCallback
+from tttnn.neighbors import Neighbor
 from tttnn.records import DocumentRecord
 from tttnn.restore import Snapshot, prepared_for_training, restored, undisturbed
-from tttnn.retriever import Neighbor
 from tttnn.training_args import TestTimeTrainingArguments
 from tttnn.windows import encode, training_chunks
 

@@ -1,11 +1,12 @@
 """Random draws from an index: a part of it (how large must a corpus be?), and documents to compare neighbors with."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
-from tttnn.corpus import Document
-from tttnn.index import DocumentIndex, import_faiss
+from tttnn.index import DocumentIndex, Shard
+from tttnn.quantization import import_faiss
 
 
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
@@ -35,12 +36,10 @@ class IndexSubset(DocumentIndex):
         if not 0 < fraction <= 1:
             raise ValueError(f"The fraction of an index is {fraction}. Pass a share above 0 and up to 1.")
         if isinstance(index, IndexSubset):
-            raise ValueError(
-                f"The index is a part already: {len(index)} of {int(index.starts[-1])} documents. Draw from the whole."
-            )
+            raise ValueError(f"The index is a part already, of {len(index)} documents. Draw from the whole.")
         faiss = import_faiss()
         kinds = {type(shard.vectors) for shard in index.shards}
-        other = [kind.__name__ for kind in kinds if not issubclass(kind, faiss.IndexFlat | faiss.IndexIVF)]
+        other = [kind.__name__ for kind in kinds if not issubclass(kind, faiss.IndexFlat | faiss.IndexIVFFlat)]
         if other:
             raise ValueError(
                 f"A part can be drawn of flat and inverted-file indexes, and this is {other[0]}, which would lose "
@@ -48,11 +47,10 @@ class IndexSubset(DocumentIndex):
             )
         digest = hashlib.sha256(f"{index.digest} {fraction!r} {seed}".encode()).hexdigest()
         super().__init__(index.shards, index.embedder, digest)
-        self._whole = index
-        self._masks = [
-            _mask(shard.vectors.ntotal, fraction, [seed, number]) for number, shard in enumerate(index.shards)
-        ]
-        self._sizes = [int(mask.sum()) for mask in self._masks]
+        self._masks = {
+            shard.start: _mask(len(shard), fraction, [seed, number]) for number, shard in enumerate(index.shards)
+        }
+        self._sizes = [int(mask.sum()) for mask in self._masks.values()]
         if len(self) == 0:
             raise ValueError(
                 f"The fraction {fraction} of an index of {len(index)} documents leaves none. Pass a larger one."
@@ -61,19 +59,20 @@ class IndexSubset(DocumentIndex):
     def __len__(self) -> int:
         return sum(self._sizes)
 
-    def document(self, row: int) -> Document:
-        """Fetch the document of a row of the whole index (see `DocumentIndex.document`)."""
-        return self._whole.document(row)
+    def _shard_search(self, queries: np.ndarray) -> Callable[[Shard, int], tuple[np.ndarray, np.ndarray]]:
+        faiss = import_faiss()
 
-    def _search_shard(self, number: int, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        faiss, vectors = import_faiss(), self.shards[number].vectors
-        # eight rows a byte, the first in the lowest bit
-        selector = faiss.IDSelectorBitmap(np.packbits(self._masks[number], bitorder="little"))
-        if isinstance(vectors, faiss.IndexIVF):  # whose own settings are not looked at beside parameters
-            params = faiss.SearchParametersIVF(sel=selector, nprobe=vectors.nprobe, max_codes=vectors.max_codes)
-        else:
-            params = faiss.SearchParameters(sel=selector)
-        return vectors.search(queries, min(top_k, vectors.ntotal), params=params)
+        def search(shard: Shard, depth: int) -> tuple[np.ndarray, np.ndarray]:
+            vectors = shard.vectors
+            # eight rows a byte, the first in the lowest bit
+            selector = faiss.IDSelectorBitmap(np.packbits(self._masks[shard.start], bitorder="little"))
+            if isinstance(vectors, faiss.IndexIVF):  # whose own settings are not looked at beside parameters
+                params = faiss.SearchParametersIVF(sel=selector, nprobe=vectors.nprobe, max_codes=vectors.max_codes)
+            else:
+                params = faiss.SearchParameters(sel=selector)
+            return vectors.search(queries, depth, params=params)
+
+        return search
 
 
 def _mask(num_rows: int, fraction: float, seed: list[int]) -> np.ndarray:
@@ -100,11 +99,14 @@ def random_distances(index: DocumentIndex, queries: np.ndarray, per_query: int =
         `list[float]`: `n * per_query` squared L2 distances, query by query.
     """
     generator = np.random.default_rng(seed)
+    ends = np.cumsum([len(shard) for shard in index.shards])
     distances: list[float] = []
     for query in queries:
-        for row in generator.integers(index.starts[-1], size=per_query):
-            shard = int(np.searchsorted(index.starts, row, side="right")) - 1
+        for row in generator.integers(ends[-1], size=per_query):
+            number = int(np.searchsorted(ends, row, side="right"))
+            shard = index.shards[number]
+            stored = shard.vectors if shard.exact is None else shard.exact
             # `reconstruct` fails for an inverted file without a map of its rows
-            vector = index.shards[shard].vectors.reconstruct_n(int(row - index.starts[shard]), 1)
+            vector = stored.reconstruct_n(int(row - ends[number] + len(shard)), 1)
             distances.append(float(np.square(query - vector).sum()))
     return distances

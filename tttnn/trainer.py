@@ -19,9 +19,10 @@ from tttnn.checks import check_model, check_processes, context_length
 from tttnn.corpus import Document, as_documents, check_text
 from tttnn.episode import EpisodeTrainer
 from tttnn.journal import check_same, run_settings
+from tttnn.neighbors import Neighbor, Retriever, as_neighbors
 from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
 from tttnn.restore import restored
-from tttnn.retriever import Neighbor, NeighborRetriever, Retriever, as_neighbors
+from tttnn.retriever import NeighborRetriever
 from tttnn.selection import Selection, check_exclude
 from tttnn.steps import NotFiniteError, raise_not_finite
 from tttnn.training_args import TestTimeTrainingArguments

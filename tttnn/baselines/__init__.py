@@ -27,7 +27,18 @@ __all__ = [
 
 # Shared fields that only some methods have a use for.
 RETRIEVING = {
-    *("index", "index_revision", "index_fraction", "embedder", "num_neighbors", "top_k", "max_distance", "exclude"),
+    *(
+        "index",
+        "index_revision",
+        "index_shards",
+        "index_texts",
+        "index_fraction",
+        "embedder",
+        "num_neighbors",
+        "top_k",
+        "max_distance",
+        "exclude",
+    ),
     *("drop_near_copies", "chunks_per_neighbor"),
 }
 STEPPING = {

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from tttnn.baselines.adapters import AdapterTrainer
 from tttnn.checks import context_length
+from tttnn.neighbors import Neighbor
 from tttnn.records import DocumentRecord
-from tttnn.retriever import Neighbor
 from tttnn.scoring import ScoredText, window_nll
 from tttnn.steps import in_model
 from tttnn.windows import prefix_token_id

@@ -4,8 +4,8 @@ from time import perf_counter
 from typing import Any
 
 from tttnn.baselines.adapters import AdapterTrainer
+from tttnn.neighbors import Neighbor
 from tttnn.records import DocumentRecord
-from tttnn.retriever import Neighbor
 from tttnn.scoring import ScoredText, score
 from tttnn.steps import in_model
 

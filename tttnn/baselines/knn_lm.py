@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tttnn.baselines.adapters import AdapterTrainer
+from tttnn.neighbors import Neighbor
 from tttnn.records import DocumentRecord, nll_matrix
-from tttnn.retriever import Neighbor
 from tttnn.scoring import ScoredText
 from tttnn.steps import in_model
 from tttnn.windows import Window, prefix_token_id, scoring_windows

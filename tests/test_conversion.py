@@ -1,0 +1,265 @@
+"""Presets find what brute force finds as far as they say: distances, recall and shards against NumPy and Faiss."""
+
+import json
+import logging
+
+import faiss
+import numpy as np
+import pytest
+from build_program import WordEmbedder, files_of, make_documents
+
+import tttnn.conversion
+from tttnn import Document
+from tttnn.building import IndexSettings, build_index
+from tttnn.index import DocumentIndex, Shard, open_index
+from tttnn.manifest import MANIFEST, VECTORS, read_manifest
+
+
+DOCUMENTS = make_documents(600)
+TEXTS = [document.text for document in DOCUMENTS]
+PRESETS = ["flat", "ivf", "scale"]
+FACTORIES = [
+    "SQ8",
+    "SQfp16",
+    "PQ4x4",
+    "PQ4x4fs",
+    "RaBitQ",
+    "HNSW8",
+    "HNSW8,SQ8",
+    "PCA8,Flat",
+    "OPQ4,PQ4x4",
+    "PCA8,IVF4,Flat",
+    "IVF4,SQ8",
+    "IVF4,PQ4x4",
+    "IVF4,PQ4x4fs",
+    "IVF4,RaBitQ",
+    "IVF4,RaBitQfs",
+    "IVF4_HNSW8,Flat",
+    "PQ4x4,RFlat",
+    "PCA8,IVF4,SQ8,RFlat",
+]
+
+
+def squared_distances(vectors, queries):
+    differences = vectors[None].astype(np.float64) - queries[:, None].astype(np.float64)
+    return (differences**2).sum(axis=2)
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return WordEmbedder()
+
+
+@pytest.fixture(scope="module")
+def vectors(embedder):
+    return embedder.encode_query(TEXTS)
+
+
+@pytest.fixture(scope="module")
+def queries(embedder):
+    return embedder.encode_query([document.text for document in make_documents(40, seed=1)])
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Build an index of `DOCUMENTS` in shards of 250, 250 and 100 rows, once for each preset."""
+    folders = {}
+
+    def build(preset):
+        if preset not in folders:
+            folders[preset] = tmp_path_factory.mktemp("index") / "index"
+            build_index(DOCUMENTS, WordEmbedder(), folders[preset], IndexSettings(preset, 250))
+        return folders[preset]
+
+    return build
+
+
+def read_into_memory(folder):
+    """The same files, read by Faiss without a map."""
+    manifest, shards, start = read_manifest(folder), [], 0
+    for number, entry in enumerate(manifest["shards"]):
+        vectors = faiss.read_index(str(folder / VECTORS.format(number)))
+        shards.append(Shard(vectors, DOCUMENTS[start : start + entry["rows"]], start))
+        start += entry["rows"]
+    return DocumentIndex(shards, manifest["embedder"], "", manifest["storage"]["search"])
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, *FACTORIES])
+def test_a_mapped_index_finds_just_what_its_files_find_in_memory(preset, build, queries):
+    mapped, in_memory = open_index(build(preset)), read_into_memory(build(preset))
+    for top_k in (1, 20, 300):
+        found = mapped.search(queries, top_k)
+        assert found == in_memory.search(queries, top_k)
+        rows = sorted({row for pairs in found for _, row in pairs})
+        assert mapped.documents(rows) == in_memory.documents(rows) == [DOCUMENTS[row] for row in rows]
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale", "IVF4,SQ8", "IVF4,PQ4x4fs,Refine(SQ8)"])
+def test_the_manifest_says_how_thoroughly_to_search(preset, build):
+    index, search = open_index(build(preset)), read_manifest(build(preset))["storage"]["search"]
+    assert search.keys() == ({"nprobe"} if index.shards[0].exact is None else {"nprobe", "k_factor"})
+    assert [faiss.try_extract_index_ivf(shard.lists).nprobe for shard in index.shards] == [search["nprobe"]] * 3
+    assert index.k_factor == search.get("k_factor", 1)
+
+
+# --- against NumPy ---
+
+
+def test_inverted_files_that_look_into_all_lists_find_what_brute_force_finds(build, vectors, queries):
+    index = open_index(build("ivf"))
+    index.set_search({"nprobe": 600})
+    distances = squared_distances(vectors, queries)
+    for found, expected in zip(index.search(queries, 20), distances, strict=True):
+        assert [row for _, row in found] == np.argsort(expected, kind="stable")[:20].tolist()
+        np.testing.assert_allclose([distance for distance, _ in found], np.sort(expected)[:20], rtol=1e-5)
+
+
+def test_the_distances_of_scale_are_those_of_its_vectors_of_half_precision(build, vectors, queries):
+    halves = squared_distances(vectors.astype(np.float16), queries)
+    for found, expected in zip(open_index(build("scale")).search(queries, 20), halves, strict=True):
+        rows = [row for _, row in found]
+        np.testing.assert_allclose([distance for distance, _ in found], expected[rows], rtol=1e-5)
+        assert found == sorted(found) and len(set(rows)) == 20
+
+
+def test_scale_that_ranks_every_row_again_finds_what_brute_force_over_half_precision_finds(build, vectors, queries):
+    index = open_index(build("scale"))
+    index.set_search({"nprobe": 600, "k_factor": 30})
+    halves = squared_distances(vectors.astype(np.float16), queries)
+    for found, expected in zip(index.search(queries, 20), halves, strict=True):
+        assert [row for _, row in found] == np.argsort(expected, kind="stable")[:20].tolist()
+
+
+def test_scale_keeps_vectors_of_half_precision_beside_those_of_few_bits(build, vectors):
+    shard = open_index(build("scale")).shards[0]
+    # ten bits of fraction; Faiss and NumPy may round to either side
+    np.testing.assert_allclose(shard.exact.reconstruct_n(0, 250), vectors[:250], rtol=2**-10)
+    assert shard.lists.code_size < 32 / 2, "less than four bits a dimension"
+
+
+def recorded_queries(embedder):
+    """First halves of 400 texts, drawn with the seed 1: those that search is tuned on, and those of the recall."""
+    chosen = np.random.default_rng(1).choice(len(TEXTS), 400, replace=False)
+    queries = embedder.encode_query([TEXTS[row][: len(TEXTS[row]) // 2] for row in chosen])
+    return queries[: len(queries) // 2], queries[len(queries) // 2 :]
+
+
+def recall_of(folder, search, queries, vectors):
+    index = open_index(folder)
+    index.set_search(search)
+    nearest = np.argsort(squared_distances(vectors, queries), axis=1)[:, :20]
+    found = [{row for _, row in pairs} for pairs in index.search(queries, 20)]
+    return np.mean([len(these & {*those}) / 20 for these, those in zip(found, nearest.tolist(), strict=True)])
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale", "SQ8", "PQ4x4", "IVF4,SQ8"])
+def test_the_recorded_recall_is_what_numpy_finds(preset, build, embedder, vectors):
+    manifest = read_manifest(build(preset))
+    tuning, measuring = recorded_queries(embedder)
+    recall, search = manifest["recall"], manifest["storage"]["search"]
+    assert recall == {
+        "top_k": 20,
+        "recall": pytest.approx(recall_of(build(preset), search, measuring, vectors), abs=1e-9),
+        "target": 0.95,
+        "num_queries": 200,
+        "num_rows": 600,
+    }
+    assert 0 < recall["recall"] <= 1
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale"])
+def test_the_settings_are_the_cheapest_that_reach_the_target(preset, build, embedder, vectors):
+    search = read_manifest(build(preset))["storage"]["search"]
+    tuning, _ = recorded_queries(embedder)
+    assert recall_of(build(preset), search, tuning, vectors) >= 0.95
+    assert search["nprobe"] > 1
+    cheaper = {**search, "nprobe": 2 ** ((search["nprobe"] - 1).bit_length() - 1)}
+    assert recall_of(build(preset), cheaper, tuning, vectors) < 0.95
+
+
+def test_queries_are_first_halves_of_texts(tmp_path):
+    class Noting(WordEmbedder):
+        def encode_query(self, texts, batch_size=32):
+            self.queries = [*texts]
+            return super().encode_query(texts)
+
+    embedder = Noting()
+    build_index(DOCUMENTS[:100], embedder, tmp_path / "index", IndexSettings("ivf", 40))
+    assert len({*embedder.queries}) == 100
+    assert {*embedder.queries} == {text[: len(text) // 2] for text in TEXTS[:100]}
+
+
+# --- shards against one index ---
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale", "IVF4,SQ8", "IVF4,RaBitQfs", "PCA8,IVF4,Flat"])
+@pytest.mark.parametrize("every_list", [True, False], ids=["every list", "some lists"])
+def test_shards_find_what_one_faiss_index_of_all_rows_finds(preset, every_list, build, vectors, queries):
+    whole = faiss.read_index(str(build(preset) / VECTORS.format(0)))
+    whole.reset()
+    whole.add(vectors)
+    index, lists = open_index(build(preset)), faiss.try_extract_index_ivf(whole)
+    if isinstance(whole, faiss.IndexRefine):
+        lists, whole.k_factor = faiss.try_extract_index_ivf(whole.base_index), 4
+    lists.nprobe = lists.nlist if every_list else 2
+    index.set_search({"nprobe": lists.nprobe, "k_factor": 4} if index.shards[0].exact else {"nprobe": lists.nprobe})
+    distances, rows = whole.search(queries, 10)
+    found = index.search(queries, 10)
+    assert [[row for _, row in pairs] for pairs in found] == rows.tolist()
+    np.testing.assert_allclose([[distance for distance, _ in pairs] for pairs in found], distances, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale", "PQ4x4"])
+def test_rows_may_be_converted_in_any_number_of_pieces(preset, build, tmp_path, monkeypatch):
+    monkeypatch.setattr(tttnn.conversion, "ROWS_PER_COPY", 17)
+    build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings(preset, 250))
+    assert files_of(tmp_path / "index") == files_of(build(preset))
+
+
+# --- at the limits ---
+
+
+def test_a_target_that_is_missed_is_warned_of_and_stays_in_the_manifest(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="tttnn"):
+        build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings("PQ2x2", recall_target=0.99))
+    recall = read_manifest(tmp_path / "index")["recall"]
+    assert recall["recall"] < 0.9 and recall["target"] == 0.99
+    (record,) = caplog.records
+    assert f"finds {100 * recall['recall']:.1f} %, less than the 99.0 % that were asked for" in record.getMessage()
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale"])
+def test_a_target_that_is_reached_is_not_warned_of(preset, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="tttnn"):
+        build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings(preset, recall_target=0.8))
+    recall = read_manifest(tmp_path / "index")["recall"]
+    assert recall["recall"] >= recall["target"] == 0.8
+    assert caplog.records == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("preset", ["ivf", "scale"])
+@pytest.mark.parametrize("number", [1, 2, 3, 40])
+def test_an_index_of_few_documents_finds_them_all(preset, number, tmp_path, embedder):
+    build_index(DOCUMENTS[:number], WordEmbedder(), tmp_path / "index", IndexSettings(preset, 2))
+    index = open_index(tmp_path / "index")
+    found = index.search(embedder.encode_query(TEXTS[:number]), number)
+    assert [pairs[0][1] for pairs in found] == list(range(number))
+    assert [sorted(row for _, row in pairs) for pairs in found] == [list(range(number))] * number
+    assert read_manifest(tmp_path / "index")["recall"]["num_rows"] == number
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale"])
+def test_documents_without_a_text_are_indexed_and_queried(preset, tmp_path):
+    build_index(
+        [Document(str(row), "") for row in range(5)], WordEmbedder(), tmp_path / "index", IndexSettings(preset)
+    )
+    assert len(open_index(tmp_path / "index")) == 5
+
+
+def test_a_factory_that_faiss_cannot_train_is_an_error_and_the_embedded_shards_stay(tmp_path):
+    with pytest.raises(ValueError, match="Faiss cannot make the index 'PQ8x8' from 30 vectors of dimension 32"):
+        build_index(DOCUMENTS[:30], WordEmbedder(), tmp_path / "index", IndexSettings("PQ8x8", 20))
+    assert not (tmp_path / "index").exists()
+    assert len(json.loads((tmp_path / "index.unfinished" / "unfinished.json").read_text())["shards"]) == 2
+    assert not (tmp_path / "index.unfinished" / MANIFEST).exists()

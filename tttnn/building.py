@@ -1,0 +1,268 @@
+"""Building an index of any size: streamed, shard by shard, going on from the last finished shard after a kill."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from tttnn.conversion import convert_shards
+from tttnn.corpus import Document
+from tttnn.embedding import Embedder
+from tttnn.index import DocumentIndex, Shard, open_index
+from tttnn.manifest import MANIFEST, VECTORS, read_manifest
+from tttnn.passages import split_into_passages
+from tttnn.quantization import check_factory, import_faiss
+from tttnn.texts import document_to_line
+from tttnn.unfinished import UnfinishedBuild, as_json, comparable, embedded_windows, holds, locked, no_document
+from tttnn.writing import FLAT_STORAGE, check_vacant, make_manifest, move_index, unfinished_folder, write_json
+
+
+def index_in_memory(
+    documents: Iterable[Document],
+    embedder: Embedder,
+    passage_tokens: int | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+) -> DocumentIndex:
+    """
+    Embed and index a few thousand documents.
+
+    Args:
+        documents (`Iterable[Document]`):
+            The corpus.
+        embedder (`Embedder`):
+            Makes the vectors.
+        passage_tokens (`int`, *optional*):
+            Index passages of at most so many tokens. By default whole documents.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Texts in one forward pass of the embedder.
+        show_progress_bar (`bool`, *optional*, defaults to `False`):
+            Whether to count the embedded documents on a bar.
+
+    Returns:
+        `DocumentIndex`: one exact shard.
+
+    Raises:
+        `ValueError`: If there is no document, or `batch_size` is not positive.
+    """
+    described, vectors, rows = embedder.describe(), import_faiss().IndexFlatL2(embedder.dimension), []
+    digest = hashlib.sha256(json.dumps(described).encode())
+    with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
+        for window, found in embedded_windows(_rows(documents, embedder, passage_tokens), embedder, batch_size):
+            vectors.add(found)
+            rows += window
+            progress.update(len(window))
+    if not rows:
+        raise no_document()
+    for row in rows:
+        digest.update(document_to_line(row))
+    return DocumentIndex([Shard(vectors, rows)], described, digest.hexdigest(), passage_tokens=passage_tokens)
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """
+    What an index is like, beside its corpus and its embedder.
+
+    Args:
+        preset (`str`, *optional*, defaults to `"flat"`):
+            How vectors are stored: `"flat"` (exact), `"ivf"`, `"scale"`, or a name of Faiss's index factory.
+        shard_size (`int`, *optional*, defaults to `100000`):
+            Rows in a shard; memory holds the vectors of one.
+        passage_tokens (`int`, *optional*):
+            Index passages of at most so many tokens of the embedder. By default whole documents, of which it reads the
+            beginning.
+        recall_target (`float`, *optional*, defaults to `0.95`):
+            Of the 20 nearest rows, the share that a search should find; how thoroughly it searches is chosen so. An
+            exact index finds all.
+
+    Raises:
+        `ValueError`: If a value is out of range.
+    """
+
+    preset: str = "flat"
+    shard_size: int = 100_000
+    passage_tokens: int | None = None
+    recall_target: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise ValueError(f"`shard_size` is {self.shard_size}. Pass 1 or more.")
+        if not 0 < self.recall_target <= 1:
+            raise ValueError(f"`recall_target` is {self.recall_target}. Pass a share above 0 and up to 1.")
+
+
+def build_index(
+    documents: Iterable[Document],
+    embedder: Embedder,
+    folder: str | Path,
+    settings: IndexSettings | None = None,
+    batch_size: int = 32,
+    sources: Sequence[str] = (),
+    show_progress_bar: bool = False,
+) -> bool:
+    """
+    Embed and index a corpus of any size, shard by shard.
+
+    What is finished stands in the folder `NAME.unfinished` beside: killed at any point and started again, the build
+    goes on from the last finished shard, and ends with the files of an uninterrupted one. An index that holds the
+    same corpus already is left as it is.
+
+    Args:
+        documents (`Iterable[Document]`):
+            The corpus, the same and in the same order at every start.
+        embedder (`Embedder`):
+            Makes the vectors.
+        folder (`str` or `Path`):
+            New, empty, or an index of the same corpus.
+        settings (`IndexSettings`, *optional*):
+            How vectors are stored. By default exactly.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Texts in one forward pass of the embedder.
+        sources (`Sequence[str]`, *optional*):
+            What the corpus is called, for the index card.
+        show_progress_bar (`bool`, *optional*, defaults to `False`):
+            Whether to count the embedded documents on a bar.
+
+    Returns:
+        `bool`: whether anything was built.
+
+    Raises:
+        `FileExistsError`: If the folder holds something else.
+        `ValueError`: If there is no document, or the corpus is not that of the build that was interrupted.
+        `RuntimeError`: If another process is building into the same folder.
+    """
+    settings, folder, described = settings or IndexSettings(), Path(folder).resolve(), embedder.describe()
+    check_factory(settings.preset, embedder.dimension)
+    rows = _rows(documents, embedder, settings.passage_tokens)
+    with locked(folder):
+        unfinished = unfinished_folder(folder)
+        if _is_done(folder, unfinished, rows, settings, embedder):
+            return False
+        check_vacant(folder)
+        build = UnfinishedBuild(unfinished, {**asdict(settings), "embedder": described})
+        described = build.settings["embedder"]
+        embedder.check(described)
+        shards = build.add_shards(rows, embedder, settings.shard_size, batch_size, show_progress_bar)
+        storage, recall = FLAT_STORAGE, None
+        if settings.preset != "flat":
+            storage, recall = convert_shards(unfinished, shards, embedder, settings.preset, settings.recall_target)
+        storage = {**storage, "shard_size": settings.shard_size}
+        manifest = make_manifest(shards, described, storage, settings.passage_tokens, sources, recall)
+        write_json(unfinished / MANIFEST, manifest)
+        move_index(unfinished, folder)
+    return True
+
+
+def add_documents(
+    documents: Iterable[Document],
+    embedder: Embedder,
+    folder: str | Path,
+    batch_size: int = 32,
+    sources: Sequence[str] = (),
+    show_progress_bar: bool = False,
+) -> int:
+    """
+    Append documents to an index on disk, as new shards; the others stay as they are.
+
+    Killed and started again with the same documents, it goes on from the last finished shard.
+
+    Args:
+        documents (`Iterable[Document]`):
+            What is new; cut into passages if the index is one of passages.
+        embedder (`Embedder`):
+            The one that built the index.
+        folder (`str` or `Path`):
+            The index.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Texts in one forward pass of the embedder.
+        sources (`Sequence[str]`, *optional*):
+            What they are called, for the index card.
+        show_progress_bar (`bool`, *optional*, defaults to `False`):
+            Whether to count the embedded documents on a bar.
+
+    Returns:
+        `int`: rows that were added.
+
+    Raises:
+        `FileNotFoundError`: If there is no index.
+        `ValueError`: If there is no document, the embedder is another, or an interrupted call had other documents.
+        `RuntimeError`: If another process is building into the same folder.
+    """
+    folder = Path(folder).resolve()
+    read_manifest(folder)
+    with locked(folder):
+        manifest = read_manifest(folder)
+        embedder.check(manifest["embedder"])
+        rows = _rows(documents, embedder, manifest["passage_tokens"])
+        unfinished, first = unfinished_folder(folder), len(manifest["shards"])
+        if (unfinished / MANIFEST).is_file():  # all is made, and a part perhaps moved
+            shards = read_manifest(unfinished)["shards"]
+            move_index(unfinished, folder)
+            return _finished_before(folder, rows, shards, first)
+        storage = manifest["storage"]
+        build = UnfinishedBuild(
+            unfinished, {"added_to": manifest["corpus_digest"], "passage_tokens": manifest["passage_tokens"]}, first
+        )
+        new = build.add_shards(rows, embedder, storage["shard_size"], batch_size, show_progress_bar)
+        if storage["preset"] != "flat":
+            _convert_added(folder, unfinished, new, embedder, storage["preset"], first)
+        shards, named = [*manifest["shards"], *new], [*manifest["sources"], *sources]
+        tokens, recall = manifest["passage_tokens"], manifest["recall"]
+        manifest = make_manifest(shards, manifest["embedder"], storage, tokens, named, recall)
+        write_json(unfinished / MANIFEST, manifest)
+        move_index(unfinished, folder)
+    return sum(entry["rows"] for entry in new)
+
+
+def _convert_added(
+    folder: Path, unfinished: Path, shards: list[dict[str, Any]], embedder: Embedder, preset: str, first_shard: int
+) -> None:
+    open_index(folder, shards=[0])  # which verifies the file
+    # into memory, for a mapped index cannot be emptied
+    trained = import_faiss().read_index(str(folder / VECTORS.format(0)))
+    convert_shards(unfinished, shards, embedder, preset, trained=trained, first_shard=first_shard)
+
+
+def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:
+    return iter(documents) if passage_tokens is None else split_into_passages(documents, embedder, passage_tokens)
+
+
+def _is_done(
+    folder: Path, unfinished: Path, rows: Iterator[Document], settings: IndexSettings, embedder: Embedder
+) -> bool:
+    """Finish a build that lacks nothing but its move, and tell whether the folder holds the index now."""
+    if (unfinished / MANIFEST).is_file():
+        move_index(unfinished, folder)
+    if not (folder / MANIFEST).is_file() or not _is_index_of(folder, rows, settings, embedder):
+        return False
+    if unfinished.is_dir() and not any(unfinished.iterdir()):  # left by a kill at the very end
+        unfinished.rmdir()
+    return True
+
+
+def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, embedder: Embedder) -> bool:
+    """Whether a folder holds the index that a build would make; the corpus is read, but nothing is embedded."""
+    manifest = read_manifest(folder)
+    storage, recall = manifest["storage"], manifest["recall"]
+    target = settings.recall_target if recall is None else recall["target"]
+    found = IndexSettings(storage["preset"], storage["shard_size"], manifest["passage_tokens"], target)
+    own, its = ({"embedder": as_json(given)} for given in (embedder.describe(), manifest["embedder"]))
+    if found != settings or comparable(own) != comparable(its):
+        return False
+    embedder.check(manifest["embedder"])
+    return all(holds(entry, number, rows) for number, entry in enumerate(manifest["shards"])) and not any(rows)
+
+
+def _finished_before(folder: Path, rows: Iterator[Document], shards: list[dict[str, Any]], first_shard: int) -> int:
+    new = list(enumerate(shards))[first_shard:]
+    if not (all(holds(entry, number, rows) for number, entry in new) and not any(rows)):
+        raise ValueError(
+            f"An interrupted call had added other documents to '{folder}', and its end is done now. Start again to "
+            "add these."
+        )
+    return sum(entry["rows"] for _, entry in new)

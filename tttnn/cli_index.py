@@ -1,0 +1,265 @@
+"""The commands that make, extend and move indexes."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from tttnn.corpus import Document
+
+
+DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def build_index(argv: Sequence[str]) -> None:
+    """
+    Embed and index a corpus.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after the command.
+    """
+    arguments = _build_parser().parse_args(argv)
+
+    from tttnn.building import IndexSettings, build_index
+    from tttnn.embedding import Embedder
+    from tttnn.hub import push_index
+
+    documents = _documents(arguments)
+    embedder = Embedder(
+        arguments.embedder,
+        arguments.embedder_revision,
+        arguments.max_seq_length,
+        arguments.device,
+        arguments.query_prompt,
+        arguments.document_prompt,
+    )
+    preset = arguments.factory or arguments.preset
+    settings = IndexSettings(preset, arguments.shard_size, arguments.passages, arguments.recall_target)
+    names = _names(arguments.source)
+    built = build_index(documents, embedder, arguments.output, settings, arguments.batch_size, names, True)
+    print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(arguments.output)}")
+    if arguments.push_to_hub:
+        print(push_index(arguments.output, arguments.push_to_hub, arguments.private or None).commit_url)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tttnn build-index",
+        description="Embed a corpus and write a Faiss index of it, with its texts, to a folder. Interrupted, it goes "
+        "on from the last finished shard when it is started again; an index of the same corpus is left as it is.",
+    )
+    _corpus_options(parser)
+    parser.add_argument("--output", required=True, help="folder to write; new, empty, or an index of this corpus")
+    parser.add_argument(
+        "--embedder",
+        default=DEFAULT_EMBEDDER,
+        help="Hub id or folder of a sentence-transformers model, or tttlm, the one of the method's authors "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--embedder-revision", help="branch, tag or commit of the embedder")
+    parser.add_argument(
+        "--max-seq-length", type=int, help="tokens of a text that are embedded (default: the embedder's)"
+    )
+    parser.add_argument("--query-prompt", help="put before each query (default: the embedder's own, if it has one)")
+    parser.add_argument("--document-prompt", help="put before each text of the corpus (default: the embedder's own)")
+    parser.add_argument(
+        "--passages", type=int, metavar="TOKENS", help="index passages of at most so many tokens (default: documents)"
+    )
+    storage = parser.add_mutually_exclusive_group()
+    storage.add_argument(
+        "--preset",
+        choices=("flat", "ivf", "scale"),
+        default="flat",
+        help="how vectors are stored: flat is exact, ivf looks into some lists, scale also compresses "
+        "(default: %(default)s)",
+    )
+    storage.add_argument("--factory", help="a name of Faiss's index factory, in the place of a preset")
+    parser.add_argument(
+        "--recall-target",
+        type=float,
+        default=0.95,
+        help="share of the 20 nearest that a search should find, for all but flat (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-size", type=int, default=100_000, help="rows in a shard; memory holds one (default: %(default)s)"
+    )
+    parser.add_argument("--push-to-hub", metavar="REPO_ID", help="then upload the index to that dataset repo")
+    parser.add_argument("--private", action="store_true", help="make a new repo private")
+    return parser
+
+
+def add(argv: Sequence[str]) -> None:
+    """
+    Append documents to an index.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tttnn add",
+        description="Embed documents and append them to an index, as new shards. Interrupted, it goes on when it is "
+        "started again with the same documents.",
+    )
+    parser.add_argument("index", help="folder of an index")
+    _corpus_options(parser)
+    parser.add_argument("--embedder", help="embedder of the index, where it now has another name or path")
+    arguments = parser.parse_args(argv)
+
+    from tttnn.building import add_documents
+    from tttnn.embedding import Embedder
+    from tttnn.manifest import read_manifest
+
+    built = read_manifest(arguments.index)["embedder"]
+    documents = _documents(arguments)
+    embedder = Embedder.from_description(built, arguments.embedder, arguments.device)
+    added = add_documents(
+        documents, embedder, arguments.index, arguments.batch_size, _names(arguments.source), show_progress_bar=True
+    )
+    print(f"Added {added} rows; the index holds {_size(arguments.index)}")
+
+
+def push(argv: Sequence[str]) -> None:
+    """
+    Upload an index to the Hub.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tttnn push",
+        description="Upload an index to a dataset repo of the Hub, with a card. Interrupted, it goes on when it is "
+        "started again.",
+    )
+    parser.add_argument("index", help="folder of an index")
+    parser.add_argument("repo_id", help="user/name of the repo; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make a new repo private")
+    parser.add_argument("--revision", help="branch to push to (default: main)")
+    parser.add_argument("--commit-message", help="of the commit")
+    parser.add_argument(
+        "--license", default="unknown", help="of the corpus (default: that of the card before, or %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+
+    from tttnn.hub import push_index
+
+    commit = push_index(
+        arguments.index,
+        arguments.repo_id,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        commit_message=arguments.commit_message,
+        license=arguments.license,
+    )
+    print(commit.commit_url)
+
+
+def pull(argv: Sequence[str]) -> None:
+    """
+    Download an index from the Hub.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tttnn pull",
+        description="Download an index from the Hub to a folder, with its card and its files for viewers, and verify "
+        "it. Interrupted, it goes on when it is started again.",
+    )
+    parser.add_argument("repo_id", help="user/name of the repo")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--revision", help="branch, tag or commit")
+    parser.add_argument("--shards", type=int, nargs="+", help="shards to download (default: all)")
+    arguments = parser.parse_args(argv)
+
+    from tttnn.hub import pull_index
+    from tttnn.index import open_index
+
+    pull_index(arguments.repo_id, arguments.output, arguments.revision, shards=arguments.shards)
+    index = open_index(arguments.output, verify=True, shards=arguments.shards)
+    print(f"Downloaded {len(index)} rows in {len(index.shards)} shards: {arguments.output}")
+
+
+def import_tttlm(argv: Sequence[str]) -> None:
+    """
+    Make an index of the files that the method's authors published.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tttnn import-tttlm",
+        description="Make an index of the files that the method's authors published: nothing is embedded, and neither "
+        "vectors nor texts are loaded into memory. Interrupted, it goes on from the last finished shard when it is "
+        "started again.",
+    )
+    parser.add_argument("--index-files", nargs="+", required=True, metavar="FILE", help="00.jsonl.index and so on")
+    parser.add_argument(
+        "--data-files",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="00.jsonl or 00.jsonl.zst and so on, in the same order: line i is row i",
+    )
+    parser.add_argument("--output", required=True, help="folder to write; new or empty")
+    arguments = parser.parse_args(argv)
+
+    from tttnn.published_index import import_published_index
+
+    import_published_index(arguments.index_files, arguments.data_files, arguments.output, show_progress_bar=True)
+    print(f"Imported {_size(arguments.output)}")
+
+
+def _corpus_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        nargs="+",
+        help=".jsonl, .jsonl.zst or .parquet files of rows, folders of files (each a text), or ids of Hub data sets",
+    )
+    parser.add_argument("--text-column", default="text", help="column with the text (default: %(default)s)")
+    parser.add_argument("--id-column", help="column with the id (default: id, or else file and line)")
+    parser.add_argument("--split", default="train", help="split of a Hub data set (default: %(default)s)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub data set")
+    parser.add_argument("--max-documents", type=int, help="stop after that many documents")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="texts in one forward pass of the embedder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        nargs="+",
+        help="where the embedder runs, cuda or cpu say; several names for several processes (default: the fastest)",
+    )
+
+
+def _documents(arguments: argparse.Namespace) -> "Iterator[Document]":
+    from tttnn.corpus import read_documents
+
+    return read_documents(
+        arguments.source,
+        arguments.text_column,
+        arguments.id_column,
+        arguments.split,
+        arguments.revision,
+        limit=arguments.max_documents,
+    )
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Name sources for others: ids of the Hub whole, paths by their last part."""
+    return [Path(source).resolve().name if Path(source).expanduser().exists() else source for source in sources]
+
+
+def _size(folder: str) -> str:
+    from tttnn.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    recall, shards = manifest["recall"], len(manifest["shards"])
+    found = f", recall@{recall['top_k']} {recall['recall']:.3f}" if recall else ""
+    parts = f"{shards} shard{'s' if shards > 1 else ''}"
+    return f"{manifest['num_rows']} rows of {manifest['num_documents']} documents in {parts}{found}: {folder}"

@@ -1,0 +1,72 @@
+"""`Neighbor`, and what may serve as a retriever of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any, Protocol
+
+from tttnn.corpus import check_text
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """
+    A document of the corpus that lies near a query.
+
+    Args:
+        id (`int`):
+            Its row in the whole index.
+        text (`str`):
+            Its text.
+        distance (`float`):
+            Squared L2 distance to the query.
+        metadata (`dict[str, Any]`, *optional*):
+            The document's own `id`, its `source` and what else its row held.
+    """
+
+    id: int
+    text: str
+    distance: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Retriever(Protocol):
+    """What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one."""
+
+    def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
+        """
+        Find the nearest corpus documents of each text.
+
+        Args:
+            texts (`list[str]`):
+                Query texts.
+            top_k (`int`):
+                Candidates wanted per text; fewer are legal.
+
+        Returns:
+            `list[list[Neighbor]]`: in the order of `texts`, each nearest first.
+        """
+        ...
+
+
+def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
+    """
+    Make neighbors of texts that were found elsewhere.
+
+    Args:
+        neighbors (`Sequence[Neighbor]` or `Sequence[str]`):
+            Neighbors, or texts; a text gets its position for an id, and a distance of NaN.
+
+    Returns:
+        `list[Neighbor]`: in the same order.
+
+    Raises:
+        `TypeError`: If one string is given, or a text is not a string.
+        `ValueError`: If a text holds a lone surrogate.
+    """
+    if isinstance(neighbors, str):
+        raise TypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
+    found = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
+    for neighbor in found:
+        check_text(neighbor.text, f"neighbor {neighbor.id}")
+    return found

@@ -1,0 +1,127 @@
+"""The index that the method's authors published, as an index of this library."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from tttnn.corpus import read_documents
+from tttnn.embedding import TTTLM
+from tttnn.manifest import MANIFEST, read_manifest
+from tttnn.quantization import read_vectors
+from tttnn.unfinished import UnfinishedBuild, locked
+from tttnn.writing import (
+    FLAT_STORAGE,
+    ROWS_PER_GROUP,
+    ShardWriter,
+    check_vacant,
+    make_manifest,
+    move_index,
+    unfinished_folder,
+    write_json,
+)
+
+
+def import_published_index(
+    index_files: Sequence[str | Path],
+    data_files: Sequence[str | Path],
+    folder: str | Path,
+    show_progress_bar: bool = False,
+) -> None:
+    """
+    Make an index of Faiss files and the texts that they were made of, without embedding them again.
+
+    Each pair of files becomes a shard. Vectors are copied from a memory map and texts streamed, so that memory holds
+    neither. Killed and started again, it goes on from the last finished shard.
+
+    Args:
+        index_files (`Sequence[str]` or `Sequence[Path]`):
+            Flat Faiss indexes of L2 distances, `00.jsonl.index` and so on.
+        data_files (`Sequence[str]` or `Sequence[Path]`):
+            `.jsonl` or `.jsonl.zst` files of the Pile, in the same order; line i of a file is row i of its index.
+        folder (`str` or `Path`):
+            New or empty.
+        show_progress_bar (`bool`, *optional*, defaults to `False`):
+            Whether to count the documents on a bar.
+
+    Raises:
+        `FileExistsError`: If the folder is there and not empty.
+        `FileNotFoundError`: If a file is not there.
+        `ValueError`: If the numbers of files, rows or dimensions differ, or a file is of another kind.
+
+    Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3 and its published index.
+    """
+    vectors = _open(index_files, data_files)
+    folder = Path(folder).resolve()
+    with locked(folder):
+        unfinished, sources = unfinished_folder(folder), [Path(path).name for path in data_files]
+        if (unfinished / MANIFEST).is_file():
+            if (found := read_manifest(unfinished)["sources"]) != sources:
+                raise ValueError(
+                    f"'{unfinished}' holds an interrupted build of {found}, and not of {sources}. Import those to go "
+                    "on with it, or remove that folder."
+                )
+        else:
+            check_vacant(folder)
+            names = [Path(path).name for path in (*index_files, *data_files)]
+            build = UnfinishedBuild(unfinished, {"files": names, "rows": [index.ntotal for index in vectors]})
+            with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:
+                for number in range(len(build.shards), len(vectors)):
+                    _write_shard(build, number, vectors[number], Path(data_files[number]), progress)
+            storage = {**FLAT_STORAGE, "shard_size": max(index.ntotal for index in vectors)}
+            write_json(
+                unfinished / MANIFEST,
+                make_manifest(build.shards, _embedder(vectors[0].d), storage, sources=sources),
+            )
+        move_index(unfinished, folder)
+
+
+def _open(index_files: Sequence[str | Path], data_files: Sequence[str | Path]) -> list[Any]:
+    if len(index_files) != len(data_files) or not index_files:
+        raise ValueError(
+            f"{len(index_files)} index files and {len(data_files)} data files were given. Each index needs its texts: "
+            "name as many of the one as of the other, in the same order."
+        )
+    for path in (*index_files, *data_files):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file '{path}'. Check the path.")
+    vectors = [read_vectors(Path(path), "flat") for path in index_files]
+    for path, index in zip(index_files, vectors, strict=True):
+        if index.d != vectors[0].d:
+            raise ValueError(
+                f"'{path}' has dimension {index.d}, and '{index_files[0]}' has {vectors[0].d}. They are not of one "
+                "embedder."
+            )
+    return vectors
+
+
+def _write_shard(build: UnfinishedBuild, number: int, vectors: Any, data_file: Path, progress: tqdm) -> None:  # noqa: ANN401
+    writer, rows, reader = ShardWriter(build.folder, number, vectors), 0, read_documents(data_file)
+    while documents := list(islice(reader, ROWS_PER_GROUP)):
+        rows += len(documents)
+        writer.add(documents)
+        progress.update(len(documents))
+    if rows != vectors.ntotal:
+        raise ValueError(
+            f"'{data_file}' holds {rows} documents, but its index holds {vectors.ntotal} vectors. They do not belong "
+            "together, or one was not fetched to its end."
+        )
+    build.finish(writer)
+
+
+def _embedder(dimension: int) -> dict[str, Any]:
+    """Describe the embedder of the method's authors, without loading it; what it would give is not known here."""
+    return {
+        "name": "tttlm",
+        "revision": None,
+        "model": TTTLM[0],
+        "pooling": ["mean"],
+        "normalized": False,
+        "max_seq_length": TTTLM[2],
+        "dimension": dimension,
+        "query_prompt": "",
+        "document_prompt": "",
+        "probe": None,
+    }

@@ -1,0 +1,265 @@
+"""Writing an index: the files of a shard as its documents come, and the manifest that describes them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tttnn.corpus import Document
+from tttnn.index import DocumentIndex
+from tttnn.manifest import FORMAT_VERSION, MANIFEST, SHARD_FILES, TEXTS, VECTORS, VIEWER, read_manifest, sha256_of
+from tttnn.quantization import import_faiss
+from tttnn.texts import TextWriter
+
+
+FOLDERS = ("index", "texts", "data")
+ROWS_PER_GROUP = 1000  # of the viewer's files
+ROWS_PER_COPY = 16_384
+FLAT_STORAGE: dict[str, Any] = {"preset": "flat", "factory": "Flat", "search": {}}
+
+
+class ShardWriter:
+    """
+    Writes the files of one shard as its documents come.
+
+    Args:
+        folder (`Path`):
+            With the folders `index`, `texts` and `data`.
+        number (`int`):
+            Of the shard.
+        vectors (`faiss.Index`):
+            To which vectors are added.
+        of_passages (`bool`, *optional*, defaults to `False`):
+            Whether rows are passages, of which the first of each document counts it.
+    """
+
+    def __init__(self, folder: Path, number: int, vectors: Any, of_passages: bool = False) -> None:  # noqa: ANN401
+        import pyarrow
+        import pyarrow.parquet
+
+        self.folder = folder
+        self.number = number
+        self.vectors = vectors
+        self.of_passages = of_passages
+        self.num_documents = 0
+        self.texts = TextWriter(folder / TEXTS.format(number))
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "metadata")])
+        self.viewer = pyarrow.parquet.ParquetWriter(folder / VIEWER.format(number), schema, compression="zstd")
+
+    def add(self, documents: list[Document], vectors: np.ndarray | None = None) -> None:
+        """
+        Append documents.
+
+        Args:
+            documents (`list[Document]`):
+                At least one.
+            vectors (`np.ndarray`, *optional*):
+                Theirs, float32 of shape `(len(documents), dimension)`. None where the index has all of them already.
+        """
+        import pyarrow
+
+        if vectors is not None:
+            self.vectors.add(vectors)
+        for document in documents:
+            self.texts.add(document)
+            self.num_documents += not (self.of_passages and document.metadata["passage"] > 0)
+        columns = {
+            "id": [document.id for document in documents],
+            "text": [document.text for document in documents],
+            "metadata": [json.dumps(document.metadata, ensure_ascii=False, default=str) for document in documents],
+        }
+        self.viewer.write_table(pyarrow.table(columns), row_group_size=ROWS_PER_GROUP)
+
+    def finish(self) -> dict[str, Any]:
+        """
+        Close the files.
+
+        Returns:
+            `dict[str, Any]`: the shard's entry in the manifest: rows, documents, and size and sha256 of each file.
+        """
+        self.viewer.close()
+        self.texts.close()
+        import_faiss().write_index(self.vectors, str(self.folder / VECTORS.format(self.number)))
+        files = {
+            name.format(self.number): describe_file(self.folder / name.format(self.number)) for name in SHARD_FILES
+        }
+        return {"rows": self.vectors.ntotal, "documents": self.num_documents, "files": files}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """
+    Describe a file in the way of the manifest.
+
+    Args:
+        path (`Path`):
+            The file.
+
+    Returns:
+        `dict[str, Any]`: `bytes` and `sha256`.
+    """
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def make_manifest(
+    shards: list[dict[str, Any]],
+    embedder: dict[str, Any],
+    storage: dict[str, Any],
+    passage_tokens: int | None = None,
+    sources: Sequence[str] = (),
+    recall: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Describe an index.
+
+    Args:
+        shards (`list[dict[str, Any]]`):
+            The entry of each, as `ShardWriter.finish` gives it.
+        embedder (`dict[str, Any]`):
+            What `Embedder.describe` says.
+        storage (`dict[str, Any]`):
+            `preset`, `factory`, `shard_size` and `search`.
+        passage_tokens (`int`, *optional*):
+            Most tokens of a passage, where rows are passages.
+        sources (`Sequence[str]`, *optional*):
+            What was indexed, by name.
+        recall (`dict[str, Any]`, *optional*):
+            What was measured; none for an exact index.
+
+    Returns:
+        `dict[str, Any]`: the manifest, JSON-able.
+    """
+    digests = [shard["files"][TEXTS.format(number)]["sha256"] for number, shard in enumerate(shards)]
+    return {
+        "format_version": FORMAT_VERSION,
+        "library_versions": {name: version(name) for name in ("tttnn", "sentence-transformers", "transformers")},
+        "faiss_version": import_faiss().__version__,
+        "sources": list(sources),
+        "embedder": embedder,
+        "metric": "squared_l2",
+        "passage_tokens": passage_tokens,
+        "storage": storage,
+        "recall": recall,
+        "num_documents": sum(shard["documents"] for shard in shards),
+        "num_rows": sum(shard["rows"] for shard in shards),
+        "corpus_digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "shards": shards,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """
+    Write a file that is there whole or not at all.
+
+    Args:
+        path (`Path`):
+            The file.
+        content (`dict[str, Any]`):
+            JSON-able.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def move_index(unfinished: Path, folder: Path) -> None:
+    """
+    Put finished files into their folder, and last the manifest, for it makes the index.
+
+    A kill leaves what is still to be moved, and the next call moves it.
+
+    Args:
+        unfinished (`Path`):
+            With a manifest.
+        folder (`Path`):
+            Made if it is not there.
+    """
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in (name for shard in read_manifest(unfinished)["shards"] for name in shard["files"]):
+        if (unfinished / name).is_file():  # else moved before a kill
+            os.replace(unfinished / name, folder / name)
+    # first all else, so that a kill after the manifest has moved leaves nothing that looks like a build under way
+    for path in unfinished.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != MANIFEST:
+            path.unlink()
+    os.replace(unfinished / MANIFEST, folder / MANIFEST)
+    unfinished.rmdir()
+
+
+def unfinished_folder(folder: Path) -> Path:
+    """Name the folder in which an index for `folder` (`Path`) is made, which is beside it."""
+    return folder.with_name(folder.name + ".unfinished")
+
+
+def check_vacant(folder: Path) -> None:
+    """
+    Make sure that nothing would be overwritten.
+
+    Args:
+        folder (`Path`):
+            To be written.
+
+    Raises:
+        `FileExistsError`: If it is there and not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"'{folder}' is there already. Choose another folder, or remove it first; `tttnn add` appends documents "
+            "to an index."
+        )
+
+
+def write_index(index: DocumentIndex, folder: str | Path) -> Path:
+    """
+    Write an index to a folder: one in memory as it is, one on disk by copying its files.
+
+    Args:
+        index (`DocumentIndex`):
+            With all its shards and local texts.
+        folder (`str` or `Path`):
+            New or empty; written beside under another name first, so that it never holds half an index.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        `FileExistsError`: If the folder is there and not empty.
+        `FileNotFoundError`: If files of an index on disk are missing, those of shards that were not fetched say.
+    """
+    folder = Path(folder).resolve()
+    check_vacant(folder)
+    unfinished = folder.with_name(folder.name + ".saving")  # not that of a build, which may be gone on with
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for name in FOLDERS:
+        (unfinished / name).mkdir(parents=True)
+    if index.folder is not None:
+        manifest = json.loads((index.folder / MANIFEST).read_bytes())
+        for name in (name for shard in manifest["shards"] for name in shard["files"]):
+            if not name.startswith("data/") or (index.folder / name).is_file():  # the viewer's files are not fetched
+                shutil.copyfile(index.folder / name, unfinished / name)
+    else:
+        shards = [_write_shard(index, number, unfinished) for number in range(len(index.shards))]
+        storage = {**FLAT_STORAGE, "shard_size": max(map(len, index.shards))}
+        manifest = make_manifest(shards, index.embedder, storage, index.passage_tokens)
+    write_json(unfinished / MANIFEST, manifest)
+    move_index(unfinished, folder)
+    return folder
+
+
+def _write_shard(index: DocumentIndex, number: int, folder: Path) -> dict[str, Any]:
+    shard = index.shards[number]
+    vectors, of_passages = import_faiss().IndexFlatL2(shard.vectors.d), index.passage_tokens is not None
+    writer = ShardWriter(folder, number, vectors, of_passages)
+    for first in range(0, len(shard), ROWS_PER_COPY):
+        size = min(ROWS_PER_COPY, len(shard) - first)
+        documents = index.documents(range(shard.start + first, shard.start + first + size))
+        writer.add(documents, shard.vectors.reconstruct_n(first, size))
+    return writer.finish()
