@@ -18,7 +18,8 @@ from tttnn import Document, Embedder
 from tttnn.building import IndexSettings, add_documents, build_index, index_in_memory
 from tttnn.index import open_index
 from tttnn.manifest import MANIFEST, VECTORS, read_manifest
-from tttnn.unfinished import STATE, locked
+from tttnn.unfinished import STATE
+from tttnn.writing import locked
 
 
 PROGRAM = Path(__file__).with_name("build_program.py")
@@ -121,7 +122,7 @@ def test_a_kill_at_any_step_of_every_part_of_a_build_was_tried(killed, preset):
 @pytest.mark.slow
 def test_a_second_build_into_the_same_folder_is_refused_while_the_first_is_under_way(killed):
     found = killed["two at once"]
-    assert found["second"]["error"].startswith("RuntimeError: Another process is building")
+    assert found["second"]["error"].startswith("RuntimeError: Another process is writing")
     assert (found["first"], found["third"]) == (0, False), "the first went on, and left an index of the same corpus"
 
 
@@ -129,7 +130,7 @@ def test_a_second_build_into_the_same_folder_is_refused_while_the_first_is_under
 def test_a_folder_that_is_locked_is_not_touched(folder, call):
     build_index(DOCUMENTS, WordEmbedder(), folder)
     before = files_of(folder)
-    with locked(folder), pytest.raises(RuntimeError, match="Another process is building"):
+    with locked(folder), pytest.raises(RuntimeError, match="Another process is writing"):
         call(MORE, WordEmbedder(), folder)
     assert files_of(folder) == before
 
@@ -524,3 +525,13 @@ def test_a_damaged_first_shard_is_not_built_on(folder):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is damaged"):
         add_documents(MORE, WordEmbedder(), folder)
+
+
+@pytest.mark.parametrize("factory", ["LSH", "IDMap,Flat", "IVF4,No", "PQ7x8"])
+def test_a_factory_that_cannot_serve_is_told_before_anything_is_embedded(factory, tmp_path, monkeypatch):
+    embedder = WordEmbedder()
+    monkeypatch.setattr(embedder, "encode_document", lambda *args, **named: pytest.fail("embedded"))
+    monkeypatch.setattr(embedder, "describe", lambda: {})
+    with pytest.raises(ValueError, match="Choose another"):
+        build_index(iter(DOCUMENTS), embedder, tmp_path / "index", IndexSettings(factory))
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,9 @@
 """Presets find what brute force finds as far as they say: distances, recall and shards against NumPy and Faiss."""
 
+import hashlib
 import json
 import logging
+import shutil
 
 import faiss
 import numpy as np
@@ -263,3 +265,50 @@ def test_a_factory_that_faiss_cannot_train_is_an_error_and_the_embedded_shards_s
     assert not (tmp_path / "index").exists()
     assert len(json.loads((tmp_path / "index.unfinished" / "unfinished.json").read_text())["shards"]) == 2
     assert not (tmp_path / "index.unfinished" / MANIFEST).exists()
+
+
+def exchange(folder, number, index):
+    """Put another Faiss index into the place of a shard's, with a manifest that fits it."""
+    name = VECTORS.format(number)
+    faiss.write_index(index, str(folder / name))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    content = (folder / name).read_bytes()
+    manifest["shards"][number]["files"][name] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale"])
+@pytest.mark.parametrize("change", ["other number of lists", "other centroids"])
+def test_shards_that_are_divided_differently_are_refused(preset, change, build, vectors, tmp_path):
+    folder = shutil.copytree(build(preset), tmp_path / "index")
+    nlist = open_index(folder).shards[0].lists.nlist
+    factory = {"ivf": "IVF{},Flat", "scale": "IVF{},RaBitQfs,Refine(SQfp16)"}[preset]
+    other = faiss.index_factory(vectors.shape[1], factory.format(nlist - 1 if "number" in change else nlist))
+    other.train(vectors[::-1][: len(vectors) // 2] * 2)
+    other.add(vectors[250:500])
+    exchange(folder, 1, other)
+    with pytest.raises(ValueError, match="begin at rows 0 and 250 are stored in different ways"):
+        open_index(folder)
+
+
+def test_shards_of_two_presets_are_refused(build, vectors, tmp_path):
+    folder = shutil.copytree(build("IVF4,SQ8"), tmp_path / "index")
+    flat = faiss.IndexFlatL2(vectors.shape[1])
+    flat.add(vectors[250:500])
+    exchange(folder, 1, flat)
+    with pytest.raises(ValueError, match="are stored in different ways"):
+        open_index(folder)
+
+
+def test_a_shard_that_names_rows_of_another_is_damaged(build, vectors, tmp_path):
+    folder = shutil.copytree(build("ivf"), tmp_path / "index")
+    index = faiss.read_index(str(folder / VECTORS.format(0)))
+    shifted = faiss.clone_index(index)
+    shifted.reset()
+    shifted.add_with_ids(vectors[:250], np.arange(250) + 200)
+    exchange(folder, 0, shifted)
+    with pytest.raises(ValueError, match="begins at row 0 has 250 rows, but names row 4.. of its own: it is damaged"):
+        open_index(folder).search(vectors[200:240], 20)

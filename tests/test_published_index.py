@@ -14,7 +14,7 @@ from tttnn.embedding import TTTLM
 from tttnn.index import open_index
 from tttnn.manifest import MANIFEST, read_manifest
 from tttnn.published_index import import_published_index
-from tttnn.unfinished import locked
+from tttnn.writing import locked
 
 
 DIMENSION = 24
@@ -92,7 +92,7 @@ def test_the_manifest_says_that_the_vectors_came_from_elsewhere(files, tmp_path)
     manifest = read_manifest(tmp_path / "index")
     assert manifest["sources"] == ["00.jsonl", "01.jsonl", "02.jsonl"]
     assert (manifest["num_documents"], manifest["num_rows"], manifest["recall"]) == (82, 82, None)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 45}
+    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 100_000}
     embedder = manifest["embedder"]
     assert (embedder["name"], embedder["model"], embedder["max_seq_length"]) == ("tttlm", TTTLM[0], 512)
     assert (embedder["dimension"], embedder["probe"]) == (DIMENSION, None)
@@ -211,7 +211,7 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(files, tmp_path):
 
 
 def test_a_folder_that_is_locked_is_not_touched(files, tmp_path):
-    with locked(tmp_path / "index"), pytest.raises(RuntimeError, match="Another process is building"):
+    with locked(tmp_path / "index"), pytest.raises(RuntimeError, match="Another process is writing"):
         import_published_index(*files, tmp_path / "index")
     assert_nothing(tmp_path)
 

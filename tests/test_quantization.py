@@ -6,7 +6,15 @@ import faiss
 import numpy as np
 import pytest
 
-from tttnn.quantization import FILE_KINDS, factory_for, num_training_rows, read_vectors, trained_index, tune
+from tttnn.quantization import (
+    FILE_KINDS,
+    check_factory,
+    factory_for,
+    num_training_rows,
+    read_vectors,
+    trained_index,
+    tune,
+)
 
 
 VECTORS = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
@@ -42,7 +50,7 @@ def write(tmp_path):
     ],
 )
 def test_the_number_of_lists_follows_from_the_number_of_rows(preset, num_rows, factory):
-    assert factory_for(preset, num_rows) == factory
+    assert factory_for(preset, num_rows, 16) == factory
 
 
 @pytest.mark.parametrize(
@@ -84,12 +92,12 @@ def test_an_index_that_faiss_cannot_make_is_an_error_that_says_so(factory, numbe
 @pytest.mark.parametrize("factory", ["LSH", "IDMap,Flat", "NSG8,Flat", "IVF4,PQ4x4+4x4"])
 def test_an_index_of_a_kind_that_is_not_read_is_not_made(factory):
     with pytest.raises(ValueError, match=r"which is not read\. Choose another factory|cannot make the index"):
-        trained_index(factory, VECTORS)
+        check_factory(factory, 16)
 
 
 @pytest.mark.parametrize("preset", FILE_KINDS)
 def test_the_file_of_a_preset_opens_as_one_of_that_preset_only(preset, write):
-    path = write(faiss.index_factory(16, factory_for(preset, 300)))
+    path = write(faiss.index_factory(16, factory_for(preset, 300, 16)))
     assert (read_vectors(path, preset).ntotal, read_vectors(path, preset).d) == (300, 16)
     for other in {*FILE_KINDS} - {preset}:
         with pytest.raises(ValueError, match=f"some.faiss' is of the kind .* not of that of the preset '{other}'"):
@@ -98,7 +106,7 @@ def test_the_file_of_a_preset_opens_as_one_of_that_preset_only(preset, write):
 
 @pytest.mark.parametrize("preset", ["flat", "scale"])
 def test_vectors_that_are_stored_whole_are_mapped(preset, write):
-    path = write(faiss.index_factory(16, factory_for(preset, 300)))
+    path = write(faiss.index_factory(16, factory_for(preset, 300, 16)))
     index = read_vectors(path, preset)
     assert str(path) in Path("/proc/self/maps").read_text()
     assert index.ntotal == 300

@@ -211,3 +211,11 @@ def test_a_missing_file_of_a_store_is_an_error_that_names_it(write, tmp_path, na
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         TextStore(texts, 1)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(60), b"\x93NUMPY", b"x" * 64], ids=["zip", "cut", "other"])
+def test_offsets_of_another_format_are_an_error_that_names_them(write, content):
+    texts, offsets = write(Document("a", "x"))
+    offsets.write_bytes(content)
+    with pytest.raises(ValueError, match="texts.offsets.npy' does not hold the offsets"):
+        TextStore(texts, 1)

@@ -19,7 +19,7 @@ from tttnn import Document, Embedder
 from tttnn.building import build_index
 from tttnn.index import open_index
 from tttnn.manifest import MANIFEST
-from tttnn.writing import write_index
+from tttnn.writing import locked, write_index
 
 
 @pytest.fixture
@@ -258,3 +258,9 @@ def test_a_full_disk_leaves_no_index(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_into_which_another_process_writes_is_refused(tmp_path):
+    with locked(tmp_path / "new"), pytest.raises(RuntimeError, match="Another process is writing"):
+        write_index(index_of_ten(), tmp_path / "new")
+    write_index(index_of_ten(), tmp_path / "new")

@@ -17,8 +17,8 @@ from tttnn.manifest import MANIFEST, VECTORS, read_manifest
 from tttnn.passages import split_into_passages
 from tttnn.quantization import check_factory, import_faiss
 from tttnn.texts import document_to_line
-from tttnn.unfinished import UnfinishedBuild, as_json, comparable, embedded_windows, holds, locked, no_document
-from tttnn.writing import FLAT_STORAGE, check_vacant, make_manifest, move_index, unfinished_folder, write_json
+from tttnn.unfinished import UnfinishedBuild, as_json, comparable, embedded_windows, holds, no_document
+from tttnn.writing import FLAT_STORAGE, check_vacant, locked, make_manifest, move_index, unfinished_folder, write_json
 
 
 def index_in_memory(

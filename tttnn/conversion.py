@@ -74,9 +74,9 @@ def convert_shards(
     if not done.is_file():
         faiss = import_faiss()
         exact = [faiss.read_index(str(folder / name), faiss.IO_FLAG_MMAP_IFC) for name in names]
-        factory = factory_for(preset, sum(index.ntotal for index in exact))
+        factory = factory_for(preset, sum(index.ntotal for index in exact), exact[0].d)
         result: dict[str, Any] = {"storage": {"preset": preset, "factory": factory, "search": {}}, "recall": None}
-        template = trained or _trained(folder / TRAINED, factory, exact)
+        template = _trained(folder / TRAINED, factory, exact) if trained is None else trained
         for name, index in zip(names, exact, strict=True):
             _convert(index, template, converted / name)
         if trained is None:

@@ -179,6 +179,11 @@ class DocumentIndex:
         search = self._shard_search(queries)
         for shard in self.shards:
             distances, rows = search(shard, min(depth, len(shard)))
+            if rows.max() >= len(shard):
+                raise ValueError(
+                    f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {rows.max()} of "
+                    "its own: it is damaged. Fetch or build the index anew."
+                )
             for pairs, near, places in zip(found, distances.tolist(), rows.tolist(), strict=True):
                 # an inverted-file index pads with -1 where its probed lists hold too few rows
                 pairs += [(d, shard.start + place) for d, place in zip(near, places, strict=True) if place >= 0]
@@ -240,10 +245,29 @@ def open_index(
         if number in numbers:
             opened.append(_open_shard(folder, manifest, number, start, verify, remote))
         start += entry["rows"]
+    _check_alike(opened, folder)
     content = (folder / MANIFEST).read_bytes()
     digest = hashlib.sha256(content + (b"" if shards is None else str(numbers).encode())).hexdigest()
     search, passage_tokens = manifest["storage"]["search"], manifest["passage_tokens"]
     return DocumentIndex(opened, manifest["embedder"], digest, search, folder, passage_tokens)
+
+
+def _check_alike(shards: list[Shard], folder: Path) -> None:
+    """Make sure that shards are stored and divided alike: the lists to look into are found once for all."""
+    first = shards[0]
+    for shard in shards[1:]:
+        alike = type(shard.lists) is type(first.lists) and (shard.exact is None) == (first.exact is None)
+        if alike and isinstance(first.lists, import_faiss().IndexIVF):
+            alike = shard.lists.nlist == first.lists.nlist
+            # of their centroids three are looked at, for opening must not read them all
+            for place in (0, first.lists.nlist // 2, first.lists.nlist - 1) if alike else ():
+                centroids = [each.lists.quantizer.reconstruct(place) for each in (first, shard)]
+                alike = alike and np.array_equal(*centroids)
+        if not alike:
+            raise ValueError(
+                f"The shards of '{folder}' that begin at rows {first.start} and {shard.start} are stored in different "
+                "ways. Fetch or build the index anew."
+            )
 
 
 def chosen_shards(manifest: dict[str, Any], shards: Sequence[int] | None) -> list[int]:

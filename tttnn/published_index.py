@@ -7,16 +7,18 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from tttnn.building import IndexSettings
 from tttnn.corpus import read_documents
 from tttnn.embedding import TTTLM
 from tttnn.manifest import MANIFEST, read_manifest
 from tttnn.quantization import read_vectors
-from tttnn.unfinished import UnfinishedBuild, locked
+from tttnn.unfinished import UnfinishedBuild
 from tttnn.writing import (
     FLAT_STORAGE,
     ROWS_PER_GROUP,
     ShardWriter,
     check_vacant,
+    locked,
     make_manifest,
     move_index,
     unfinished_folder,
@@ -70,7 +72,7 @@ def import_published_index(
             with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:
                 for number in range(len(build.shards), len(vectors)):
                     _write_shard(build, number, vectors[number], Path(data_files[number]), progress)
-            storage = {**FLAT_STORAGE, "shard_size": max(index.ntotal for index in vectors)}
+            storage = {**FLAT_STORAGE, "shard_size": IndexSettings.shard_size}
             write_json(
                 unfinished / MANIFEST,
                 make_manifest(build.shards, _embedder(vectors[0].d), storage, sources=sources),

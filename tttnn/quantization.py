@@ -48,7 +48,7 @@ def import_faiss() -> ModuleType:
     return faiss
 
 
-def factory_for(preset: str, num_rows: int) -> str:
+def factory_for(preset: str, num_rows: int, dimension: int) -> str:
     """
     Name the Faiss index of an index of so many rows.
 
@@ -57,12 +57,15 @@ def factory_for(preset: str, num_rows: int) -> str:
             `"flat"`, `"ivf"` or `"scale"`, or a name of Faiss's index factory as it is.
         num_rows (`int`):
             Rows of the whole index, from which the number of inverted lists follows: 4 sqrt(n), with at least 39 rows
-            each on the average.
+            each on the average, in the index and in the sample that it is trained on.
+        dimension (`int`):
+            Of the vectors.
 
     Returns:
         `str`: a name for `faiss.index_factory`.
     """
-    nlist = max(1, min(round(4 * math.sqrt(num_rows)), num_rows // 39))
+    sample = min(num_rows, MAX_TRAINING_BYTES // (4 * dimension))
+    nlist = max(1, min(round(4 * math.sqrt(num_rows)), sample // 39))
     return PRESETS.get(preset, preset).format(nlist=nlist)
 
 
@@ -79,11 +82,14 @@ def check_factory(preset: str, dimension: int) -> None:
     Raises:
         `ValueError`: If Faiss does not know it, or cannot make it of this dimension.
     """
-    faiss, factory = import_faiss(), factory_for(preset, 39)
+    faiss, factory = import_faiss(), factory_for(preset, 39, dimension)
     try:
-        faiss.index_factory(dimension, factory, faiss.METRIC_L2)
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_L2)
     except RuntimeError as error:
         raise _cannot(f"make the index {factory!r} of dimension {dimension}", error) from None
+    if bytes(faiss.serialize_index(index)[:4]) not in OTHER_KINDS:
+        kind = type(index).__name__
+        raise ValueError(f"{factory!r} makes an index of the kind {kind}, which is not read. Choose another factory.")
 
 
 def num_training_rows(num_rows: int, dimension: int) -> int:
@@ -127,10 +133,6 @@ def trained_index(factory: str, vectors: np.ndarray) -> Any:  # noqa: ANN401
         raise _cannot(
             f"make the index {factory!r} from {len(vectors)} vectors of dimension {vectors.shape[1]}", error
         ) from None
-    if bytes(faiss.serialize_index(index)[:4]) not in OTHER_KINDS:
-        raise ValueError(
-            f"{factory!r} is of the kind {type(index).__name__}, which is not read. Choose another factory."
-        )
     return index
 
 
@@ -190,7 +192,7 @@ def tune(
     target: float,
 ) -> tuple[dict[str, int], float]:
     """
-    Find the cheapest settings of search that reach a recall.
+    Find settings of search that reach a recall: with the fewest lists, and of those the fewest candidates.
 
     Args:
         index (`faiss.Index`):
@@ -209,8 +211,8 @@ def tune(
     lists = faiss.try_extract_index_ivf(index)
     probes = [*(2**power for power in range(lists.nlist.bit_length())), lists.nlist] if lists is not None else [None]
     best: tuple[dict[str, int], float] = ({}, -1.0)
-    for k_factor in factors:
-        for nprobe in probes:
+    for nprobe in probes:
+        for k_factor in factors:
             search = {name: value for name, value in (("nprobe", nprobe), ("k_factor", k_factor)) if value is not None}
             found = measure(search)
             if found > best[1]:

@@ -81,7 +81,7 @@ def read_offsets(path: Path, num_rows: int, num_bytes: int) -> np.ndarray:
         `ValueError`: If it is something else, or does not fit the store.
     """
     try:
-        offsets = np.load(path, mmap_mode="r", allow_pickle=False)
+        offsets = np.lib.format.open_memmap(path, mode="r")
         fits = offsets.dtype == np.int64 and offsets.shape == (num_rows + 1,) and offsets[-1] == num_bytes > 0
     except (ValueError, EOFError, TypeError, SyntaxError, TokenError, MemoryError, OverflowError):
         fits = False

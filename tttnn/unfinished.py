@@ -4,13 +4,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from tttnn.corpus import Document
@@ -166,32 +164,6 @@ def holds(entry: dict[str, Any], number: int, rows: Iterator[Document]) -> bool:
         count += 1
         digest.update(document_to_line(row))
     return (count, digest.hexdigest()) == (entry["rows"], entry["files"][TEXTS.format(number)]["sha256"])
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """
-    Keep other processes from building into a folder.
-
-    Args:
-        folder (`Path`):
-            Beside it lies a hidden file, which is locked.
-
-    Raises:
-        `RuntimeError`: If another process is building there.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(
-            f"Another process is building '{folder}'. Wait for it to end, and start again to go on."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def no_document() -> ValueError:

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from tttnn.corpus import Document
 from tttnn.index import DocumentIndex
@@ -199,6 +201,32 @@ def unfinished_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + ".unfinished")
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """
+    Keep other processes from writing an index into a folder.
+
+    Args:
+        folder (`Path`):
+            Beside it lies a hidden file, which is locked.
+
+    Raises:
+        `RuntimeError`: If another process is writing there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"Another process is writing '{folder}'. Wait for it to end, and start again to go on."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def check_vacant(folder: Path) -> None:
     """
     Make sure that nothing would be overwritten.
@@ -232,10 +260,17 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
 
     Raises:
         `FileExistsError`: If the folder is there and not empty.
+        `RuntimeError`: If another process is writing there.
         `FileNotFoundError`: If files of an index on disk are missing, those of shards that were not fetched say.
     """
     folder = Path(folder).resolve()
-    check_vacant(folder)
+    with locked(folder):
+        check_vacant(folder)
+        _write(index, folder)
+    return folder
+
+
+def _write(index: DocumentIndex, folder: Path) -> None:
     unfinished = folder.with_name(folder.name + ".saving")  # not that of a build, which may be gone on with
     shutil.rmtree(unfinished, ignore_errors=True)
     for name in FOLDERS:
@@ -251,7 +286,6 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
         manifest = make_manifest(shards, index.embedder, storage, index.passage_tokens)
     write_json(unfinished / MANIFEST, manifest)
     move_index(unfinished, folder)
-    return folder
 
 
 def _write_shard(index: DocumentIndex, number: int, folder: Path) -> dict[str, Any]:

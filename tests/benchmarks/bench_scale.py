@@ -219,7 +219,7 @@ def study_vectors(size: int, preset: str, shard_size: int, num_queries: int, wor
     chosen = np.random.default_rng(4).permutation(size // BLOCK)[: -(-wanted // BLOCK)]
     start = perf_counter()
     trained = trained_index(
-        factory_for(preset, size), np.concatenate([embedder.rows(int(block)) for block in chosen])[:wanted]
+        factory_for(preset, size, DIMENSION), np.concatenate([embedder.rows(int(block)) for block in chosen])[:wanted]
     )
     print(json.dumps({"seconds_train": perf_counter() - start, "training_rows": wanted}), flush=True)
     generator = np.random.default_rng(5)
