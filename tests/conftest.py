@@ -153,6 +153,14 @@ def retriever(embedder):
 
 
 @pytest.fixture
+def waits(monkeypatch):
+    """Seconds that would have been waited."""
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    return waits
+
+
+@pytest.fixture
 def documents():
     return [
         "def parse_args(args):\n    parser = argparse.ArgumentParser()\n"

@@ -897,3 +897,9 @@ def test_a_killed_run_goes_on_where_it_was_killed(evaluation, documents, tmp_pat
     assert table_in(resumed) == table_in(capsys.readouterr().out)
     one_go = journal_in(tmp_path / "in one go")[1]
     assert [record["nll"] for record in journal_in(tmp_path / "run")[1]] == [record["nll"] for record in one_go]
+
+
+def test_private_without_a_push_is_told_before_the_work(build, corpus, tmp_path, capsys):
+    assert build(corpus, "--private") == 1
+    assert "`--private` was passed without `--push-to-hub`" in capsys.readouterr().err
+    assert not (tmp_path / "built").exists()

@@ -140,14 +140,6 @@ def hub(monkeypatch, tmp_path, folder):
         yield hub
 
 
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that would have been waited."""
-    waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    return waits
-
-
 def resolved(visit, revision):
     """The files of a commit that were fetched whole."""
     start = f"/datasets/user/index/resolve/{visit['commits'][revision]}/"

@@ -33,14 +33,6 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that would have been waited."""
-    waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    return waits
-
-
 @pytest.fixture(scope="module")
 def make(embedder, tmp_path_factory):
     """Build an index of texts, four rows a shard; the same folder for the same texts."""

@@ -52,14 +52,6 @@ def remote(hub, embedder):
     return retriever
 
 
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that would have been waited."""
-    waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    return waits
-
-
 def texts_of(rows, retriever):
     return [document.text for document in retriever.index.documents(rows)]
 

@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 
 from tttnn.conversion import convert_shards
 from tttnn.corpus import Document
-from tttnn.embedding import Embedder
+from tttnn.embedding import Embedder, same_embedder
 from tttnn.index import DocumentIndex, Shard, open_index
 from tttnn.manifest import MANIFEST, VECTORS, read_manifest
 from tttnn.passages import split_into_passages
 from tttnn.quantization import check_factory, import_faiss
 from tttnn.texts import document_to_line
-from tttnn.unfinished import UnfinishedBuild, as_json, comparable, embedded_windows, holds, no_document
+from tttnn.unfinished import UnfinishedBuild, embedded_windows, holds, no_document
 from tttnn.writing import FLAT_STORAGE, check_vacant, locked, make_manifest, move_index, unfinished_folder, write_json
 
 
@@ -141,12 +141,11 @@ def build_index(
     rows = _rows(documents, embedder, settings.passage_tokens)
     with locked(folder):
         unfinished = unfinished_folder(folder)
-        if _is_done(folder, unfinished, rows, settings, embedder):
+        if _is_done(folder, unfinished, rows, settings, described):
             return False
         check_vacant(folder)
         build = UnfinishedBuild(unfinished, {**asdict(settings), "embedder": described})
         described = build.settings["embedder"]
-        embedder.check(described)
         shards = build.add_shards(rows, embedder, settings.shard_size, batch_size, show_progress_bar)
         storage, recall = FLAT_STORAGE, None
         if settings.preset != "flat":
@@ -233,28 +232,26 @@ def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int
 
 
 def _is_done(
-    folder: Path, unfinished: Path, rows: Iterator[Document], settings: IndexSettings, embedder: Embedder
+    folder: Path, unfinished: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]
 ) -> bool:
     """Finish a build that lacks nothing but its move, and tell whether the folder holds the index now."""
     if (unfinished / MANIFEST).is_file():
         move_index(unfinished, folder)
-    if not (folder / MANIFEST).is_file() or not _is_index_of(folder, rows, settings, embedder):
+    if not (folder / MANIFEST).is_file() or not _is_index_of(folder, rows, settings, described):
         return False
     if unfinished.is_dir() and not any(unfinished.iterdir()):  # left by a kill at the very end
         unfinished.rmdir()
     return True
 
 
-def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, embedder: Embedder) -> bool:
+def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]) -> bool:
     """Whether a folder holds the index that a build would make; the corpus is read, but nothing is embedded."""
     manifest = read_manifest(folder)
     storage, recall = manifest["storage"], manifest["recall"]
     target = settings.recall_target if recall is None else recall["target"]
     found = IndexSettings(storage["preset"], storage["shard_size"], manifest["passage_tokens"], target)
-    own, its = ({"embedder": as_json(given)} for given in (embedder.describe(), manifest["embedder"]))
-    if found != settings or comparable(own) != comparable(its):
+    if found != settings or not same_embedder(described, manifest["embedder"]):
         return False
-    embedder.check(manifest["embedder"])
     return all(holds(entry, number, rows) for number, entry in enumerate(manifest["shards"])) and not any(rows)
 
 

@@ -22,6 +22,8 @@ def build_index(argv: Sequence[str]) -> None:
             Arguments after the command.
     """
     arguments = _build_parser().parse_args(argv)
+    if arguments.private and not arguments.push_to_hub:
+        raise ValueError("`--private` was passed without `--push-to-hub`. Name the repo to push to, or leave it out.")
 
     from tttnn.building import IndexSettings, build_index
     from tttnn.embedding import Embedder
@@ -140,9 +142,7 @@ def push(argv: Sequence[str]) -> None:
     parser.add_argument("--private", action="store_true", help="make a new repo private")
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--commit-message", help="of the commit")
-    parser.add_argument(
-        "--license", default="unknown", help="of the corpus (default: that of the card before, or %(default)s)"
-    )
+    parser.add_argument("--license", help="of the corpus (default: that of the card before, or unknown)")
     arguments = parser.parse_args(argv)
 
     from tttnn.hub import push_index

@@ -268,13 +268,34 @@ class Embedder:
                 )
         if description["probe"] is None:
             return
-        probe = np.array(description["probe"])
-        distance = np.linalg.norm(self.encode_document([PROBE])[0] - probe) / np.linalg.norm(probe)
+        distance = _relative_distance(self.encode_document([PROBE])[0], description["probe"])
         if not distance <= PROBE_TOLERANCE:
             raise ValueError(
                 f"The index was built with the embedder {built} (revision {description['revision']}); {given} maps "
                 f"the same text {distance:.0%} away. Pass the embedder that built it."
             )
+
+
+def same_embedder(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """
+    Compare two descriptions of embedders.
+
+    Args:
+        first (`dict[str, Any]`):
+            What `Embedder.describe` gave.
+        second (`dict[str, Any]`):
+            The same, at another time: the vector of a probe is not the same to its last bit at every start.
+
+    Returns:
+        `bool`: whether they are of one embedder.
+    """
+    if any(first.get(name) != second.get(name) for name in {*first, *second} - {"probe"}):
+        return False
+    return bool(_relative_distance(first["probe"], second["probe"]) <= PROBE_TOLERANCE)
+
+
+def _relative_distance(probe: Any, expected: list[float]) -> float:  # noqa: ANN401
+    return float(np.linalg.norm(np.subtract(probe, expected)) / np.linalg.norm(expected))
 
 
 def _tttlm(revision: str | None, device: str | None) -> SentenceTransformer:

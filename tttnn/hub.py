@@ -160,7 +160,7 @@ def push_index(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
-    license: str = "unknown",
+    license: str | None = None,
 ) -> CommitInfo:
     """
     Upload an index to a dataset repo of the Hub.
@@ -182,8 +182,8 @@ def push_index(
             Branch to push to, made if it is not there. By default `main`.
         commit_message (`str`, *optional*):
             Of the commit.
-        license (`str`, *optional*, defaults to `"unknown"`):
-            The licence of the corpus, by its name on the Hub, for a new card. By default that of the card before.
+        license (`str`, *optional*):
+            The licence of the corpus, by its name on the Hub. By default that of the card before, or `unknown`.
 
     Returns:
         `CommitInfo`: of the commit.
@@ -193,9 +193,9 @@ def push_index(
         `ValueError`: If its manifest or a file is damaged.
         `ConnectionError`: If the Hub cannot be reached, or a file could not be sent.
     """
-    folder = Path(folder)
-    manifest, files = read_manifest(folder), _whole_files(folder)
-    message, api = commit_message or "Upload index", HfApi(token=token)
+    folder, api, message = Path(folder), HfApi(token=token), commit_message or "Upload index"
+    manifest = read_manifest(folder)
+    files = _whole_files(folder, manifest)
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         if revision is not None:
@@ -221,8 +221,8 @@ def _is_of_an_index(name: str) -> bool:
     return any(name == pattern.format(int(number)) for pattern in SHARD_FILES for number in numbers)
 
 
-def _whole_files(folder: Path) -> list[str]:
-    files = {name: entry for shard in read_manifest(folder)["shards"] for name, entry in shard["files"].items()}
+def _whole_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    files = {name: entry for shard in manifest["shards"] for name, entry in shard["files"].items()}
     for name, entry in files.items():
         check_file(folder / name, entry)
     return list(files)
@@ -232,7 +232,7 @@ def _card_to_push(
     folder: Path,
     repo_id: str,
     manifest: dict[str, Any],
-    license: str,
+    license: str | None,
     present: list[str],
     api: HfApi,
     revision: str | None,
@@ -248,9 +248,6 @@ def _card_to_push(
         cards.append(Path(path).read_text(encoding="utf-8"))
         if GENERATED not in cards[-1]:
             return None
-    if license == "unknown":  # the last that was given
-        known = [
-            DatasetCard(card, ignore_metadata_errors=True).data.to_dict().get("license") for card in reversed(cards)
-        ]
-        license = next((name for name in known if name), license)
-    return index_card(manifest, repo_id, license).encode("utf-8")
+    metadata = [DatasetCard(card, ignore_metadata_errors=True).data.to_dict() for card in reversed(cards)]
+    earlier = next((data["license"] for data in metadata if data.get("license")), "unknown")
+    return index_card(manifest, repo_id, license or earlier).encode("utf-8")

@@ -213,7 +213,7 @@ class NeighborRetriever:
         token: str | bool | None = None,
         revision: str | None = None,
         commit_message: str | None = None,
-        license: str = "unknown",
+        license: str | None = None,
     ) -> CommitInfo:
         """
         Upload the index to a dataset repo of the Hub, with a card; an interrupted upload goes on at the next call.
@@ -229,8 +229,8 @@ class NeighborRetriever:
                 Branch to push to, made if it is not there. By default `main`.
             commit_message (`str`, *optional*):
                 Of the commit.
-            license (`str`, *optional*, defaults to `"unknown"`):
-                The licence of the corpus, by its name on the Hub. By default that of the card before.
+            license (`str`, *optional*):
+                The licence of the corpus, by its name on the Hub. By default that of the card before, or `unknown`.
 
         Returns:
             `CommitInfo`: of the commit.

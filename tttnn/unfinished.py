@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tttnn.corpus import Document
-from tttnn.embedding import Embedder
+from tttnn.embedding import Embedder, same_embedder
 from tttnn.manifest import TEXTS
 from tttnn.quantization import import_faiss
 from tttnn.texts import document_to_line
@@ -78,7 +78,7 @@ class UnfinishedBuild:
 
     def __init__(self, folder: Path, settings: dict[str, Any], first_shard: int = 0) -> None:
         self.folder = folder
-        self.settings = as_json(settings)
+        self.settings = settings
         self.first_shard = first_shard
         self.shards: list[dict[str, Any]] = []
         self.complete = False  # whether the corpus has come to its end
@@ -87,8 +87,7 @@ class UnfinishedBuild:
         state = folder / STATE
         if state.is_file():
             found = json.loads(state.read_bytes())
-            own, its = comparable(self.settings), comparable(found["settings"])
-            different = sorted(name for name in {*own, *its} if own.get(name) != its.get(name))
+            different = _different(settings, found["settings"])
             if different:
                 raise ValueError(
                     f"'{folder}' holds an interrupted build with other settings ({', '.join(different)}). Start with "
@@ -144,6 +143,14 @@ class UnfinishedBuild:
         )
 
 
+def _different(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    """Name the settings that differ."""
+    names = sorted(name for name in {*settings, *others} if settings.get(name) != others.get(name))
+    if "embedder" in names and same_embedder(settings["embedder"], others["embedder"]):
+        names.remove("embedder")
+    return names
+
+
 def holds(entry: dict[str, Any], number: int, rows: Iterator[Document]) -> bool:
     """
     Compare a shard with a corpus.
@@ -169,15 +176,3 @@ def holds(entry: dict[str, Any], number: int, rows: Iterator[Document]) -> bool:
 def no_document() -> ValueError:
     """Give the error of an empty corpus."""
     return ValueError("The corpus holds no document. Check its path, its split and the limit.")
-
-
-def comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Give settings without the probe of their embedder, which is not the same to the last bit at every start."""
-    if "embedder" not in settings:
-        return settings
-    return {**settings, "embedder": {**settings["embedder"], "probe": None}}
-
-
-def as_json(content: dict[str, Any]) -> dict[str, Any]:
-    """Give what a JSON file of a dictionary would hold, to be compared with one."""
-    return json.loads(json.dumps(content))
