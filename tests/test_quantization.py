@@ -58,7 +58,7 @@ def test_the_number_of_lists_follows_from_the_number_of_rows(preset, num_rows, f
     ("preset", "dimension", "rows"),
     [
         ("flat", 1024, 262_144),  # 2**30 / (4 * 1024)
-        ("ivf", 1024, 261_633),  # 2**30 / (4 * 1024 + 8)
+        ("ivf", 1024, 261_632),  # 2**30 / (4 * 1024 + 8)
         ("scale", 384, 1_254_371),  # 2**30 / (2 * 384 + 384 / 8 + 40)
         ("HNSW32", 384, 699_050),  # 2**30 / (4 * 384)
     ],
