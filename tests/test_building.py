@@ -9,10 +9,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from build_program import SHARD_SIZE, WordEmbedder, files_of, make_documents
+from build_program import WordEmbedder, files_of, make_documents
 from conftest import TEXTS
 
 import tttnn.building
+import tttnn.conversion
 import tttnn.unfinished
 from tttnn import Document, Embedder
 from tttnn.building import IndexSettings, add_documents, build_index, index_in_memory
@@ -100,12 +101,15 @@ def test_a_killed_build_ends_with_the_files_of_an_uninterrupted_one_and_leaves_n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:-1])
-def test_the_texts_of_finished_shards_are_not_embedded_again(killed, kind):
+def test_what_is_embedded_is_not_embedded_again(killed, kind):
+    # noted after each window of 25 rows, and at the end of each shard of 40 and of the corpus
+    noted = [0, 25, 40, 40, 65, 80, 80] + ([100, 100, 100] if kind.startswith("build") else [90, 90, 90])
     expected = killed[kind]["whole"]
+    assert expected["steps"].count("rename unfinished.json.tmp") == len(noted) - 1
     for step, again in killed[kind]["killed"].items():
         before = expected["steps"][: int(step)]
         if step != str(len(expected["steps"]) - 1):
-            num_rows = before.count("rename unfinished.json.tmp") * SHARD_SIZE
+            num_rows = noted[before.count("rename unfinished.json.tmp")]
             assert again["embedded"] == expected["embedded"][num_rows:], expected["steps"][int(step)]
 
 
@@ -316,6 +320,21 @@ def test_an_empty_folder_is_built_into(folder):
     assert build_index(DOCUMENTS, WordEmbedder(), folder) is True
 
 
+def test_a_build_that_lacks_its_move_only_overwrites_nothing(folder, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.building, "move_index", raise_interrupt)
+        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    (folder / "texts").mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    before = files_of(folder.parent)
+    with pytest.raises(FileExistsError, match="now holds something else"):
+        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    assert files_of(folder.parent) == before
+    (folder / "thesis.tex").unlink()
+    assert build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS) is False
+    assert len(open_index(folder)) == 50
+
+
 # --- an interrupted build ---
 
 
@@ -328,12 +347,61 @@ def test_an_interrupted_build_goes_on_from_its_last_finished_shard(interrupted, 
     assert not interrupted.with_name("index.unfinished").exists()
 
 
+@pytest.mark.parametrize("windows", [1, 2, 4])
+def test_an_interrupted_build_goes_on_inside_a_shard(folder, windows, tmp_path, monkeypatch):
+    monkeypatch.setattr(tttnn.unfinished, "WINDOW_DOCUMENTS", 7)
+    with pytest.raises(Interrupt):
+        build_index(DOCUMENTS, interrupting(windows), folder, SETTINGS)
+    again = WordEmbedder()
+    assert build_index(DOCUMENTS, again, folder, SETTINGS) is True
+    # windows of 7, 7, 6 rows in a shard of 20
+    assert again.documents == [document.text for document in DOCUMENTS[{1: 7, 2: 14, 4: 27}[windows] :]]
+    assert files_of(folder) == whole(tmp_path)
+
+
+def test_a_build_does_not_go_on_inside_a_shard_with_another_corpus(folder, monkeypatch):
+    monkeypatch.setattr(tttnn.unfinished, "WINDOW_DOCUMENTS", 7)
+    with pytest.raises(Interrupt):
+        build_index(DOCUMENTS, interrupting(4), folder, SETTINGS)
+    other = [*DOCUMENTS[:26], Document("other", "text"), *DOCUMENTS[27:]]
+    for documents in (other, DOCUMENTS[:26]):
+        with pytest.raises(ValueError, match="not that of the interrupted build .* up to row 27 they differ"):
+            build_index(documents, WordEmbedder(), folder, SETTINGS)
+
+
+def test_vectors_that_the_disk_lost_are_missed(folder, monkeypatch):
+    monkeypatch.setattr(tttnn.unfinished, "WINDOW_DOCUMENTS", 7)
+    with pytest.raises(Interrupt):
+        build_index(DOCUMENTS, interrupting(2), folder, SETTINGS)
+    (stored,) = folder.with_name("index.unfinished").rglob("*.vectors")
+    assert stored.stat().st_size == 14 * 32 * 4
+    os.truncate(stored, 13 * 32 * 4)
+    with pytest.raises(ValueError, match="should hold 14 rows, but is shorter. Remove"):
+        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+
+
+@pytest.mark.parametrize("preset", ["flat", "ivf", "scale"])
+def test_a_shard_has_as_many_rows_as_an_index_of_one_gigabyte(folder, preset, monkeypatch):
+    monkeypatch.setattr("tttnn.quantization.SHARD_BYTES", 2000)  # for the 1 GiB
+    build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings(preset))
+    # 32 dimensions: 4 * 32 bytes, those and 8 of the row's number, and 2 * 32 + 32 / 8 + 40
+    rows = {"flat": 15, "ivf": 14, "scale": 18}[preset]
+    manifest = read_manifest(folder)
+    assert manifest["storage"]["shard_size"] == rows
+    assert [shard["rows"] for shard in manifest["shards"]] == [rows] * (50 // rows) + [50 % rows]
+
+
+def test_an_index_of_any_shard_size_will_do_where_none_is_asked_for(folder):
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    assert build_index(DOCUMENTS, WordEmbedder(), folder) is False
+
+
 @pytest.mark.parametrize(
     ("settings", "dimension", "name"),
     [
-        (IndexSettings("ivf", 20), 32, "preset"),
         (IndexSettings(shard_size=10), 32, "shard_size"),
-        (IndexSettings(shard_size=20, recall_target=0.5), 32, "recall_target"),
+        (IndexSettings(), 32, "shard_size"),
+        (IndexSettings(shard_size=20, passage_tokens=3), 32, "passage_tokens"),
         (IndexSettings(shard_size=20), 16, "embedder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -343,6 +411,34 @@ def test_an_interrupted_build_does_not_go_on_with_other_settings(interrupted, se
         build_index(DOCUMENTS, WordEmbedder(dimension), interrupted, settings)
     build_index(DOCUMENTS, WordEmbedder(), interrupted, SETTINGS)
     assert files_of(interrupted) == whole(tmp_path)
+
+
+def test_an_interrupted_build_may_be_stored_otherwise_than_it_was_begun(interrupted, tmp_path):
+    settings, again = IndexSettings("scale", 20, recall_target=0.5), WordEmbedder()
+    build_index(DOCUMENTS, again, interrupted, settings)
+    assert again.documents == [document.text for document in DOCUMENTS[20:]]
+    assert files_of(interrupted) == whole(tmp_path, settings=settings)
+
+
+@pytest.mark.parametrize("name", ["trained_index", "_measure"])
+def test_what_was_made_for_an_earlier_preset_is_dropped(folder, name, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.conversion, name, raise_interrupt)
+        build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("ivf", 50))
+    again, settings = WordEmbedder(), IndexSettings("scale", 50)
+    build_index(DOCUMENTS, again, folder, settings)
+    assert again.documents == []
+    assert files_of(folder) == whole(tmp_path, settings=settings)
+
+
+def test_a_build_whose_exact_vectors_are_gone_keeps_its_preset(folder, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.building, "make_manifest", raise_interrupt)
+        build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("ivf"))
+    with pytest.raises(ValueError, match="stored as .*'ivf'.* already, and .*'flat'.* was asked for"):
+        build_index(DOCUMENTS, WordEmbedder(), folder)
+    build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("ivf"))
+    assert files_of(folder) == whole(tmp_path, settings=IndexSettings("ivf"))
 
 
 @pytest.mark.parametrize("change", ["text", "order", "fewer rows than are finished"])
@@ -364,8 +460,7 @@ def test_what_comes_after_the_finished_shards_may_be_another_corpus(interrupted,
 def test_a_corpus_that_grew_after_its_end_was_embedded_is_an_error(folder, preset, number, monkeypatch, tmp_path):
     settings = IndexSettings(preset, 20)
     with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.building, "move_index", raise_interrupt)
-        patch.setattr(tttnn.building, "write_json", raise_interrupt)
+        patch.setattr(tttnn.building, "make_manifest", raise_interrupt)
         build_index(DOCUMENTS[:number], WordEmbedder(), folder, settings)
     with pytest.raises(ValueError, match=f"that one had {number} rows, and this one has more"):
         build_index([*DOCUMENTS[:number], *MORE], WordEmbedder(), folder, settings)

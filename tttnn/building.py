@@ -1,24 +1,28 @@
-"""Building an index of any size: streamed, shard by shard, going on from the last finished shard after a kill."""
+"""Building an index of any size: streamed, shard by shard, going on where it was after a kill."""
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from tttnn.conversion import convert_shards
+from tttnn.conversion import CONVERTED, DONE, TRAINED, convert_shards
 from tttnn.corpus import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.index import DocumentIndex, Shard, open_index
 from tttnn.manifest import MANIFEST, VECTORS, read_manifest
 from tttnn.passages import split_into_passages
-from tttnn.quantization import check_factory, import_faiss
+from tttnn.quantization import check_factory, default_shard_size, import_faiss
 from tttnn.texts import document_to_line
 from tttnn.unfinished import UnfinishedBuild, embedded_windows, holds, no_document
 from tttnn.writing import FLAT_STORAGE, check_vacant, locked, make_manifest, move_index, unfinished_folder, write_json
+
+
+STORAGE = "storage.json"  # of an unfinished build
 
 
 def index_in_memory(
@@ -71,8 +75,8 @@ class IndexSettings:
     Args:
         preset (`str`, *optional*, defaults to `"flat"`):
             How vectors are stored: `"flat"` (exact), `"ivf"`, `"scale"`, or a name of Faiss's index factory.
-        shard_size (`int`, *optional*, defaults to `100000`):
-            Rows in a shard; memory holds the vectors of one.
+        shard_size (`int`, *optional*):
+            Rows in a shard; memory holds the vectors of one. By default as many as make an index of 1 GB.
         passage_tokens (`int`, *optional*):
             Index passages of at most so many tokens of the embedder. By default whole documents, of which it reads the
             beginning.
@@ -85,12 +89,12 @@ class IndexSettings:
     """
 
     preset: str = "flat"
-    shard_size: int = 100_000
+    shard_size: int | None = None
     passage_tokens: int | None = None
     recall_target: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.shard_size < 1:
+        if self.shard_size is not None and self.shard_size < 1:
             raise ValueError(f"`shard_size` is {self.shard_size}. Pass 1 or more.")
         if not 0 < self.recall_target <= 1:
             raise ValueError(f"`recall_target` is {self.recall_target}. Pass a share above 0 and up to 1.")
@@ -109,8 +113,8 @@ def build_index(
     Embed and index a corpus of any size, shard by shard.
 
     What is finished stands in the folder `NAME.unfinished` beside: killed at any point and started again, the build
-    goes on from the last finished shard, and ends with the files of an uninterrupted one. An index that holds the
-    same corpus already is left as it is.
+    goes on after the last documents that were embedded (2,048 at a time), and ends with the files of an uninterrupted
+    one. An index that holds the same corpus already is left as it is.
 
     Args:
         documents (`Iterable[Document]`):
@@ -144,13 +148,14 @@ def build_index(
         if _is_done(folder, unfinished, rows, settings, described):
             return False
         check_vacant(folder)
-        build = UnfinishedBuild(unfinished, {**asdict(settings), "embedder": described})
-        described = build.settings["embedder"]
-        shards = build.add_shards(rows, embedder, settings.shard_size, batch_size, show_progress_bar)
-        storage, recall = FLAT_STORAGE, None
+        size = settings.shard_size or default_shard_size(settings.preset, embedder.dimension)
+        kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
+        build = UnfinishedBuild(unfinished, kept, size)
+        _choose_storage(unfinished, settings)
+        shards, storage, recall = build.add_shards(rows, embedder, batch_size, show_progress_bar), FLAT_STORAGE, None
         if settings.preset != "flat":
             storage, recall = convert_shards(unfinished, shards, embedder, settings.preset, settings.recall_target)
-        storage = {**storage, "shard_size": settings.shard_size}
+        storage, described = {**storage, "shard_size": build.shard_size}, build.settings["embedder"]
         manifest = make_manifest(shards, described, storage, settings.passage_tokens, sources, recall)
         write_json(unfinished / MANIFEST, manifest)
         move_index(unfinished, folder)
@@ -168,7 +173,7 @@ def add_documents(
     """
     Append documents to an index on disk, as new shards; the others stay as they are.
 
-    Killed and started again with the same documents, it goes on from the last finished shard.
+    Killed and started again with the same documents, it goes on after the last that were embedded.
 
     Args:
         documents (`Iterable[Document]`):
@@ -204,10 +209,9 @@ def add_documents(
             move_index(unfinished, folder)
             return _finished_before(folder, rows, shards, first)
         storage = manifest["storage"]
-        build = UnfinishedBuild(
-            unfinished, {"added_to": manifest["corpus_digest"], "passage_tokens": manifest["passage_tokens"]}, first
-        )
-        new = build.add_shards(rows, embedder, storage["shard_size"], batch_size, show_progress_bar)
+        kept = {"added_to": manifest["corpus_digest"], "passage_tokens": manifest["passage_tokens"]}
+        build = UnfinishedBuild(unfinished, kept, storage["shard_size"], first)
+        new = build.add_shards(rows, embedder, batch_size, show_progress_bar)
         if storage["preset"] != "flat":
             _convert_added(folder, unfinished, new, embedder, storage["preset"], first)
         shards, named = [*manifest["shards"], *new], [*manifest["sources"], *sources]
@@ -225,6 +229,21 @@ def _convert_added(
     # into memory, for a mapped index cannot be emptied
     trained = import_faiss().read_index(str(folder / VECTORS.format(0)))
     convert_shards(unfinished, shards, embedder, preset, trained=trained, first_shard=first_shard)
+
+
+def _choose_storage(unfinished: Path, settings: IndexSettings) -> None:
+    """Note how vectors will be stored; what was made of them for an earlier choice is dropped."""
+    path, chosen = unfinished / STORAGE, {"preset": settings.preset, "recall_target": settings.recall_target}
+    earlier = json.loads(path.read_bytes()) if path.is_file() else chosen
+    if earlier != chosen:
+        if (unfinished / DONE).is_file():  # the exact vectors may be gone
+            raise ValueError(
+                f"'{unfinished}' holds an interrupted build that is stored as {earlier} already, and {chosen} was "
+                "asked for. Start with the former to go on with it, or remove that folder."
+            )
+        shutil.rmtree(unfinished / CONVERTED, ignore_errors=True)
+        (unfinished / TRAINED).unlink(missing_ok=True)
+    write_json(path, chosen)
 
 
 def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:
@@ -249,7 +268,8 @@ def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings
     manifest = read_manifest(folder)
     storage, recall = manifest["storage"], manifest["recall"]
     target = settings.recall_target if recall is None else recall["target"]
-    found = IndexSettings(storage["preset"], storage["shard_size"], manifest["passage_tokens"], target)
+    size = settings.shard_size and storage["shard_size"]
+    found = IndexSettings(storage["preset"], size, manifest["passage_tokens"], target)
     if found != settings or not same_embedder(described, manifest["embedder"]):
         return False
     return all(holds(entry, number, rows) for number, entry in enumerate(manifest["shards"])) and not any(rows)

@@ -227,10 +227,7 @@ def _find(source: str | Path | Sequence[str | Path]) -> tuple[dict[str | Path, P
 
 def _read_folder(folder: Path, root: Path, text_column: str, id_column: str | None) -> Iterator[Document]:
     skipped = []
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder).parts
-        if any(part.startswith(".") or part == "__pycache__" for part in inside) or not path.is_file():
-            continue
+    for path in _files_in(folder):
         name = Path(os.path.abspath(path)).relative_to(root).as_posix()
         try:
             yield from _read_file(path, name, text_column, id_column)
@@ -238,6 +235,17 @@ def _read_folder(folder: Path, root: Path, text_column: str, id_column: str | No
             skipped.append(name)
     if skipped:
         logger.warning("Skipped %d files that are not UTF-8 text: %s", len(skipped), ", ".join(skipped[:5]))
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """List the files that are not hidden, those of a folder in its place, so that memory holds no list of them all."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "__pycache__":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _files_in(path)
+        elif path.is_file():
+            yield path
 
 
 def _read_file(path: Path, name: str, text_column: str, id_column: str | None) -> Iterator[Document]:

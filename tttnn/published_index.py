@@ -7,11 +7,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tttnn.building import IndexSettings
 from tttnn.corpus import read_documents
 from tttnn.embedding import TTTLM
 from tttnn.manifest import MANIFEST, read_manifest
-from tttnn.quantization import read_vectors
+from tttnn.quantization import default_shard_size, read_vectors
 from tttnn.unfinished import UnfinishedBuild
 from tttnn.writing import (
     FLAT_STORAGE,
@@ -68,11 +67,13 @@ def import_published_index(
         else:
             check_vacant(folder)
             names = [Path(path).name for path in (*index_files, *data_files)]
-            build = UnfinishedBuild(unfinished, {"files": names, "rows": [index.ntotal for index in vectors]})
+            shard_size = default_shard_size("flat", vectors[0].d)
+            kept = {"files": names, "rows": [index.ntotal for index in vectors]}
+            build = UnfinishedBuild(unfinished, kept, shard_size)
             with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:
                 for number in range(len(build.shards), len(vectors)):
                     _write_shard(build, number, vectors[number], Path(data_files[number]), progress)
-            storage = {**FLAT_STORAGE, "shard_size": IndexSettings.shard_size}
+            storage = {**FLAT_STORAGE, "shard_size": shard_size}
             write_json(
                 unfinished / MANIFEST,
                 make_manifest(build.shards, _embedder(vectors[0].d), storage, sources=sources),
@@ -100,17 +101,16 @@ def _open(index_files: Sequence[str | Path], data_files: Sequence[str | Path]) -
 
 
 def _write_shard(build: UnfinishedBuild, number: int, vectors: Any, data_file: Path, progress: tqdm) -> None:  # noqa: ANN401
-    writer, rows, reader = ShardWriter(build.folder, number, vectors), 0, read_documents(data_file)
+    writer, reader = ShardWriter(build.folder, number), read_documents(data_file)
     while documents := list(islice(reader, ROWS_PER_GROUP)):
-        rows += len(documents)
         writer.add(documents)
         progress.update(len(documents))
-    if rows != vectors.ntotal:
+    if writer.num_rows != vectors.ntotal:
         raise ValueError(
-            f"'{data_file}' holds {rows} documents, but its index holds {vectors.ntotal} vectors. They do not belong "
-            "together, or one was not fetched to its end."
+            f"'{data_file}' holds {writer.num_rows} documents, but its index holds {vectors.ntotal} vectors. They do "
+            "not belong together, or one was not fetched to its end."
         )
-    build.finish(writer)
+    build.finish(writer, vectors)
 
 
 def _embedder(dimension: int) -> dict[str, Any]:

@@ -1,24 +1,16 @@
-"""Texts of an index, read at random: from a memory map, or piece by piece from the Hub."""
+"""Texts of an index in files, read at random through a memory map."""
 
 import json
 import mmap
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from tokenize import TokenError  # of the reader of NumPy files
-from urllib.parse import urljoin, urlsplit
 
-import httpx2
 import numpy as np
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
 from tttnn.corpus import Document, check_text
-
-
-PARALLEL_REQUESTS = 10
-MAX_REDIRECTS = 5
-RETRIED = (408, 429, 500, 502, 503, 504)  # by `http_backoff`, which heeds Retry-After
 
 
 def document_to_line(document: Document) -> bytes:
@@ -158,91 +150,6 @@ class TextStore:
         return documents
 
 
-class RemoteTexts:
-    """
-    Documents of a shard that stay on the Hub, of which each is fetched by a request for its bytes.
-
-    Where the Hub sends the requests for a file on to a store, the first says so, and the others go there at once.
-
-    Args:
-        url (`str`):
-            The `.jsonl` file, at a commit.
-        headers (`dict[str, str]`):
-            Of each request to the Hub itself.
-        offsets (`str` or `Path`):
-            The `.offsets.npy` file, which is local.
-        num_rows (`int`):
-            Lines of the file.
-        num_bytes (`int`):
-            Its size.
-
-    Raises:
-        `ValueError`: If the offsets do not span the file.
-    """
-
-    def __init__(self, url: str, headers: dict[str, str], offsets: str | Path, num_rows: int, num_bytes: int) -> None:
-        self.url = url
-        self.headers = headers
-        self.offsets = read_offsets(Path(offsets), num_rows, num_bytes)
-        self._location = url
-
-    def fetch(self, rows: Sequence[int]) -> list[Document]:
-        """
-        Fetch documents, several at a time.
-
-        Args:
-            rows (`Sequence[int]`):
-                Rows of the shard.
-
-        Returns:
-            `list[Document]`: in the order of `rows`.
-
-        Raises:
-            `ConnectionError`: If the Hub cannot be reached or does not serve, after five more tries.
-            `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
-            `ValueError`: If a line is damaged.
-        """
-        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            # the first alone, for it tells the others where to go
-            return [self._fetch(row) for row in rows[:1]] + list(pool.map(self._fetch, rows[1:]))
-
-    def _fetch(self, row: int) -> Document:
-        where = f"Row {row} of '{self.url}'"
-        start, end = line_of(self.offsets, row, where)
-        try:
-            response = self._request(start, end)
-        except httpx2.HTTPError as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code not in RETRIED:
-                raise
-            raise ConnectionError(f"{where} could not be fetched ({error}). Try again later.") from error
-        if response.status_code != 206 or len(response.content) != end - start:
-            raise ConnectionError(
-                f"{where}: {end - start} bytes were asked for, and the answer is {len(response.content)} with status "
-                f"{response.status_code}. Try again, or use the texts locally: `texts='local'`."
-            )
-        return document_from_line(response.content, where)
-
-    def _request(self, start: int, end: int) -> httpx2.Response:
-        """Ask for a range of bytes, at the place where the last answer came from."""
-        asked = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        url, may_have_expired = self._location, self._location != self.url
-        for _ in range(MAX_REDIRECTS):
-            # a token is for the Hub, and not for the stores to which it sends on
-            own = self.headers if urlsplit(url).netloc == urlsplit(self.url).netloc else {}
-            response = http_backoff("GET", url, headers={**own, **asked}, follow_redirects=False)
-            if response.has_redirect_location:
-                url = urljoin(url, response.headers["Location"])
-            elif response.is_client_error and may_have_expired:
-                # the address of a store is good for a while only
-                url, may_have_expired = self.url, False
-                self._location = url
-            else:
-                break
-        hf_raise_for_status(response)
-        self._location = url
-        return response
-
-
 class TextWriter:
     """
     Writes the two files of a `TextStore`, document by document.
@@ -250,12 +157,37 @@ class TextWriter:
     Args:
         path (`Path`):
             The `.jsonl` file to write; its folder exists.
+        num_rows (`int`, *optional*, defaults to `0`):
+            Lines of the file that are kept, and gone on after; what comes behind them is dropped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, num_rows: int = 0) -> None:
         self.path = path
-        self._file = path.open("wb")
-        self._offsets = [0]
+        self._file = path.open("r+b" if num_rows else "wb")
+        self._offsets = array("q", [0])
+        for line in islice(self._file, num_rows):
+            self._offsets.append(self._offsets[-1] + len(line))
+        self._file.seek(self._offsets[-1])
+        self._file.truncate()
+
+    def go_past(self, documents: Iterator[Document]) -> bool:
+        """
+        Go past the lines that are kept.
+
+        Args:
+            documents (`Iterator[Document]`):
+                As many are taken as there are lines.
+
+        Returns:
+            `bool`: whether the lines are these documents.
+        """
+        self._file.seek(0)
+        same = True
+        for line in islice(self._file, len(self._offsets) - 1):
+            document = next(documents, None)
+            same = same and document is not None and document_to_line(document) == line
+        self._file.seek(self._offsets[-1])
+        return same
 
     def add(self, document: Document) -> None:
         """
@@ -266,6 +198,10 @@ class TextWriter:
                 The document.
         """
         self._offsets.append(self._offsets[-1] + self._file.write(document_to_line(document)))
+
+    def flush(self) -> None:
+        """Hand all lines to the operating system, so that they outlive this process."""
+        self._file.flush()
 
     def close(self) -> None:
         """Write the offsets, and close the files."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tttnn.corpus import Document
 from tttnn.embedding import Embedder, same_embedder
-from tttnn.manifest import TEXTS
+from tttnn.manifest import TEXTS, VECTORS
 from tttnn.quantization import import_faiss
 from tttnn.texts import document_to_line
 from tttnn.writing import FOLDERS, ShardWriter, write_json
@@ -60,15 +61,73 @@ def embedded_windows(
             window, size = [], 0
 
 
+class VectorWriter:
+    """
+    Keeps the vectors of a shard on disk until it is whole, so that memory need not hold them while it grows.
+
+    Args:
+        path (`Path`):
+            The shard's Faiss file; the vectors lie beside it, row after row.
+        dimension (`int`):
+            Of a vector.
+        num_rows (`int`, *optional*, defaults to `0`):
+            Rows that are kept, and gone on after; what comes behind them is dropped.
+
+    Raises:
+        `ValueError`: If there are fewer.
+    """
+
+    def __init__(self, path: Path, dimension: int, num_rows: int = 0) -> None:
+        self.path = path.with_suffix(".vectors")
+        self.dimension = dimension
+        self._file = self.path.open("r+b" if num_rows else "wb")
+        size = num_rows * dimension * 4
+        if self._file.seek(0, os.SEEK_END) < size:  # the machine went down before its disk had all
+            raise ValueError(f"'{self.path}' should hold {num_rows} rows, but is shorter. Remove '{path.parents[1]}'.")
+        self._file.seek(size)
+        self._file.truncate()
+
+    def add(self, vectors: np.ndarray) -> None:
+        """
+        Append vectors.
+
+        Args:
+            vectors (`np.ndarray`):
+                float32 of shape `(n, dimension)`.
+        """
+        self._file.write(vectors.tobytes())
+        self._file.flush()
+
+    def index(self) -> Any:  # noqa: ANN401
+        """
+        Make an index of all vectors.
+
+        Returns:
+            `faiss.IndexFlatL2`: in memory, which it takes once.
+        """
+        self._file.close()
+        index = import_faiss().IndexFlatL2(self.dimension)
+        # added at once, for an index that grows is copied
+        index.add(np.memmap(self.path, np.float32, "r").reshape(-1, self.dimension))
+        return index
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self._file.close()
+        self.path.unlink()
+
+
 class UnfinishedBuild:
     """
-    A build that is under way, in a folder of its own.
+    A build that is under way, in a folder of its own: it goes on after the last window that was embedded.
 
     Args:
         folder (`Path`):
             Made if it is not there; else the build in it is gone on with.
         settings (`dict[str, Any]`):
-            What the files depend on, beside the corpus; among it `passage_tokens`.
+            What vectors and texts depend on, beside the corpus; among it `passage_tokens`.
+        shard_size (`int`):
+            Rows in a shard, where the folder holds no build that has its own.
         first_shard (`int`, *optional*, defaults to `0`):
             Number of the first shard.
 
@@ -76,11 +135,13 @@ class UnfinishedBuild:
         `ValueError`: If the build in the folder had other settings.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], first_shard: int = 0) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], shard_size: int, first_shard: int = 0) -> None:
         self.folder = folder
         self.settings = settings
+        self.shard_size = shard_size
         self.first_shard = first_shard
         self.shards: list[dict[str, Any]] = []
+        self.num_rows = 0  # of the shard that is under way
         self.complete = False  # whether the corpus has come to its end
         for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -95,46 +156,56 @@ class UnfinishedBuild:
                 )
             # the settings of the first start, so that the files become what they would have been
             self.settings, self.shards, self.complete = found["settings"], found["shards"], found["complete"]
+            self.shard_size, self.num_rows = found["shard_size"], found["num_rows"]
 
-    def finish(self, writer: ShardWriter) -> None:
-        """Note that a shard is whole."""
-        self.shards.append(writer.finish())
-        self._write_state()
+    def finish(self, writer: ShardWriter, vectors: Any) -> None:  # noqa: ANN401
+        """Write the shard that is under way to its end, and note that it is whole."""
+        self.shards.append(writer.finish(vectors))
+        self._note(0)
 
-    def _write_state(self) -> None:
-        state = {"settings": self.settings, "complete": self.complete, "shards": self.shards}
-        write_json(self.folder / STATE, state)
+    def _note(self, num_rows: int, complete: bool = False) -> None:
+        self.num_rows, self.complete = num_rows, complete
+        names = ("settings", "shard_size", "shards", "num_rows", "complete")
+        write_json(self.folder / STATE, {name: getattr(self, name) for name in names})
 
     def add_shards(
-        self, rows: Iterator[Document], embedder: Embedder, shard_size: int, batch_size: int, show_progress_bar: bool
+        self, rows: Iterator[Document], embedder: Embedder, batch_size: int, show_progress_bar: bool
     ) -> list[dict[str, Any]]:
-        """Go past the rows of finished shards, write the shards of all others, and give the entries of all."""
+        """Go past the rows that are embedded, embed all others, and give the entries of all shards."""
         done = 0
         for number, entry in enumerate(self.shards, self.first_shard):
             done += entry["rows"]
             if not holds(entry, number, rows):
                 raise self._other_corpus(f"up to row {done} they differ")
-        if (self.complete or self.shards and self.shards[-1]["rows"] < shard_size) and any(rows):
+        if (self.complete or self.shards and self.shards[-1]["rows"] < self.shard_size) and any(rows):
             raise self._other_corpus(f"that one had {done} rows, and this one has more")
-        with tqdm(desc="Embedding", unit="row", initial=done, disable=not show_progress_bar) as progress:
-            while first := list(islice(rows, 1)):
-                number = self.first_shard + len(self.shards)
-                vectors_of_shard = import_faiss().IndexFlatL2(embedder.dimension)
-                of_passages = self.settings["passage_tokens"] is not None
-                writer = ShardWriter(self.folder, number, vectors_of_shard, of_passages)
-                of_shard = islice(chain(first, rows), shard_size)
-                for window, vectors in embedded_windows(of_shard, embedder, batch_size, done):
-                    writer.add(window, vectors)
-                    done += len(window)
-                    progress.update(len(window))
-                self.finish(writer)
+        with tqdm(desc="Embedding", unit="row", initial=done + self.num_rows, disable=not show_progress_bar) as bar:
+            while self._add_shard(rows, embedder, batch_size, done, bar):
+                done += self.shards[-1]["rows"]
         if not self.shards:
             shutil.rmtree(self.folder)
             raise no_document()
         if not self.complete:
-            self.complete = True
-            self._write_state()
+            self._note(0, complete=True)
         return self.shards
+
+    def _add_shard(self, rows: Iterator[Document], embedder: Embedder, batch_size: int, done: int, bar: tqdm) -> bool:
+        """Write the next shard, or the rest of it; whether there was any row."""
+        number, of_passages = self.first_shard + len(self.shards), self.settings["passage_tokens"] is not None
+        writer = ShardWriter(self.folder, number, of_passages, self.num_rows)
+        if not writer.go_past(rows):
+            raise self._other_corpus(f"up to row {done + self.num_rows} they differ")
+        stored = VectorWriter(self.folder / VECTORS.format(number), embedder.dimension, self.num_rows)
+        of_shard = islice(rows, self.shard_size - self.num_rows)
+        for window, vectors in embedded_windows(of_shard, embedder, batch_size, done + self.num_rows):
+            writer.add(window)
+            stored.add(vectors)
+            self._note(writer.num_rows)
+            bar.update(len(window))
+        if writer.num_rows:
+            self.finish(writer, stored.index())
+        stored.remove()
+        return writer.num_rows > 0
 
     def _other_corpus(self, difference: str) -> ValueError:
         return ValueError(

@@ -1,23 +1,32 @@
-"""Writing an index: the files of a shard as its documents come, and the manifest that describes them."""
+"""Writing an index: the files of its shards, and the manifest that describes them."""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from tttnn.corpus import Document
 from tttnn.index import DocumentIndex
-from tttnn.manifest import FORMAT_VERSION, MANIFEST, SHARD_FILES, TEXTS, VECTORS, VIEWER, read_manifest, sha256_of
+from tttnn.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SHARD_FILES,
+    TEXTS,
+    VECTORS,
+    VIEWER,
+    check_file,
+    read_manifest,
+    sha256_of,
+)
 from tttnn.quantization import import_faiss
-from tttnn.texts import TextWriter
+from tttnn.texts import TextStore, TextWriter
 
 
 FOLDERS = ("index", "texts", "data")
@@ -28,70 +37,92 @@ FLAT_STORAGE: dict[str, Any] = {"preset": "flat", "factory": "Flat", "search": {
 
 class ShardWriter:
     """
-    Writes the files of one shard as its documents come.
+    Writes the files of one shard: its texts as they come, and the others at its end.
 
     Args:
         folder (`Path`):
             With the folders `index`, `texts` and `data`.
         number (`int`):
             Of the shard.
-        vectors (`faiss.Index`):
-            To which vectors are added.
         of_passages (`bool`, *optional*, defaults to `False`):
             Whether rows are passages, of which the first of each document counts it.
+        num_rows (`int`, *optional*, defaults to `0`):
+            Texts that are there already, and that `go_past` compares with the corpus before others are added.
     """
 
-    def __init__(self, folder: Path, number: int, vectors: Any, of_passages: bool = False) -> None:  # noqa: ANN401
-        import pyarrow
-        import pyarrow.parquet
-
+    def __init__(self, folder: Path, number: int, of_passages: bool = False, num_rows: int = 0) -> None:
         self.folder = folder
         self.number = number
-        self.vectors = vectors
         self.of_passages = of_passages
+        self.num_rows = num_rows
         self.num_documents = 0
-        self.texts = TextWriter(folder / TEXTS.format(number))
-        schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "metadata")])
-        self.viewer = pyarrow.parquet.ParquetWriter(folder / VIEWER.format(number), schema, compression="zstd")
+        self.texts = TextWriter(folder / TEXTS.format(number), num_rows)
 
-    def add(self, documents: list[Document], vectors: np.ndarray | None = None) -> None:
+    def go_past(self, documents: Iterator[Document]) -> bool:
+        """
+        Go past the documents whose texts are there already.
+
+        Args:
+            documents (`Iterator[Document]`):
+                As many are taken as there are texts.
+
+        Returns:
+            `bool`: whether they are the same.
+        """
+        return self.texts.go_past(map(self._counted, documents))
+
+    def add(self, documents: Iterable[Document]) -> None:
         """
         Append documents.
 
         Args:
-            documents (`list[Document]`):
-                At least one.
-            vectors (`np.ndarray`, *optional*):
-                Theirs, float32 of shape `(len(documents), dimension)`. None where the index has all of them already.
+            documents (`Iterable[Document]`):
+                The documents of the next rows.
         """
-        import pyarrow
-
-        if vectors is not None:
-            self.vectors.add(vectors)
         for document in documents:
-            self.texts.add(document)
-            self.num_documents += not (self.of_passages and document.metadata["passage"] > 0)
-        columns = {
-            "id": [document.id for document in documents],
-            "text": [document.text for document in documents],
-            "metadata": [json.dumps(document.metadata, ensure_ascii=False, default=str) for document in documents],
-        }
-        self.viewer.write_table(pyarrow.table(columns), row_group_size=ROWS_PER_GROUP)
+            self.texts.add(self._counted(document))
+            self.num_rows += 1
+        self.texts.flush()
 
-    def finish(self) -> dict[str, Any]:
+    def _counted(self, document: Document) -> Document:
+        self.num_documents += not (self.of_passages and document.metadata["passage"] > 0)
+        return document
+
+    def finish(self, vectors: Any) -> dict[str, Any]:  # noqa: ANN401
         """
-        Close the files.
+        Write the other files.
+
+        Args:
+            vectors (`faiss.Index`):
+                Of the rows.
 
         Returns:
             `dict[str, Any]`: the shard's entry in the manifest: rows, documents, and size and sha256 of each file.
         """
-        self.viewer.close()
         self.texts.close()
-        import_faiss().write_index(self.vectors, str(self.folder / VECTORS.format(self.number)))
+        self._write_viewer()
+        import_faiss().write_index(vectors, str(self.folder / VECTORS.format(self.number)))
         files = {
             name.format(self.number): describe_file(self.folder / name.format(self.number)) for name in SHARD_FILES
         }
-        return {"rows": self.vectors.ntotal, "documents": self.num_documents, "files": files}
+        return {"rows": self.num_rows, "documents": self.num_documents, "files": files}
+
+    def _write_viewer(self) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        store = TextStore(self.folder / TEXTS.format(self.number), self.num_rows)
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "metadata")])
+        path = self.folder / VIEWER.format(self.number)
+        with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as viewer:
+            for first in range(0, self.num_rows, ROWS_PER_GROUP):
+                documents = store.fetch(range(first, min(first + ROWS_PER_GROUP, self.num_rows)))
+                columns = {
+                    "id": [document.id for document in documents],
+                    "text": [document.text for document in documents],
+                    "metadata": [json.dumps(document.metadata, ensure_ascii=False) for document in documents],
+                }
+                viewer.write_table(pyarrow.table(columns, schema))
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -180,10 +211,15 @@ def move_index(unfinished: Path, folder: Path) -> None:
             With a manifest.
         folder (`Path`):
             Made if it is not there.
+
+    Raises:
+        `FileExistsError`: If another index or something else has come into the folder meanwhile.
     """
+    shards = read_manifest(unfinished)["shards"]
+    _check_place(folder, shards)
     for name in FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for name in (name for shard in read_manifest(unfinished)["shards"] for name in shard["files"]):
+    for name in (name for shard in shards for name in shard["files"]):
         if (unfinished / name).is_file():  # else moved before a kill
             os.replace(unfinished / name, folder / name)
     # first all else, so that a kill after the manifest has moved leaves nothing that looks like a build under way
@@ -194,6 +230,21 @@ def move_index(unfinished: Path, folder: Path) -> None:
             path.unlink()
     os.replace(unfinished / MANIFEST, folder / MANIFEST)
     unfinished.rmdir()
+
+
+def _check_place(folder: Path, shards: list[dict[str, Any]]) -> None:
+    """Make sure that a folder holds nothing but the beginning of what is to be there."""
+    if (folder / MANIFEST).is_file():
+        there = read_manifest(folder)["shards"]
+        free = there == shards[: len(there)]
+    else:
+        names = {name for shard in shards for name in shard["files"]}
+        free = all(path.is_dir() or path.relative_to(folder).as_posix() in names for path in folder.rglob("*"))
+    if not free:
+        raise FileExistsError(
+            f"An interrupted build of '{folder}' lacks only its move there, but that folder now holds something else. "
+            "Remove or move the one or the other."
+        )
 
 
 def unfinished_folder(folder: Path) -> Path:
@@ -276,9 +327,10 @@ def _write(index: DocumentIndex, folder: Path) -> None:
     for name in FOLDERS:
         (unfinished / name).mkdir(parents=True)
     if index.folder is not None:
-        manifest = json.loads((index.folder / MANIFEST).read_bytes())
-        for name in (name for shard in manifest["shards"] for name in shard["files"]):
+        manifest = read_manifest(index.folder)
+        for name, entry in (pair for shard in manifest["shards"] for pair in shard["files"].items()):
             if not name.startswith("data/") or (index.folder / name).is_file():  # the viewer's files are not fetched
+                check_file(index.folder / name, entry)
                 shutil.copyfile(index.folder / name, unfinished / name)
     else:
         shards = [_write_shard(index, number, unfinished) for number in range(len(index.shards))]
@@ -289,11 +341,10 @@ def _write(index: DocumentIndex, folder: Path) -> None:
 
 
 def _write_shard(index: DocumentIndex, number: int, folder: Path) -> dict[str, Any]:
-    shard = index.shards[number]
-    vectors, of_passages = import_faiss().IndexFlatL2(shard.vectors.d), index.passage_tokens is not None
-    writer = ShardWriter(folder, number, vectors, of_passages)
+    shard, vectors = index.shards[number], import_faiss().IndexFlatL2(index.shards[number].vectors.d)
+    writer = ShardWriter(folder, number, index.passage_tokens is not None)
     for first in range(0, len(shard), ROWS_PER_COPY):
         size = min(ROWS_PER_COPY, len(shard) - first)
-        documents = index.documents(range(shard.start + first, shard.start + first + size))
-        writer.add(documents, shard.vectors.reconstruct_n(first, size))
-    return writer.finish()
+        writer.add(index.documents(range(shard.start + first, shard.start + first + size)))
+        vectors.add(shard.vectors.reconstruct_n(first, size))
+    return writer.finish(vectors)
