@@ -2,7 +2,7 @@
 Indexes of growing size, each stored by each preset: time and memory to open, query times, recall, bytes a document.
 
     python tests/benchmarks/bench_scale.py --sizes 10000 100000 1000000 --presets flat ivf scale
-    python tests/benchmarks/bench_scale.py --vectors_only --sizes 10000000 --presets scale
+    python tests/benchmarks/bench_scale.py --vectors_only --sizes 10000000 --presets scale [--dimension 1024]
     python tests/benchmarks/bench_scale.py --index runs/pile-index --presets flat ivf scale
 
 The vectors are synthetic, of 384 dimensions and clustered: unit vectors about one center for each 100 rows, at random
@@ -16,7 +16,6 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,9 +24,17 @@ import numpy as np
 
 from tttnn import Document, Embedder
 from tttnn.building import IndexSettings, build_index
-from tttnn.index import DocumentIndex, Shard, open_index
+from tttnn.index import DocumentIndex, open_index
 from tttnn.manifest import VECTORS, read_manifest
-from tttnn.quantization import factory_for, import_faiss, num_training_rows, read_vectors, trained_index
+from tttnn.quantization import (
+    default_shard_size,
+    factory_for,
+    import_faiss,
+    num_training_rows,
+    read_vectors,
+    trained_index,
+)
+from tttnn.shards import Shard
 
 
 DIMENSION, INNER, ROWS_PER_CLUSTER = 384, 48, 100
@@ -206,56 +213,62 @@ def study(folders: dict[str, Path], queries: np.ndarray, work: Path) -> None:
         print(json.dumps(row), flush=True)
 
 
-def blocks(embedder: SyntheticEmbedder, first: int, size: int) -> Iterator[np.ndarray]:
-    """Give the vectors of rows, block by block."""
-    for start in range(first, first + size, BLOCK):
-        yield embedder.rows(start // BLOCK)
-
-
-def study_vectors(size: int, preset: str, shard_size: int, num_queries: int, work: Path) -> None:
-    """Store vectors without documents, and search them."""
+def build_vectors(size: int, preset: str, shard_size: int, num_queries: int, work: Path) -> None:
+    """Store vectors without documents, and find the nearest ones of queries exactly; what is there is kept."""
     faiss, embedder = import_faiss(), SyntheticEmbedder(size)
-    wanted = num_training_rows(size, DIMENSION)
-    chosen = np.random.default_rng(4).permutation(size // BLOCK)[: -(-wanted // BLOCK)]
-    start = perf_counter()
-    trained = trained_index(
-        factory_for(preset, size, DIMENSION), np.concatenate([embedder.rows(int(block)) for block in chosen])[:wanted]
-    )
-    print(json.dumps({"seconds_train": perf_counter() - start, "training_rows": wanted}), flush=True)
-    generator = np.random.default_rng(5)
-    picked = generator.choice(size, num_queries, replace=False)
+    picked = np.random.default_rng(5).choice(size, num_queries, replace=False)
     queries = embedder.encode_query([f"document {row}" for row in picked])
-    nearest: list[list[tuple[float, int]]] = [[] for _ in queries]
-    start = perf_counter()
+    np.save(work / "queries.npy", queries)
+    trained = work / "trained.faiss"
+    if not trained.is_file():
+        wanted, start = num_training_rows(size, DIMENSION), perf_counter()
+        chosen = np.random.default_rng(4).permutation(size // BLOCK)[: -(-wanted // BLOCK)]
+        sample = np.concatenate([embedder.rows(int(block)) for block in chosen])[:wanted]
+        faiss.write_index(trained_index(factory_for(preset, size, DIMENSION), sample), str(trained))
+        print(json.dumps({"seconds_train": perf_counter() - start, "training_rows": wanted}), flush=True)
     for number, first in enumerate(range(0, size, shard_size)):
-        index = faiss.clone_index(trained)
-        index.reset()
-        for offset, vectors in enumerate(blocks(embedder, first, shard_size)):
+        path, near = work / f"shard-{number:05d}.faiss", work / f"shard-{number:05d}.nearest.npz"
+        if near.is_file():
+            continue
+        start = perf_counter()
+        index, nearest = faiss.read_index(str(trained)), [np.empty((num_queries, 0))] * 2
+        for row in range(first, min(first + shard_size, size), BLOCK):
+            vectors = embedder.rows(row // BLOCK)
             index.add(vectors)
-            distances, rows = faiss.knn(queries, vectors, 20)
-            for pairs, near, ids in zip(nearest, distances.tolist(), rows.tolist(), strict=True):
-                row = first + offset * BLOCK
-                pairs[:] = sorted([*pairs, *((d, row + i) for d, i in zip(near, ids, strict=True))])[:20]
-        faiss.write_index(index, str(work / f"shard-{number:05d}.faiss"))
-        print(json.dumps({"shard": number, "seconds": perf_counter() - start}), flush=True)
-        del index
-    before, start = memory(), perf_counter()
+            found = faiss.knn(queries, vectors, 20)
+            nearest = [np.hstack(pair) for pair in zip(nearest, (found[0], found[1] + row), strict=True)]
+            order = np.argsort(nearest[0], axis=1, kind="stable")[:, :20]
+            nearest = [np.take_along_axis(values, order, axis=1) for values in nearest]
+        faiss.write_index(index, str(path))
+        np.savez(near, distances=nearest[0], rows=nearest[1])
+        print(json.dumps({"shard": number, "rows": index.ntotal, "seconds": perf_counter() - start}), flush=True)
+
+
+def search_vectors(size: int, preset: str, shard_size: int, work: Path) -> None:
+    """Search what `build_vectors` stored, ever more thoroughly."""
+    found = [np.load(path) for path in sorted(work.glob("*.nearest.npz"))]
+    distances, rows = (np.hstack([each[name] for each in found]) for name in ("distances", "rows"))
+    nearest = np.take_along_axis(rows, np.argsort(distances, axis=1, kind="stable")[:, :20], axis=1)
+    queries = np.load(work / "queries.npy")
     paths = sorted(work.glob("shard-*.faiss"))
+    before, start = memory(), perf_counter()
     shards = [Shard(read_vectors(path, preset), [], number * shard_size) for number, path in enumerate(paths)]
     index, seconds_open = DocumentIndex(shards, {}, ""), perf_counter() - start
     opened = memory()
-    exact = [{row for _, row in pairs} for pairs in nearest]
     for nprobe in (4, 8, 16, 32, 64, 128):
         index.set_search({"nprobe": nprobe, "k_factor": 4})
         seconds, hits = [], []
-        for query, those in zip(queries, exact, strict=True):
+        for query, exact in zip(queries, nearest, strict=True):
             start = perf_counter()
             these = {row for _, row in index.search(query[None], 20)[0]}
             seconds.append(perf_counter() - start)
-            hits.append(len(these & those) / 20)
+            hits.append(len(these & {*exact.tolist()}) / 20)
+        searched = memory()
         row = {
             "rows": size,
+            "dimension": queries.shape[1],
             "preset": preset,
+            "shards": len(shards),
             "nprobe": nprobe,
             "recall": float(np.mean(hits)),
             "p50_ms": 1000 * float(np.median(seconds)),
@@ -264,21 +277,26 @@ def study_vectors(size: int, preset: str, shard_size: int, num_queries: int, wor
             "seconds_open": seconds_open,
             "own_mb": opened["RssAnon"] - before["RssAnon"],
             "mapped_mb": opened["RssFile"] - before["RssFile"],
+            "own_mb_searched": searched["RssAnon"] - before["RssAnon"],
+            "mapped_mb_searched": searched["RssFile"] - before["RssFile"],
         }
         print(json.dumps(row), flush=True)
 
 
 def main() -> None:
     """Run the studies that are asked for."""
+    global DIMENSION
     if len(sys.argv) > 1 and sys.argv[1] == "--open":
         return measure_open(Path(sys.argv[2]), Path(sys.argv[3]))
+    if len(sys.argv) > 1 and sys.argv[1] == "--search":
+        return search_vectors(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), Path(sys.argv[5]))
     if len(sys.argv) > 1 and sys.argv[1] == "--build":
         return build(Path(sys.argv[2]), sys.argv[3], sys.argv[4])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--presets", nargs="+", default=["flat", "ivf", "scale"])
     parser.add_argument("--num_queries", type=int, default=200)
-    parser.add_argument("--shard_size", type=int, default=1_000_000, help="with --vectors_only")
+    parser.add_argument("--dimension", type=int, default=384, help="with --vectors_only")
     parser.add_argument("--vectors_only", action="store_true")
     parser.add_argument("--index", type=Path, help="a flat index of texts, in the place of synthetic vectors")
     parser.add_argument("--work", type=Path, default=Path("runs/scale"))
@@ -287,8 +305,14 @@ def main() -> None:
         work = arguments.work / (arguments.index.name if arguments.index else str(size))
         work.mkdir(parents=True, exist_ok=True)
         if arguments.vectors_only:
+            DIMENSION = arguments.dimension
             for preset in arguments.presets:
-                study_vectors(size, preset, arguments.shard_size, arguments.num_queries, work)
+                shard_size = default_shard_size(preset, DIMENSION) // BLOCK * BLOCK
+                folder = work / f"{preset}-{DIMENSION}"
+                folder.mkdir(exist_ok=True)
+                build_vectors(size, preset, shard_size, arguments.num_queries, folder)
+                words = ["--search", str(size), preset, str(shard_size), str(folder)]
+                subprocess.run([sys.executable, __file__, *words], check=True)
             continue
         folders = {preset: work / preset for preset in arguments.presets}
         for preset, folder in folders.items():
