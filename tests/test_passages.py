@@ -146,6 +146,54 @@ def test_a_text_is_cut_as_by_hand(tokens, expected):
     assert [passage.text for passage in cut("the crew saw the whale!", "words", tokens)] == expected
 
 
+def cut_in_slices(text, kind, tokens, characters):
+    """The passages, and the longest text that was tokenized."""
+    lengths, call = [], PreTrainedTokenizerFast.__call__
+
+    def noting(tokenizer, text, **named):
+        lengths.append(len(text))
+        return call(tokenizer, text, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tttnn.passages.SLICE_CHARACTERS", characters)
+        patch.setattr(PreTrainedTokenizerFast, "__call__", noting)
+        return [passage.text for passage in cut(text, kind, tokens)], max(lengths)
+
+
+@each_tokenizer
+@FEW
+@example(text="", tokens=1, characters=1)
+@example(text=" " * 50, tokens=1, characters=7)
+@example(text="東京" * 30, tokens=4, characters=11)
+@given(text=ANY_TEXT | WORDY_TEXT, tokens=st.integers(1, 20), characters=st.integers(1, 60))
+def test_a_long_text_is_tokenized_in_slices_and_stays_to_the_letter(kind, text, tokens, characters):
+    passages, longest = cut_in_slices(text, kind, tokens, characters)
+    assert "".join(passages) == text
+    assert all(passages) or passages == [""]
+    assert longest <= characters
+
+
+# where the first word of a text has the tokens that it has in the midst of one
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "words"])
+@settings(FEW, max_examples=50)
+@given(
+    words=st.lists(st.sampled_from(WORDS), min_size=80), tokens=st.integers(24, 40), characters=st.integers(400, 900)
+)
+def test_slices_of_words_have_the_passages_of_the_whole(kind, words, tokens, characters):
+    text = " ".join(words)
+    passages, longest = cut_in_slices(text, kind, tokens, characters)
+    assert longest <= characters
+    assert passages == [passage.text for passage in cut(text, kind, tokens)]
+    assert all(count(passage, kind) <= tokens for passage in passages)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@pytest.mark.parametrize("text", ["x" * 300, "東京" * 150, "é\u0301" * 150], ids=["letters", "signs", "accents"])
+def test_slices_of_a_text_without_white_space_have_passages_of_at_most_so_many_tokens(kind, text):
+    passages, _ = cut_in_slices(text, kind, 24, 70)
+    assert len(passages) > 3 and all(count(passage, kind) <= 24 for passage in passages)
+
+
 def test_a_word_that_is_longer_than_a_passage_is_cut_between_characters():
     text = "x" + "東京" * 10  # of three bytes a character, a token each
     assert count(text, "bytes") > 20

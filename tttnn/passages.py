@@ -9,6 +9,9 @@ from tttnn.corpus import Document
 from tttnn.embedding import Embedder
 
 
+SLICE_CHARACTERS = 1 << 20  # of a text whose tokens are in memory together
+
+
 def split_into_passages(documents: Iterable[Document], embedder: Embedder, tokens: int) -> Iterator[Document]:
     """
     Cut documents into passages of at most so many tokens of the embedder; together they are the text, to the letter.
@@ -41,12 +44,34 @@ def split_into_passages(documents: Iterable[Document], embedder: Embedder, token
             f"{room}."
         )
     for document in documents:
-        encoded = tokenizer(
-            document.text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-        )
-        starts = [start for start, _ in encoded["offset_mapping"]]
-        for number, passage in enumerate(_cut(document.text, starts, tokens)):
+        for number, passage in enumerate(_passages(document.text, tokenizer, tokens)):
             yield Document(document.id, passage, {**document.metadata, "passage": number})
+
+
+def _passages(text: str, tokenizer: Any, tokens: int) -> Iterator[str]:  # noqa: ANN401
+    """Cut a text slice by slice, for its tokens take many times its memory."""
+    begin = 0
+    while True:
+        end = _end_of_slice(text, begin)
+        encoded = tokenizer(
+            text[begin:end], add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        passages = [*_cut(text[begin:end], [start for start, _ in encoded["offset_mapping"]], tokens)]
+        if end == len(text):
+            yield from passages
+            return
+        # the last may go on in the next slice, of which it is the beginning
+        last = passages.pop() if len(passages) > 1 else ""
+        yield from passages
+        begin = end - len(last)
+
+
+def _end_of_slice(text: str, begin: int) -> int:
+    """End a slice after white space, or between characters where there is none."""
+    end = begin + SLICE_CHARACTERS
+    if end >= len(text):
+        return len(text)
+    return next((place for place in range(end, begin, -1) if text[place - 1].isspace()), end)
 
 
 def _cut(text: str, starts: list[int], tokens: int) -> Iterator[str]:
