@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,8 +62,9 @@ class Fault:
     """
     What becomes of the next `times` requests of a method whose path has the pattern in it.
 
-    An answer of `status`; or with `cut` the right one, whose connection ends after so many bytes of the body; or
-    with `content` one whose body is this.
+    An answer of `status`; or with `cut` the right one, whose connection ends after so many bytes of the body, with
+    `reset` not in good order, and with `hold` not before the client is gone; or with `content` one whose body is this,
+    and with 206 all of this, whatever range was asked for.
     """
 
     method: str
@@ -71,6 +73,8 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    reset: bool = False
+    hold: bool = False
     content: bytes | None = None
 
 
@@ -89,6 +93,8 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.tokens: set[str] = {"hf_of_mine"}
         self.lock = threading.Lock()
+        self.holding = threading.Event()  # that an answer is held
+        self.meeting: threading.Barrier | None = None  # of the requests that are to be under way together
         self.signature = 1
         self.ranges = True  # whether parts of files can be asked for
         self.closed = False
@@ -184,6 +190,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         self.hub, url = self.server.hub, urlsplit(self.path)
+        self.fault = None
         if self.hub.closed:
             return self.hang_up()
         path, at_store = unquote(url.path), self.server is not self.hub._servers[0]
@@ -195,6 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(self.request_seen)
             self.fault = self.take_fault(path)
+        if self.hub.meeting is not None:
+            self.hub.meeting.wait(timeout=20)
         if self.fault is not None and self.fault.cut is None and self.fault.content is None:
             return self.fail(self.fault.status, "Ordered", "as the test ordered", self.fault.headers)
         for methods, pattern, answer in ROUTES:
@@ -289,6 +298,8 @@ class Handler(BaseHTTPRequestHandler):
     def send_content(self, content, headers):
         if self.fault is not None and self.fault.content is not None:
             content = self.fault.content
+            if self.fault.status == 206:
+                return self.send(206, content, headers)
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if match is None or not self.hub.ranges:
             return self.send(200, content, headers)
@@ -387,9 +398,16 @@ class Handler(BaseHTTPRequestHandler):
             self.hang_up()
 
     def hang_up(self):
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        fault = self.fault or Fault("", "")
         self.close_connection = True
+        if fault.hold:
+            self.hub.holding.set()
+            self.rfile.read(1)
+        elif fault.reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        else:
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *arguments):
         """Stay silent: tests read `LoopbackHub.requests`."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TEXTS
 from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError
+from huggingface_hub.utils import close_session
 from loopback_hub import LoopbackHub
 
 from tttnn import Embedder, NeighborRetriever
@@ -297,6 +298,67 @@ def test_after_a_download_that_failed_only_the_files_that_are_missing_are_fetche
     hub.requests.clear()
     assert len(NeighborRetriever.from_pretrained("user/index", embedder=embedder)) == 10
     assert fetched(hub) == names_of(0, 1, 2) - (arrived - {"texts/shard-00002.jsonl"})
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [
+        ("GET", "/revision/main"),
+        ("GET", "/tree/"),
+        ("HEAD", "/resolve/.*/index/shard-00001.faiss"),
+        ("GET", "/resolve/.*/tttnn_index.json"),
+        ("GET", "^/blobs/.*/index/shard-00001.faiss"),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_index_opens_after_an_answer_that_passes(hub, embedder, waits, method, pattern, status):
+    hub.order(method, pattern, status=status, times=2)
+    assert len(NeighborRetriever.from_pretrained("user/index", embedder=embedder)) == 10
+    assert hub.faults[-1].times == 0
+
+
+def test_an_index_opens_after_a_connection_that_was_reset(hub, embedder, waits):
+    hub.order("GET", "^/blobs/.*/index/shard-00001.faiss", cut=100, reset=True)
+    assert len(NeighborRetriever.from_pretrained("user/index", embedder=embedder)) == 10
+
+
+def test_a_download_waits_as_long_as_the_hub_asks(hub, embedder, waits):
+    hub.order("GET", "/revision/main", status=503, headers={"Retry-After": "7"})
+    NeighborRetriever.from_pretrained("user/index", embedder=embedder)
+    assert waits == [7]
+
+
+@pytest.mark.parametrize(("method", "pattern"), [("GET", "/revision/main"), ("GET", "^/blobs/.*/shard-00001.faiss")])
+def test_a_hub_that_goes_on_failing_is_a_connection_error_that_says_how_to_go_on(
+    hub, embedder, waits, method, pattern
+):
+    hub.order(method, pattern, status=503, times=1000)
+    with pytest.raises(ConnectionError, match=r"The download of 'user/index' broke off .*503.* Start again"):
+        NeighborRetriever.from_pretrained("user/index", embedder=embedder)
+    assert waits == [1, 2, 4, 8, 8]
+
+
+def test_a_hub_that_cannot_be_reached_is_a_connection_error(hub, embedder, waits):
+    hub.close()
+    with pytest.raises(ConnectionError, match="The download of 'user/index' broke off"):
+        NeighborRetriever.from_pretrained("user/index", embedder=embedder)
+
+
+@pytest.mark.parametrize("pattern", ["/revision/main", "/resolve/.*/index/shard-00001.faiss"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_hub_that_refuses_is_its_own_error_at_once(hub, embedder, waits, pattern, status):
+    hub.order("HEAD" if "resolve" in pattern else "GET", pattern, status=status)
+    with pytest.raises(HfHubHTTPError, match=str(status)):
+        NeighborRetriever.from_pretrained("user/index", embedder=embedder)
+    assert waits == []
+
+
+def test_without_the_hub_what_is_in_the_cache_opens_at_once(hub, embedder, waits):
+    NeighborRetriever.from_pretrained("user/index", embedder=embedder)
+    hub.close()
+    close_session()  # a connection that is open would first be found broken
+    assert len(NeighborRetriever.from_pretrained("user/index", embedder=embedder)) == 10
+    assert waits == []
 
 
 def test_other_bytes_of_the_same_length_are_an_error_that_names_the_file(hub, embedder, folder):

@@ -1,7 +1,10 @@
 """An index pushed to a Hub on 127.0.0.1 and pulled from it: one commit, nothing sent twice, nothing of others lost."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from hashlib import sha256
 
 import pytest
@@ -16,6 +19,7 @@ from tttnn.cards import GENERATED
 from tttnn.cli import main
 from tttnn.corpus import as_documents
 from tttnn.hub import pull_index, push_index
+from tttnn.writing import locked
 
 
 TOKEN = "hf_of_mine"
@@ -266,9 +270,9 @@ def test_a_card_whose_front_matter_the_hub_refuses_ends_the_push_before_anything
 # --- what goes wrong ---
 
 
-def test_an_interrupted_upload_goes_on_without_what_has_arrived(hub, folder):
+def test_an_interrupted_upload_goes_on_without_what_has_arrived(hub, folder, waits):
     lost = sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
-    hub.order("PUT", lost, status=403)
+    hub.order("PUT", lost, status=403, times=6)
     with pytest.raises(ConnectionError, match="already sent are not sent again"):
         push_index(folder, "user/index")
     arrived, before = {*hub.blobs}, len(hub.paths("PUT"))
@@ -280,10 +284,12 @@ def test_an_interrupted_upload_goes_on_without_what_has_arrived(hub, folder):
     assert files_in(folder).items() <= hub.files("user/index").items()
 
 
-def test_whoever_opens_the_repo_while_an_upload_is_interrupted_gets_the_earlier_index(hub, make, folder, embedder):
+def test_whoever_opens_the_repo_while_an_upload_is_interrupted_gets_the_earlier_index(
+    hub, make, folder, embedder, waits
+):
     push_index(make(TEXTS[:4]), "user/index")
     lost = sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
-    hub.order("PUT", lost, status=403)
+    hub.order("PUT", lost, status=403, times=6)
     with pytest.raises(ConnectionError):
         push_index(folder, "user/index")
     assert len(NeighborRetriever.from_pretrained("user/index", embedder=embedder, verify=True)) == 4
@@ -297,10 +303,105 @@ def test_a_store_that_fails_for_a_while_is_asked_again(hub, folder, waits):
     assert waits == [1, 2]  # seconds, each time twice as long
 
 
-def test_a_hub_that_cannot_be_reached_is_a_connection_error(hub, folder):
+def test_a_store_whose_address_has_expired_is_asked_at_a_new_one(hub, folder, waits):
+    hub.order("PUT", sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest(), status=403)
+    push_index(folder, "user/index")
+    assert files_in(folder).items() <= hub.files("user/index").items()
+
+
+# Every request of a push, by method and path, and the answers that pass.
+STEPS = {
+    "repo": ("POST", "/api/repos/create"),
+    "branch": ("POST", "/branch/v2"),
+    "listing": ("GET", "/tree/v2"),
+    "card before": ("GET", "/resolve/v2/README.md"),
+    "card": ("POST", "/api/validate-yaml"),
+    "what to send": ("POST", "/preupload/v2"),
+    "where to send": ("POST", "/info/lfs/objects/batch"),
+    "file": ("PUT", ""),  # one of them
+    "commit": ("POST", "/commit/v2"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_push_goes_on_after_an_answer_that_passes(hub, make, folder, waits, step, status):
+    push_index(make(TEXTS[:4]), "user/index", revision="v2")
+    method, pattern = STEPS[step]
+    pattern = pattern or sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
+    hub.order(method, pattern, status=status, times=2)
+    push_index(folder, "user/index", revision="v2")
+    assert hub.faults[-1].times == 0
+    assert waits == [1, 2]
+    assert files_in(folder).items() <= hub.files("user/index", "v2").items()
+
+
+def test_a_push_waits_as_long_as_the_hub_asks(hub, folder, waits):
+    hub.order("POST", "/api/repos/create", status=429, headers={"Retry-After": "7"})
+    hub.order("POST", "/commit/", status=429, headers={"RateLimit": '"api";r=0;t=55'})
+    push_index(folder, "user/index")
+    assert waits == [7, 55]
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, make, folder, waits):
+    push_index(folder, "user/index")
+    hub.order("POST", "/commit/", cut=0)
+    commit = push_index(make(TEXTS[:4]), "user/index")
+    history = hub.repos["datasets/user/index"].history
+    assert (len(history), commit.oid) == (3, history[-1].sha)
+
+
+@pytest.mark.parametrize("step", ["repo", "listing", "commit"])
+def test_a_hub_that_goes_on_failing_is_a_connection_error_that_says_how_to_go_on(hub, folder, waits, step):
+    method, pattern = STEPS[step]
+    hub.order(method, pattern.replace("v2", "main"), status=503, times=1000)
+    with pytest.raises(ConnectionError, match=r"The push to 'user/index' broke off .*503.* Start it again: files"):
+        push_index(folder, "user/index")
+
+
+@pytest.mark.parametrize("step", ["repo", "where to send", "commit"])
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_hub_that_refuses_is_its_own_error_at_once(hub, folder, waits, step, status):
+    method, pattern = STEPS[step]
+    hub.order(method, pattern.replace("v2", "main"), status=status, times=2)
+    with pytest.raises(HfHubHTTPError) as refused:
+        push_index(folder, "user/index")
+    assert (refused.value.response.status_code, hub.faults[-1].times, waits) == (status, 1, [])
+
+
+def test_a_hub_that_cannot_be_reached_is_a_connection_error(hub, folder, waits):
     hub.close()
     with pytest.raises(ConnectionError, match="user/index"):
         push_index(folder, "user/index")
+    assert waits == [1, 2, 4, 8, 8]
+
+
+def test_an_index_to_which_somebody_adds_is_not_pushed(hub, folder):
+    with locked(folder), pytest.raises(RuntimeError, match="Another process is writing"):
+        push_index(folder, "user/index")
+    assert hub.requests == []
+
+
+def test_nobody_adds_to_an_index_while_it_is_sent(hub, folder, monkeypatch):
+    tried = []
+
+    def create_commit(*arguments, **options):
+        with pytest.raises(RuntimeError, match="Another process is writing"), locked(folder):
+            pass
+        tried.append(True)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", create_commit)
+    push_index(folder, "user/index")
+    assert tried == [True]
+
+
+def test_an_index_that_lacks_files_is_not_locked(hub, folder, embedder):
+    push_index(folder, "user/index")
+    fetched = NeighborRetriever.from_pretrained("user/index", embedder=embedder)
+    with pytest.raises(FileNotFoundError, match="train-00000.parquet"):
+        fetched.push_to_hub("user/copy")
+    # in the Hub's cache a file among the snapshots is taken for damage
+    assert [path.name for path in fetched.index.folder.parent.iterdir()] == [fetched.index.folder.name]
 
 
 def test_a_refused_token_is_the_error_of_the_hub(hub, folder):
@@ -403,10 +504,129 @@ def test_a_download_that_fails_goes_on_without_the_files_that_have_arrived(hub, 
     with pytest.raises(HfHubHTTPError):
         pull_index("user/index", tmp_path / "pulled")
     arrived, before = files_in(tmp_path / "pulled").keys(), len(hub.requests)
-    assert "texts/shard-00002.jsonl" not in arrived
+    assert not {"texts/shard-00002.jsonl", "tttnn_index.json"} & arrived
     pull_index("user/index", tmp_path / "pulled")
     again = {request.path.split("/", 3)[3] for request in hub.requests[before:] if request.at_store}
     assert again == {name.format(n) for name in SHARD for n in range(3)} - arrived
+
+
+@pytest.mark.slow  # a process of its own
+def test_a_pull_that_was_killed_goes_on(hub, folder, tmp_path):
+    push_index(folder, "user/index")
+    hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", cut=10, hold=True)
+    program = "import sys; from tttnn.hub import pull_index; pull_index('user/index', sys.argv[1])"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {**hub.environment(), "HF_HOME": str(tmp_path / "home")}
+    pull = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "pulled")], env=environment)
+    assert hub.holding.wait(timeout=100)
+    pull.kill()
+    pull.wait()
+    arrived, before = files_in(tmp_path / "pulled").keys(), len(hub.requests)
+    assert not {"texts/shard-00002.jsonl", "tttnn_index.json"} & arrived
+    pull_index("user/index", tmp_path / "pulled")
+    again = {request.path.split("/", 3)[3] for request in hub.requests[before:] if request.at_store}
+    assert again == {name.format(n) for name in SHARD for n in range(3)} - arrived
+    assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [
+        ("GET", "^/api/datasets/user/index$"),
+        ("GET", "/tree/"),
+        ("HEAD", "/resolve/.*/tttnn_index.json"),
+        ("HEAD", "/resolve/.*/texts/shard-00001.jsonl"),
+        ("GET", "/resolve/.*/tttnn_index.json"),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pull_goes_on_after_an_answer_that_passes(hub, folder, tmp_path, waits, method, pattern, status):
+    push_index(folder, "user/index")
+    hub.order(method, pattern, status=status, times=2)
+    pull_index("user/index", tmp_path / "pulled")
+    assert hub.faults[-1].times == 0
+    assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
+
+
+def test_a_pull_goes_on_after_a_connection_that_was_reset(hub, folder, tmp_path, waits):
+    push_index(folder, "user/index")
+    hub.order("GET", "^/blobs/.*/texts/shard-00001.jsonl", cut=120, reset=True)
+    pull_index("user/index", tmp_path / "pulled")
+    assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
+
+
+@pytest.mark.parametrize(("method", "pattern"), [("GET", "/tree/"), ("GET", "^/blobs/.*/texts/shard-00001.jsonl")])
+def test_a_hub_that_goes_on_failing_in_a_pull_is_a_connection_error_and_leaves_no_index(
+    hub, folder, tmp_path, waits, method, pattern
+):
+    push_index(folder, "user/index")
+    hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", status=403)
+    with pytest.raises(HfHubHTTPError, match="403"):
+        pull_index("user/index", tmp_path / "pulled")  # so that the folder is not empty
+    hub.repos["datasets/user/index"].add(hub.files("user/index") | {"notes.md": b"another commit"})
+    (tmp_path / "pulled" / "texts" / "shard-00001.jsonl").unlink(missing_ok=True)
+    hub.order(method, pattern, status=503, times=1000)
+    with pytest.raises(ConnectionError, match=r"The download of 'user/index' broke off .* Start again: files"):
+        pull_index("user/index", tmp_path / "pulled")
+    assert not (tmp_path / "pulled" / "tttnn_index.json").exists()
+
+
+def test_a_pull_with_a_wrong_checksum_is_an_error_and_leaves_no_index(hub, folder, tmp_path):
+    push_index(folder, "user/index")
+    size = (folder / "texts" / "shard-00001.jsonl").stat().st_size
+    hub.order("GET", "^/blobs/.*/texts/shard-00001.jsonl", content=bytes(size))
+    with pytest.raises(ValueError, match=r"texts/shard-00001.jsonl' is damaged: its sha256 is"):
+        pull_index("user/index", tmp_path / "pulled")
+    assert not (tmp_path / "pulled" / "tttnn_index.json").exists()
+
+
+def test_a_pull_over_another_index_is_an_error_that_leaves_it_as_it_was(hub, make, folder, tmp_path, embedder):
+    push_index(folder, "user/index")
+    NeighborRetriever.from_pretrained(make(TEXTS[:4]), embedder=embedder).save_pretrained(tmp_path / "mine")
+    before = files_in(tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="holds another index than 'user/index'"):
+        pull_index("user/index", tmp_path / "mine")
+    assert files_in(tmp_path / "mine") == before
+
+
+def test_a_pull_into_a_folder_with_other_files_is_an_error_that_leaves_them(hub, folder, tmp_path):
+    push_index(folder, "user/index")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        pull_index("user/index", tmp_path / "mine")
+    assert files_in(tmp_path / "mine") == {"README.md": b"mine"}
+
+
+def test_what_the_error_of_another_state_says_brings_a_pulled_index_up_to_date(hub, embedder, tmp_path):
+    build_index(as_documents(TEXTS[:4]), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=4))
+    push_index(tmp_path / "index", "user/index")
+    pull_index("user/index", tmp_path / "pulled")
+    add_documents(as_documents(TEXTS[4:6]), Embedder(embedder), tmp_path / "index")
+    push_index(tmp_path / "index", "user/index")
+    with pytest.raises(FileExistsError) as refused:
+        pull_index("user/index", tmp_path / "pulled")
+    assert "without its `tttnn_index.json`: remove that file" in str(refused.value)
+    (tmp_path / "pulled" / "tttnn_index.json").unlink()
+    before = len(hub.requests)
+    pull_index("user/index", tmp_path / "pulled")
+    assert files_in(tmp_path / "index").items() <= files_in(tmp_path / "pulled").items()
+    again = {request.path.split("/", 3)[3] for request in hub.requests[before:] if request.at_store}
+    assert again == {name.format(1) for name in SHARD}
+
+
+def test_other_shards_of_an_index_can_be_pulled_later(hub, folder, tmp_path):
+    push_index(folder, "user/index")
+    pull_index("user/index", tmp_path / "pulled", shards=[0])
+    pull_index("user/index", tmp_path / "pulled", shards=[1, 2])
+    assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
+
+
+def test_two_pulls_into_a_folder_do_not_run_at_the_same_time(hub, folder, tmp_path):
+    push_index(folder, "user/index")
+    with locked(tmp_path / "pulled"), pytest.raises(RuntimeError, match="Another process is writing"):
+        pull_index("user/index", tmp_path / "pulled")
 
 
 def test_a_pulled_index_can_be_pushed_to_another_repo(hub, folder, tmp_path):
@@ -428,8 +648,9 @@ def test_a_pull_from_a_repo_without_an_index_is_an_error_that_names_the_manifest
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "train.txt").write_text("a data set, but no index")
     hub.commit("user/texts", tmp_path / "texts")
-    with pytest.raises(FileNotFoundError, match=r"holds no `tttnn_index.json`"):
+    with pytest.raises(FileNotFoundError, match=r"'user/texts' holds no `tttnn_index.json`"):
         pull_index("user/texts", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
 
 
 def test_a_pull_from_an_unknown_repo_is_the_error_of_the_hub(hub, tmp_path):
@@ -437,9 +658,9 @@ def test_a_pull_from_an_unknown_repo_is_the_error_of_the_hub(hub, tmp_path):
         pull_index("user/nothing", tmp_path / "pulled")
 
 
-def test_a_pull_from_a_hub_that_cannot_be_reached_is_a_connection_error(hub, tmp_path):
+def test_a_pull_from_a_hub_that_cannot_be_reached_is_a_connection_error(hub, tmp_path, waits):
     hub.close()
-    with pytest.raises(ConnectionError, match="'user/index' could not be reached"):
+    with pytest.raises(ConnectionError, match="The download of 'user/index' broke off"):
         pull_index("user/index", tmp_path / "pulled")
 
 
@@ -455,10 +676,12 @@ def test_push_prints_the_address_of_the_commit(hub, folder, capsys):
     assert "license: mit" in repo.revisions["v2"].files["README.md"].decode()
 
 
-def test_a_push_that_breaks_off_is_one_line_on_standard_error(hub, folder, capsys):
-    hub.order("PUT", sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest(), status=403)
+def test_a_push_that_breaks_off_is_one_line_on_standard_error(hub, folder, capsys, waits):
+    lost = sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
+    hub.order("PUT", lost, status=403, times=6)
     assert main(["push", str(folder), "user/index"]) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tttnn push: error: ")]
+    bars, line = capsys.readouterr().err.split("tttnn push: error: ")
+    assert line.index("\n") == len(line) - 1
     assert "texts/shard-00001.jsonl" in line and "403" in line
 
 

@@ -17,6 +17,8 @@ PACKAGE = Path(tttnn.__file__).parent
 ORDER = [
     "corpus",
     "texts",
+    "retries",
+    "remote",
     "embedding",
     "passages",
     "manifest",

@@ -1,6 +1,7 @@
 """Texts that stay on the Hub: each neighbor's is fetched by its bytes, and what goes wrong there is told apart."""
 
 import json
+import threading
 
 import pytest
 from conftest import TEXTS
@@ -10,7 +11,7 @@ from loopback_hub import LoopbackHub
 from tttnn import Embedder, NeighborRetriever
 from tttnn.building import IndexSettings, build_index
 from tttnn.corpus import Document, as_documents
-from tttnn.texts import RemoteTexts
+from tttnn.remote import RemoteFile, RemoteTexts
 
 
 TOKEN = "hf_of_mine"
@@ -82,7 +83,7 @@ def test_documents_come_with_ids_and_metadata_in_the_order_asked_for(hub, embedd
 
 def test_the_texts_themselves_are_not_downloaded(hub, embedder):
     NeighborRetriever.from_pretrained("user/index", texts="remote", embedder=embedder)
-    fetched = {request.path.split("/", 3)[3] for request in hub.requests if request.at_store}
+    fetched = {request.path.split("/", 3)[3] for request in at_store(hub) if request.method == "GET"}
     names = ("index/shard-{:05d}.faiss", "texts/shard-{:05d}.offsets.npy")
     assert fetched == {name.format(number) for name in names for number in range(3)}
 
@@ -119,6 +120,28 @@ def test_twenty_neighbors_cost_fewer_than_25_requests_and_a_megabyte(hub, embedd
     assert sum(request.num_bytes for request in hub.requests) < MEGABYTE
 
 
+def test_twenty_neighbors_in_twenty_shards_cost_fewer_than_25_requests_at_the_first_query(hub, embedder, tmp_path):
+    build_index(as_documents(TEXTS * 2), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=1))
+    hub.commit("user/many", tmp_path / "index")
+    remote = NeighborRetriever.from_pretrained("user/many", texts="remote", embedder=embedder)
+    hub.requests.clear()
+    assert len({neighbor.id for neighbor in remote.retrieve(QUERIES[:1], top_k=20)[0]}) == 20
+    assert [request.at_store for request in hub.requests] == [True] * 20
+
+
+def test_rows_of_all_shards_are_asked_for_at_the_same_time(hub, remote):
+    hub.meeting = threading.Barrier(3)  # an answer comes when as many requests are under way
+    assert texts_of([0, 4, 8], remote) == [TEXTS[row] for row in (0, 4, 8)]
+
+
+def test_opening_costs_a_request_for_each_shard_beside_its_files(hub, embedder):
+    NeighborRetriever.from_pretrained("user/index", embedder=embedder)
+    NeighborRetriever.from_pretrained("user/index", texts="remote", embedder=embedder)  # nothing else is missing
+    asked = [request for request in hub.requests if "/texts/" in request.path][-3:]
+    assert [(request.method, request.at_store) for request in asked] == [("HEAD", False)] * 3
+    assert {request.path.split("/texts/")[1] for request in asked} == {f"shard-{n:05d}.jsonl" for n in range(3)}
+
+
 def test_opening_costs_vectors_and_offsets_but_no_text(hub, embedder, large_folder):
     hub.commit("user/large", large_folder)
     NeighborRetriever.from_pretrained("user/large", texts="remote", embedder=embedder)
@@ -130,19 +153,26 @@ def test_only_the_bytes_of_a_text_are_asked_for(hub, remote, folder):
     lines = (folder / "texts" / "shard-00000.jsonl").read_bytes().splitlines(keepends=True)
     texts_of([1], remote)
     first, end = len(lines[0]), len(lines[0]) + len(lines[1])
-    assert [request.range for request in hub.requests] == [f"bytes={first}-{end - 1}"] * 2
+    assert [request.range for request in hub.requests] == [f"bytes={first}-{end - 1}"]
     assert sum(request.num_bytes for request in at_store(hub)) == len(lines[1])
 
 
-def test_the_hub_is_asked_for_the_place_of_a_shard_once(hub, remote):
+def test_the_hub_is_asked_for_the_place_of_a_shard_at_opening_and_not_again(hub, remote):
     texts_of([0, 1, 2, 3], remote)
     texts_of([3, 2], remote)
+    assert (len(at_hub(hub)), len(at_store(hub))) == (0, 6)
+
+
+def test_an_index_opened_from_the_cache_asks_for_the_place_of_a_shard_at_the_first_query(hub, remote, embedder):
+    again = NeighborRetriever.from_pretrained("user/index", texts="remote", local_files_only=True, embedder=embedder)
+    texts_of([0, 1, 2, 3], again)
+    texts_of([3, 2], again)
     assert (len(at_hub(hub)), len(at_store(hub))) == (1, 6)
 
 
 def test_a_neighbor_of_several_queries_is_asked_for_once(hub, remote):
     remote.retrieve(QUERIES, top_k=10)
-    assert (len(at_hub(hub)), len(at_store(hub))) == (3, 10)  # three shards, ten rows
+    assert len(hub.requests) == 10  # rows
 
 
 # --- tokens and addresses ---
@@ -150,10 +180,11 @@ def test_a_neighbor_of_several_queries_is_asked_for_once(hub, remote):
 
 def test_the_token_is_sent_to_the_hub_and_not_to_its_store(hub, embedder):
     remote = NeighborRetriever.from_pretrained("user/index", texts="remote", token=TOKEN, embedder=embedder)
+    hub.expire()
     hub.requests.clear()
     texts_of([0, 1, 2], remote)
     assert [request.token for request in at_hub(hub)] == [f"Bearer {TOKEN}"]
-    assert [request.token for request in at_store(hub)] == [None, None, None]
+    assert [request.token for request in at_store(hub)] == [None] * 4
 
 
 def test_texts_of_a_private_repo_need_the_token(hub, embedder):
@@ -163,17 +194,13 @@ def test_texts_of_a_private_repo_need_the_token(hub, embedder):
 
 
 def test_an_address_of_the_store_that_has_expired_is_asked_for_anew(hub, remote):
-    texts_of([0], remote)
     hub.expire()
-    hub.requests.clear()
     assert texts_of([1, 2, 3], remote) == TEXTS[1:4]
     assert (len(at_hub(hub)), len(at_store(hub))) == (1, 4)  # the store refuses once
 
 
 def test_a_store_that_refuses_every_address_is_the_error_of_the_hub(hub, remote, waits):
-    texts_of([0], remote)
     hub.order("GET", "^/blobs/", status=403, times=100)
-    hub.requests.clear()
     with pytest.raises(HfHubHTTPError, match="403"):
         texts_of([1], remote)
     # the address it has, and a new one
@@ -187,13 +214,16 @@ def test_a_repo_that_has_moved_is_followed_with_the_token(hub, remote, embedder)
     path = f"resolve/{commit}/texts/shard-00000.jsonl"
     hub.repos["datasets/user/moved"] = repo
     headers = {"Location": f"/datasets/user/moved/{path}"}
+    hub.order("HEAD", f"^/datasets/user/index/{path}", status=307, headers=headers)
     hub.order("GET", f"^/datasets/user/index/{path}", status=307, headers=headers)
     repo.private = True
     opened = NeighborRetriever.from_pretrained("user/index", texts="remote", token=TOKEN, embedder=embedder)
-    hub.requests.clear()
     assert texts_of([0], opened) == TEXTS[:1]
-    assert [request.path.split("/")[3] for request in at_hub(hub)] == ["index", "moved"]
-    assert [request.token for request in at_hub(hub)] == [f"Bearer {TOKEN}"] * 2
+    hub.expire()
+    assert texts_of([0], opened) == TEXTS[:1]
+    asked = [request for request in at_hub(hub) if request.path.endswith("texts/shard-00000.jsonl")]
+    assert [request.path.split("/")[3] for request in asked] == ["index", "moved"] * 2
+    assert [request.token for request in asked] == [f"Bearer {TOKEN}"] * 4
 
 
 def test_a_hub_without_a_store_is_asked_each_time(monkeypatch, tmp_path, folder, embedder):
@@ -216,21 +246,35 @@ def test_a_server_that_fails_for_a_while_is_asked_again(hub, remote, waits, stat
     assert waits == [1, 2]  # seconds, each time twice as long
 
 
-@pytest.mark.parametrize(("seconds", "waited"), [("0", 1), ("7", 8)])
-def test_a_retry_after_is_heeded(hub, remote, waits, seconds, waited):
-    hub.order("GET", "/resolve/", status=429, headers={"Retry-After": seconds})
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        ({"Retry-After": "0"}, 1),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "9" * 400}, 300),  # the longest that is waited
+        ({"Retry-After": "soon"}, 1),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 1),
+        ({"Retry-After": "Wed, 21 Oct 2999 07:28:00 GMT"}, 300),
+        ({"RateLimit": '"resolvers";r=0;t=55'}, 55),  # as the Hub itself says it
+        ({"RateLimit": '"resolvers";r=9;t=55'}, 1),
+    ],
+    ids=["none", "seconds", "ages", "no-number", "past", "future", "limit-reached", "limit-not-reached"],
+)
+def test_what_a_server_asks_to_wait_is_heeded(hub, remote, waits, headers, waited):
+    hub.order("GET", "^/blobs/", status=429, headers=headers)
     assert texts_of([0], remote) == TEXTS[:1]
-    assert waits == [waited]  # the seconds of the header and one more
+    assert waits == [waited]
 
 
 def test_a_connection_cut_off_in_the_middle_of_a_text_is_made_anew(hub, remote, waits):
     hub.order("GET", "^/blobs/", cut=10)
+    hub.order("GET", "^/blobs/", cut=10, reset=True)
     assert texts_of([0, 1], remote) == TEXTS[:2]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_a_server_that_goes_on_failing_is_a_connection_error_after_five_more_tries(hub, remote, waits, status):
-    hub.order("GET", "/resolve/", status=status, times=100)
+    hub.order("GET", "^/blobs/", status=status, times=100)
     with pytest.raises(
         ConnectionError, match=rf"Row 1 of '.*/texts/shard-00000.jsonl' could not be fetched \(.*{status}"
     ):
@@ -245,8 +289,21 @@ def test_a_hub_that_cannot_be_reached_is_a_connection_error(hub, remote, waits):
     assert len(waits) == 5
 
 
+def test_a_hub_that_fails_for_a_while_at_opening_is_asked_again(hub, embedder, waits):
+    hub.order("HEAD", "/resolve/.*/texts/shard-00001.jsonl", status=503, times=2)
+    remote = NeighborRetriever.from_pretrained("user/index", texts="remote", embedder=embedder)
+    assert (texts_of([5], remote), waits) == ([TEXTS[5]], [1, 2])
+
+
+def test_texts_that_the_hub_refuses_are_its_error_at_opening(hub, embedder, waits):
+    hub.order("HEAD", "/resolve/.*/texts/shard-00001.jsonl", status=403)
+    with pytest.raises(HfHubHTTPError, match="403"):
+        NeighborRetriever.from_pretrained("user/index", texts="remote", embedder=embedder)
+    assert waits == []
+
+
 def test_after_a_connection_error_the_next_query_is_asked_again(hub, remote, waits):
-    hub.order("GET", "/resolve/", status=503, times=6)
+    hub.order("GET", "^/blobs/", status=503, times=6)
     with pytest.raises(ConnectionError):
         texts_of([1], remote)
     assert texts_of([1], remote) == [TEXTS[1]]
@@ -257,20 +314,23 @@ def test_after_a_connection_error_the_next_query_is_asked_again(hub, remote, wai
 
 def test_an_unknown_repo_is_the_error_of_the_hub_at_once(hub, remote, waits):
     hub.repos.clear()
+    hub.expire()
     with pytest.raises(RepositoryNotFoundError):
         texts_of([0], remote)
-    assert (len(hub.requests), waits) == (1, [])
+    assert ([request.at_store for request in hub.requests], waits) == ([True, False], [])
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_hub_that_refuses_is_its_own_error_at_once(hub, remote, waits, status):
+    hub.expire()
     hub.order("GET", "/resolve/", status=status)
     with pytest.raises(HfHubHTTPError, match=str(status)):
         texts_of([0], remote)
-    assert (len(hub.requests), waits) == (1, [])
+    assert ([request.at_store for request in hub.requests], waits) == ([True, False], [])
 
 
 def test_a_refusal_is_no_connection_error(hub, remote):
+    hub.expire()
     hub.order("GET", "/resolve/", status=401)
     with pytest.raises(HfHubHTTPError) as refused:
         texts_of([0], remote)
@@ -278,7 +338,6 @@ def test_a_refusal_is_no_connection_error(hub, remote):
 
 
 def test_a_refusal_of_one_of_several_texts_is_an_error(hub, remote):
-    texts_of([0], remote)
     hub.order("GET", ".", status=404, times=100)
     with pytest.raises(HfHubHTTPError, match="404"):
         texts_of([1, 2, 3], remote)
@@ -288,7 +347,9 @@ def test_a_refusal_of_one_of_several_texts_is_an_error(hub, remote):
 def test_an_answer_of_another_length_is_a_connection_error_that_names_both(hub, remote, folder, content):
     line = (folder / "texts" / "shard-00000.jsonl").read_bytes().splitlines(keepends=True)[0]
     hub.order("GET", "^/blobs/", content=content or b"\n", times=100)
-    expected = rf"Row 0 of .*: {len(line)} bytes were asked for, and the answer is {len(content) or 1} with status 206"
+    expected = (
+        rf"Row 0 of .*: {len(line)} bytes were asked for, and the answer has {len(content) or 1} with status 206"
+    )
     with pytest.raises(ConnectionError, match=expected):
         texts_of([0], remote)
 
@@ -299,9 +360,27 @@ def test_a_server_that_knows_no_ranges_is_a_connection_error(hub, remote):
         texts_of([0], remote)
 
 
+def test_of_a_server_that_knows_no_ranges_the_file_is_not_read(hub, embedder, large_folder):
+    hub.commit("user/large", large_folder)
+    remote = NeighborRetriever.from_pretrained("user/large", texts="remote", embedder=embedder)
+    hub.ranges = False
+    hub.order("GET", "^/blobs/", cut=1000, hold=True)  # of 2 MB, and only then the client can be gone
+    with pytest.raises(ConnectionError, match=r"bytes were asked for, and the answer has \d{7} with status 200"):
+        texts_of([0], remote)
+
+
+def test_an_answer_that_is_too_long_is_not_read(hub, remote):
+    hub.order("GET", "^/blobs/", content=b"?" * 5000, status=206, cut=1000, hold=True)
+    with pytest.raises(ConnectionError, match="the answer has 5000 with status 206"):
+        texts_of([0], remote)
+
+
 def test_redirects_in_a_circle_are_a_connection_error(hub, remote):
+    hub.expire()
+    texts_of([4], remote)
+    hub.requests.clear()
     hub.order("GET", "/resolve/", status=302, headers={"Location": "/datasets/user/index/resolve/x"}, times=100)
-    with pytest.raises(ConnectionError, match="with status 302"):
+    with pytest.raises(ConnectionError, match="sent on 5 times, at last to '.*/datasets/user/index/resolve/x'"):
         texts_of([0], remote)
     assert len(hub.requests) == 5
 
@@ -318,16 +397,17 @@ def test_damaged_offsets_are_an_error_before_anything_is_asked_for(hub, folder, 
 
     offsets = np.load(folder / "texts" / "shard-00000.offsets.npy")
     np.save(tmp_path / "offsets.npy", offsets[[0, 2, 1, 3, 4]])
-    texts = RemoteTexts(f"{hub.url}/texts.jsonl", {}, tmp_path / "offsets.npy", 4, int(offsets[-1]))
+    file = RemoteFile(f"{hub.url}/texts.jsonl", {})
+    texts = RemoteTexts(file, tmp_path / "offsets.npy", 4, int(offsets[-1]))
     with pytest.raises(ValueError, match="offsets of Row 1 .* are damaged"):
-        texts.fetch([1])
+        texts.fetch(1)
     assert hub.requests == []
 
 
 def test_offsets_of_another_file_are_an_error(folder, tmp_path):
     path = folder / "texts" / "shard-00000.offsets.npy"
     with pytest.raises(ValueError, match="does not hold the offsets of 4 lines"):
-        RemoteTexts("http://127.0.0.1/texts.jsonl", {}, path, 4, 17)
+        RemoteTexts(RemoteFile("http://127.0.0.1/texts.jsonl", {}), path, 4, 17)
 
 
 def test_remote_texts_of_a_local_folder_are_an_error(folder):

@@ -1,12 +1,13 @@
 """Indexes on the Hub: fetched shard by shard, left there but for a few bytes, or pushed."""
 
+import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx2
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -22,9 +23,14 @@ from tttnn.cards import CARD, GENERATED, index_card
 from tttnn.corpus import HUB_ID
 from tttnn.index import chosen_shards
 from tttnn.manifest import MANIFEST, SHARD_FILES, TEXTS, VIEWER, check_file, read_manifest
+from tttnn.remote import RemoteFile, locate_files
+from tttnn.retries import persist
+from tttnn.writing import check_vacant, locked
 
 
-Remote = Callable[[str], tuple[str, dict[str, str]]]
+BROKE_OFF = "The download of '{}' broke off"
+PULL_AGAIN = "Start again: files that have arrived are not fetched a second time."
+PUSH_AGAIN = "Start it again: files already sent are not sent again."
 
 
 def fetch_index(
@@ -35,11 +41,12 @@ def fetch_index(
     local_files_only: bool = False,
     shards: Sequence[int] | None = None,
     texts: str = "local",
-) -> tuple[Path, Remote | None]:
+) -> tuple[Path, dict[str, RemoteFile] | None]:
     """
     Find the folder of an index, and download what is asked for if it lies on the Hub.
 
-    An interrupted download goes on at the next call.
+    An interrupted download goes on at the next call. Texts that stay on the Hub are looked for there at once, but for
+    `local_files_only`, which asks nothing.
 
     Args:
         repo_id (`str` or `Path`):
@@ -58,34 +65,49 @@ def fetch_index(
             `"local"`, or `"remote"` to leave the texts on the Hub.
 
     Returns:
-        `tuple[Path, Callable | None]`: the folder, and what `open_index` needs for texts that stay on the Hub.
+        `tuple[Path, dict[str, RemoteFile] | None]`: the folder, and the files of texts that stay on the Hub, by name.
 
     Raises:
-        `FileNotFoundError`: If there is neither a folder nor an id.
+        `FileNotFoundError`: If there is neither a folder nor an id, or files are not in the cache and only that is
+            used.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
         `ValueError`: If `texts` is something else, or there is no such shard, or the repo's manifest is damaged.
     """
     if (folder := _local_folder(repo_id, texts)) is not None:
         return folder, None
 
-    download = partial(
-        snapshot_download,
-        str(repo_id),
-        repo_type="dataset",
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    snapshot = Path(download(revision=revision, allow_patterns=[MANIFEST]))
-    patterns = [name for name in SHARD_FILES if name != VIEWER and not (name == TEXTS and texts == "remote")]
+    place: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    snapshot = _fetch(str(repo_id), revision, [MANIFEST], **place)
     numbers = chosen_shards(read_manifest(snapshot), shards)
+    patterns = [name for name in SHARD_FILES if name != VIEWER and not (name == TEXTS and texts == "remote")]
     # by the commit, so that all files are of one, whatever is pushed meanwhile
     commit = snapshot.name
-    names = [pattern.format(number) for pattern in patterns for number in numbers]
-    download(revision=commit, allow_patterns=names)
+    _fetch(str(repo_id), commit, [pattern.format(number) for pattern in patterns for number in numbers], **place)
     if texts == "local":
         return snapshot, None
-    headers = build_hf_headers(token=token)
-    return snapshot, lambda name: (hf_hub_url(str(repo_id), name, repo_type="dataset", revision=commit), headers)
+    headers, names = build_hf_headers(token=token), [TEXTS.format(number) for number in numbers]
+    urls = [hf_hub_url(str(repo_id), name, repo_type="dataset", revision=commit) for name in names]
+    files = {name: RemoteFile(url, headers) for name, url in zip(names, urls, strict=True)}
+    if not local_files_only:
+        locate_files(files.values())
+    return snapshot, files
+
+
+def _fetch(
+    repo_id: str, revision: str | None, names: Sequence[str], present: Collection[str] = (), **place: Any
+) -> Path:
+    """Download files of a repo, in which some are known to be present."""
+
+    def step() -> Path:
+        options = {"repo_type": "dataset", "revision": revision, "allow_patterns": [*names], **place}
+        folder = Path(snapshot_download(repo_id, **options))
+        # a folder is given as it is where the Hub does not list its files
+        if lost := [name for name in names if name in present and not (folder / name).is_file()]:
+            raise RuntimeError(f"{len(lost)} files have not arrived, the first of them '{lost[0]}'")
+        return folder
+
+    return persist(step, BROKE_OFF.format(repo_id), PULL_AGAIN)
 
 
 def _local_folder(repo_id: str | Path, texts: str) -> Path | None:
@@ -113,13 +135,14 @@ def pull_index(
     """
     Download an index into a folder: with the files for viewers and the card, or some of its shards.
 
-    An interrupted download goes on at the next call.
+    The manifest comes last, when all else was found whole, so that a pull that breaks off leaves no index. It goes on
+    at the next call.
 
     Args:
         repo_id (`str`):
             The id of a dataset repo.
         folder (`str` or `Path`):
-            Made if it is not there.
+            New or empty, or that of an earlier pull of the same index, which is completed.
         revision (`str`, *optional*):
             Branch, tag or commit of the repo.
         token (`str` or `bool`, *optional*):
@@ -131,26 +154,44 @@ def pull_index(
         `Path`: the folder.
 
     Raises:
-        `ValueError`: If there is no such shard, or the repo's manifest is damaged.
-        `FileNotFoundError`: If the repo holds no index.
-        `ConnectionError`: If the Hub cannot be reached.
+        `FileExistsError`: If the folder holds something else.
+        `ValueError`: If there is no such shard, or the repo's manifest or a file is damaged.
+        `FileNotFoundError`: If the repo holds no index, or lacks a file of it.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+        `RuntimeError`: If another process is writing there.
     """
-    folder = Path(folder)
-    try:
-        # all files of one commit, whatever is pushed meanwhile
-        commit = HfApi(token=token).dataset_info(repo_id, revision=revision).sha
-    except httpx2.TransportError as error:
-        raise ConnectionError(f"'{repo_id}' could not be reached on the Hub ({error}). Try again later.") from error
-
-    def fetch(names: list[str]) -> None:
-        snapshot_download(
-            repo_id, repo_type="dataset", revision=commit, token=token, local_dir=folder, allow_patterns=names
-        )
-
-    fetch([MANIFEST, CARD])
-    numbers = chosen_shards(read_manifest(folder), shards)
-    fetch([name.format(number) for name in SHARD_FILES for number in numbers])
+    folder, step = Path(folder), partial(HfApi(token=token).dataset_info, repo_id, revision=revision)
+    # all files of one commit, whatever is pushed meanwhile
+    info = persist(step, BROKE_OFF.format(repo_id), PULL_AGAIN)
+    present = {file.rfilename for file in info.siblings or []}
+    if MANIFEST not in present:
+        raise FileNotFoundError(f"The repo '{repo_id}' holds no `{MANIFEST}`, so it is no index. Check its name.")
+    fetch = partial(_fetch, repo_id, info.sha, present=present, token=token)
+    with TemporaryDirectory() as aside, locked(folder.resolve()):
+        fetch([MANIFEST], local_dir=aside)
+        manifest = read_manifest(aside)
+        _check_place(folder, Path(aside) / MANIFEST, repo_id)
+        numbers = chosen_shards(manifest, shards)
+        files = {name: entry for number in numbers for name, entry in manifest["shards"][number]["files"].items()}
+        fetch([*files, CARD], local_dir=folder)
+        for name, entry in files.items():
+            check_file(folder / name, entry)
+        fetch([MANIFEST], local_dir=folder)
     return folder
+
+
+def _check_place(folder: Path, manifest: Path, repo_id: str) -> None:
+    """Make sure that a folder is empty, or holds the index of a manifest or the beginning of a pull."""
+    if (folder / MANIFEST).is_file():
+        if (folder / MANIFEST).read_bytes() != manifest.read_bytes():
+            raise FileExistsError(
+                f"'{folder}' holds another index than '{repo_id}', or another state of it. Choose another folder. One "
+                f"that was pulled is brought up to date without its `{MANIFEST}`: remove that file, and start again; "
+                "files that are the same are not fetched a second time."
+            )
+    elif not (folder / ".cache" / "huggingface").is_dir():  # of a pull that broke off
+        check_vacant(folder)
 
 
 def push_index(
@@ -191,28 +232,40 @@ def push_index(
     Raises:
         `FileNotFoundError`: If the folder holds no whole index.
         `ValueError`: If its manifest or a file is damaged.
-        `ConnectionError`: If the Hub cannot be reached, or a file could not be sent.
+        `RuntimeError`: If another process is writing there.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, or a file cannot be sent, after a few tries.
+        `HfHubHTTPError`: If it refuses: a token without the right to write.
     """
-    folder, api, message = Path(folder), HfApi(token=token), commit_message or "Upload index"
-    manifest = read_manifest(folder)
-    files = _whole_files(folder, manifest)
-    try:
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    folder, api = Path(folder), HfApi(token=token)
+    _whole_files(folder, read_manifest(folder))  # else no lock is made: in the Hub's cache it would be in the way
+    ask = partial(persist, problem=f"The push to '{repo_id}' broke off", advice=PUSH_AGAIN)
+    with locked(folder.resolve()):  # nobody adds documents meanwhile
+        manifest = read_manifest(folder)
+        files = [*_whole_files(folder, manifest), MANIFEST]
+        additions = [CommitOperationAdd(name, folder / name) for name in files]
+        ask(partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True))
         if revision is not None:
-            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-        present = api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
-        card = _card_to_push(folder, repo_id, manifest, license, present, api, revision)
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationDelete(name) for name in present if _is_of_an_index(name) and name not in files
-        ]
-        operations += [CommitOperationAdd(name, folder / name) for name in (*files, MANIFEST)]
-        operations += [] if card is None else [CommitOperationAdd(CARD, card)]
-        return api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset", revision=revision)
-    except (httpx2.TransportError, RuntimeError) as error:  # the latter where the upload of a file failed
-        raise ConnectionError(
-            f"The push to '{repo_id}' broke off ({error} {error.__cause__ or ''}). Start it again: files already sent "
-            "are not sent again."
-        ) from error
+            ask(partial(api.create_branch, repo_id, branch=revision, repo_type="dataset", exist_ok=True))
+
+        def commit() -> CommitInfo:
+            present = api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
+            card = _card_to_push(folder, repo_id, manifest, license, present, api, revision)
+            changes, message = _changes(additions, present, card), commit_message or "Upload index"
+            return api.create_commit(repo_id, changes, commit_message=message, repo_type="dataset", revision=revision)
+
+        return ask(commit)
+
+
+def _changes(
+    additions: list[CommitOperationAdd], present: list[str], card: bytes | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    names = {addition.path_in_repo for addition in additions}
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationDelete(name) for name in present if _is_of_an_index(name) and name not in names
+    ]
+    # copies know their hashes, but nothing of an earlier try, whose commit may have come about unanswered
+    operations += map(copy.copy, additions)
+    return operations if card is None else [*operations, CommitOperationAdd(CARD, card)]
 
 
 def _is_of_an_index(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 from tttnn.corpus import Document
 from tttnn.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VECTORS, check_file, read_manifest
 from tttnn.quantization import import_faiss, read_vectors
-from tttnn.texts import RemoteTexts, TextStore
+from tttnn.remote import RemoteFile, RemoteTexts, fetch_remote
+from tttnn.texts import TextStore
 
 
 # Faiss answers large batches by a matrix product, whose rounding reorders near-equal neighbors: in small blocks, a
@@ -126,7 +127,7 @@ class DocumentIndex:
 
     def documents(self, rows: Sequence[int]) -> list[Document]:
         """
-        Fetch the documents of rows, those of one shard together.
+        Fetch the documents of rows, those that stay on the Hub many at a time.
 
         Args:
             rows (`Sequence[int]`):
@@ -141,13 +142,14 @@ class DocumentIndex:
             `ValueError`: If a text is damaged.
         """
         found: dict[int, Document] = {}
-        wanted: dict[int, list[int]] = {}
+        remote: dict[int, tuple[RemoteTexts, int]] = {}
         for row in dict.fromkeys(rows):
-            wanted.setdefault(self.shard_of(row)[0].start, []).append(row)
-        for start, together in wanted.items():
-            store, places = self.shard_of(start)[0].documents, [row - start for row in together]
-            documents = [store[place] for place in places] if isinstance(store, list) else store.fetch(places)
-            found.update(zip(together, documents, strict=True))
+            shard, place = self.shard_of(row)
+            if isinstance(shard.documents, RemoteTexts):
+                remote[row] = shard.documents, place
+            else:
+                found[row] = shard.documents[place]
+        found.update(zip(remote, fetch_remote([*remote.values()]), strict=True))
         return [found[row] for row in rows]
 
     def search(self, queries: np.ndarray, top_k: int) -> list[list[tuple[float, int]]]:
@@ -214,7 +216,7 @@ def open_index(
     folder: str | Path,
     verify: bool = False,
     shards: Sequence[int] | None = None,
-    remote: Callable[[str], tuple[str, dict[str, str]]] | None = None,
+    remote: Mapping[str, RemoteFile] | None = None,
 ) -> DocumentIndex:
     """
     Open an index without reading its vectors or texts into memory.
@@ -226,8 +228,8 @@ def open_index(
             Whether to hash every file even where an earlier open on this machine has found it whole.
         shards (`Sequence[int]`, *optional*):
             Numbers of the shards to open; the others need not be there. By default all.
-        remote (`Callable`, *optional*):
-            Gives the address of a file, and headers for requests: the texts stay there. By default they are local.
+        remote (`Mapping[str, RemoteFile]`, *optional*):
+            The files of the texts, by name, where they stay on the Hub. By default they are local.
 
     Returns:
         `DocumentIndex`: memory-mapped.
@@ -299,7 +301,7 @@ def _open_shard(
     number: int,
     start: int,
     verify: bool,
-    remote: Callable[[str], tuple[str, dict[str, str]]] | None,
+    remote: Mapping[str, RemoteFile] | None,
 ) -> Shard:
     entry, vectors_path = manifest["shards"][number], folder / VECTORS.format(number)
     offsets, texts = folder / OFFSETS.format(number), folder / TEXTS.format(number)
@@ -318,5 +320,5 @@ def _open_shard(
         )
     if remote is None:
         return Shard(vectors, TextStore(texts, entry["rows"]), start)
-    size = entry["files"][TEXTS.format(number)]["bytes"]
-    return Shard(vectors, RemoteTexts(*remote(TEXTS.format(number)), offsets, entry["rows"], size), start)
+    name = TEXTS.format(number)
+    return Shard(vectors, RemoteTexts(remote[name], offsets, entry["rows"], entry["files"][name]["bytes"]), start)

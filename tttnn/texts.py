@@ -129,6 +129,10 @@ class TextStore:
         with self.path.open("rb") as file:
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
+    def __getitem__(self, row: int) -> Document:
+        start, end = line_of(self.offsets, row, f"row {row} of '{self.path}'")
+        return document_from_line(self.bytes[start:end], f"Row {row} of '{self.path}'")
+
     def fetch(self, rows: Sequence[int]) -> list[Document]:
         """
         Read documents.
@@ -143,11 +147,7 @@ class TextStore:
         Raises:
             `ValueError`: If a line is damaged.
         """
-        documents = []
-        for row in rows:
-            start, end = line_of(self.offsets, row, f"row {row} of '{self.path}'")
-            documents.append(document_from_line(self.bytes[start:end], f"Row {row} of '{self.path}'"))
-        return documents
+        return [self[row] for row in rows]
 
 
 class TextWriter:
