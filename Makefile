@@ -8,13 +8,14 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXTRAS := cpu,peft,report,quickstart,test,docs
 
-.PHONY: help install quickstart test lint docs clean
+.PHONY: help install quickstart test lint docs space clean
 
 help:
 	@echo "make quickstart  index a corpus, adapt a model to each test document, report bits per byte"
 	@echo "make test        lint, type check, build the docs, run the tests"
 	@echo "make lint        ruff and mypy only"
 	@echo "make docs        build the docs into site/"
+	@echo "make space       copy the metric into the folder of its Space, after a change"
 	@echo "make install     make $(VENV) only"
 	@echo "make clean       remove what the other targets made, $(VENV) included"
 
@@ -54,6 +55,9 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+space:
+	cp tttnn/metrics/bits_per_byte/bits_per_byte.py hub_cards/bits_per_byte/
 
 test: lint docs
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not gpu" --cov=tttnn

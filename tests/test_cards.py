@@ -169,6 +169,14 @@ def test_an_embedder_without_revision_or_limit():
     assert table["tokens read of a text"] == "all"
 
 
+def test_a_local_embedder_is_named_without_the_folders_above_it_and_is_to_be_passed():
+    embedder = MANIFEST["embedder"] | {"name": "/home/ann/models/minilm", "revision": None}
+    card = index_card(manifest_with(embedder=embedder), "user/index")
+    assert "ann" not in card
+    assert table_of(card)["embedder"] == "`minilm`, a folder that is not on the Hub"
+    assert 'from_pretrained("user/index", embedder="path/to/minilm")' in card
+
+
 def test_a_bar_in_a_prompt_does_not_end_its_cell():
     embedder = MANIFEST["embedder"] | {"query_prompt": "find | "}
     card = index_card(manifest_with(embedder=embedder), "user/index")
@@ -255,11 +263,8 @@ PAGE = []
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
-    """The folder of the Space as it is on the Hub: that of its card, and the metric."""
-    folder = tmp_path_factory.mktemp("space") / "bits_per_byte"
-    shutil.copytree(SPACE, folder)
-    shutil.copy(METRIC, folder)
-    return folder
+    """The folder of the Space, elsewhere: as it is on the Hub."""
+    return shutil.copytree(SPACE, tmp_path_factory.mktemp("space") / "bits_per_byte")
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +293,13 @@ def part(kind):
 
 
 def test_the_folder_of_the_space_is_whole(space):
-    assert {path.name for path in space.iterdir()} >= {"README.md", "app.py", "requirements.txt", "bits_per_byte.py"}
+    assert {path.name for path in space.iterdir()} == {"README.md", "app.py", "requirements.txt", "bits_per_byte.py"}
+    assert not any(path.is_symlink() for path in SPACE.iterdir())
+
+
+def test_the_space_holds_the_metric_of_the_package_to_the_byte():
+    """`make space` copies it."""
+    assert (SPACE / METRIC.name).read_bytes() == METRIC.read_bytes()
 
 
 def test_the_space_is_one_of_gradio_in_a_version_that_is_named():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -899,7 +900,49 @@ def test_a_killed_run_goes_on_where_it_was_killed(evaluation, documents, tmp_pat
     assert [record["nll"] for record in journal_in(tmp_path / "run")[1]] == [record["nll"] for record in one_go]
 
 
-def test_private_without_a_push_is_told_before_the_work(build, corpus, tmp_path, capsys):
-    assert build(corpus, "--private") == 1
-    assert "`--private` was passed without `--push-to-hub`" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--private"], ["--license", "mit"]], ids=lambda option: option[0])
+def test_an_option_of_a_push_without_a_push_is_told_before_the_work(build, corpus, tmp_path, capsys, option):
+    assert build(corpus, *option) == 1
+    assert f"`{option[0]}` was passed without `--push-to-hub`" in capsys.readouterr().err
     assert not (tmp_path / "built").exists()
+
+
+def test_privacy_and_licence_reach_the_push(build, corpus, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(*arguments, **options):
+        pushed.append((arguments, options))
+        return SimpleNamespace(commit_url="")
+
+    monkeypatch.setattr("tttnn.hub.push_index", push)
+    assert build(corpus, "--push-to-hub", "user/index", "--private", "--license", "mit") == 0
+    assert pushed == [((str(tmp_path / "built"), "user/index", True), {"license": "mit"})]
+
+
+@pytest.mark.parametrize("place", ["index", "deep/index", "."])
+def test_an_index_inside_of_its_corpus_is_told_before_the_work(corpus, place, monkeypatch, capsys):
+    before = sorted(corpus.rglob("*"))
+    monkeypatch.chdir(corpus.parent)
+    for source in ("corpus", "corpus/../corpus", corpus):
+        assert run_main("build-index", source, "--output", corpus / place) == 1
+        assert run_main("add", corpus / place, source) == 1
+        output = capsys.readouterr().err
+        assert output.count("would lie in the folder") == 2
+    assert sorted(corpus.rglob("*")) == before
+
+
+def test_an_index_beside_its_corpus_is_built(corpus, embedder_folder, tmp_path):
+    beside = tmp_path / "corpus-index"  # which begins as the corpus does
+    assert run_main("build-index", corpus, "--output", beside, "--embedder", embedder_folder) == 0
+    assert (beside / MANIFEST).is_file()
+
+
+def test_a_local_embedder_named_by_a_relative_path_is_found_at_the_next_query(
+    corpus, embedder_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(embedder_folder.parent)
+    assert run_main("build-index", corpus, "--output", tmp_path / "built", "--embedder", embedder_folder.name) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert run_main("retrieve", "built", QUERY, "--top-k", 1) == 0
+    assert "The whale" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from tokenizers import Tokenizer, processors
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    AutoConfig,
     AutoModel,
+    AutoProcessor,
     AutoTokenizer,
     BertConfig,
     BertModel,
@@ -354,6 +358,106 @@ def test_without_a_probe_only_the_settings_are_compared(plain_folder, embedder):
         Embedder(embedder).check(description)
 
 
+# --- names ---
+
+
+def test_a_folder_is_named_by_its_absolute_path(plain_folder, monkeypatch):
+    monkeypatch.chdir(plain_folder.parent)
+    relative = Embedder(f"./{plain_folder.name}")
+    assert relative.name == Embedder(SentenceTransformer(plain_folder.name)).name == str(plain_folder.resolve())
+
+
+def test_a_folder_that_an_index_names_is_found_from_another_folder(plain_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(plain_folder.parent)
+    description = Embedder(plain_folder.name).describe()
+    monkeypatch.chdir(tmp_path)
+    Embedder.from_description(description).check(description)
+
+
+@pytest.mark.parametrize("name", ["../here", "./here", "here", "of/mine", "deep/er/here", "of/../here", ""])
+def test_a_relative_path_in_a_description_is_not_followed(plain_folder, tmp_path, monkeypatch, name):
+    working = tmp_path / "working"
+    for folder in (tmp_path / "here", working / "here", working / "of" / "mine", working / "deep" / "er" / "here"):
+        shutil.copytree(plain_folder, folder)
+    monkeypatch.chdir(working)
+    assert (working / name).is_dir()
+    description = Embedder(plain_folder).describe()
+    with pytest.raises(ValueError, match=r"a relative path, .* Pass it: .*embedder=\.\.\.\)`, or `--embedder`"):
+        Embedder.from_description(description | {"name": name})
+    # passed by whoever opens the index, it is
+    Embedder.from_description(description | {"name": name}, name or "../here").check(description)
+
+
+@pytest.mark.parametrize("name", ["user/nothing", "nothing"])
+def test_an_id_that_cannot_be_loaded_is_an_error_that_names_the_way_out(plain_folder, name):
+    description = Embedder(plain_folder).describe() | {"name": name}
+    with pytest.raises(RuntimeError, match=f"(?s)'{name}', which cannot be loaded here .* Pass it: .*`--embedder`"):
+        Embedder.from_description(description)
+
+
+# --- what a model's own files may do ---
+
+
+class Trace:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.fixture
+def own_folder(embedder, tmp_path):
+    """A folder of sentence-transformers whose files a test changes."""
+    embedder.save(str(tmp_path / "own"))
+    return tmp_path / "own"
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def pickled(folder, weights):
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+def test_weights_that_are_pickled_only_are_loaded(own_folder, embedder):
+    pickled(own_folder, embedder.transformers_model.state_dict())
+    assert np.array_equal(Embedder(own_folder).encode_document(TEXTS), Embedder(embedder).encode_document(TEXTS))
+
+
+@pytest.mark.parametrize("settings", ["model_args", "model_kwargs"])
+def test_a_pickle_runs_no_code_even_if_the_settings_beside_it_ask_for_it(own_folder, embedder, settings, tmp_path):
+    description = Embedder(own_folder).describe()
+    pickled(own_folder, embedder.transformers_model.state_dict() | {"trace": Trace(tmp_path / "trace")})
+    edit(own_folder / "sentence_bert_config.json", lambda content: content.update({settings: {"weights_only": False}}))
+    # without it the precision is looked up in the weights, which transformers then reads as it was asked to
+    edit(own_folder / "config.json", lambda content: content.pop("dtype"))
+    with pytest.raises(RuntimeError, match="which cannot be loaded here"):
+        Embedder.from_description(description)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_the_pickle_of_these_tests_would_run_code(tmp_path):
+    torch.save(Trace(tmp_path / "trace"), tmp_path / "weights")
+    torch.load(tmp_path / "weights", weights_only=False)
+    assert (tmp_path / "trace").is_dir()
+
+
+def test_a_module_of_its_own_is_not_imported(own_folder, tmp_path):
+    description = Embedder(own_folder).describe()
+    (own_folder / "own_module.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'trace')!r})\n")
+    edit(own_folder / "modules.json", lambda content: content[-1].update(type="own_module.Pooling"))
+    with pytest.raises(RuntimeError, match=r"(?s)which cannot be loaded here .*own_module\.Pooling"):
+        Embedder.from_description(description)
+    assert not (tmp_path / "trace").exists()
+
+
 # --- long texts ---
 
 
@@ -468,3 +572,22 @@ def test_the_embedder_of_the_authors_has_the_tokenizer_of_another_model(plain_fo
         assert vector == pytest.approx(plain_mean(model, tokenizer, text, max_length=8), abs=1e-6)
     assert embedder.describe()["pooling"] == ["mean"]
     Embedder.from_description(embedder.describe()).check(embedder.describe())
+
+
+def test_the_revision_of_the_embedder_of_the_authors_is_that_of_weights_and_configuration(
+    plain_folder, tmp_path, monkeypatch
+):
+    """The tokenizer is in another repo, which has no such revision."""
+    AutoModel.from_pretrained(plain_folder).save_pretrained(tmp_path / "model")
+    names = (str(tmp_path / "model"), str(plain_folder), 8)
+    monkeypatch.setattr("tttnn.embedding.TTTLM", names)
+    asked = []
+    for kind in (AutoConfig, AutoModel, AutoProcessor):
+
+        def load(name, load=kind.from_pretrained, kind=kind, **options):
+            asked.append((kind, name, options.get("revision")))
+            return load(name, **options)
+
+        monkeypatch.setattr(kind, "from_pretrained", load)
+    assert Embedder("tttlm", "v1").revision == "v1"
+    assert {(AutoConfig, names[0], "v1"), (AutoModel, names[0], "v1"), (AutoProcessor, names[1], None)} <= {*asked}

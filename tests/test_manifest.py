@@ -11,7 +11,7 @@ import pytest
 from made_indexes import OPENED_FILES, change_manifest, description, flip, index_of_ten
 
 from tttnn.index import open_index
-from tttnn.manifest import MANIFEST, parse_manifest, read_manifest
+from tttnn.manifest import MANIFEST, parse_manifest, public_manifest, read_manifest
 from tttnn.writing import write_index
 
 
@@ -333,3 +333,24 @@ def test_an_error_shows_the_beginning_of_a_value_only(manifest):
     with pytest.raises(ValueError, match="is damaged") as error:
         parse_manifest(json.dumps(manifest | {"metric": "x" * 100_000}).encode(), "here")
     assert len(str(error.value)) < 500
+
+
+# --- what others may see ---
+
+
+def test_a_public_manifest_names_the_folder_of_a_local_embedder_without_the_folders_above_it(manifest):
+    local = manifest | {"embedder": description(8, name="/home/ann/models/minilm")}
+    before = copy.deepcopy(local)
+    assert public_manifest(local) == manifest | {"embedder": description(8, name="./minilm")}
+    assert local == before
+
+
+@pytest.mark.parametrize("name", ["sentence-transformers/all-MiniLM-L6-v2", "tttlm", "gpt2"])
+def test_a_public_manifest_of_a_public_embedder_is_the_manifest(manifest, name):
+    named = manifest | {"embedder": description(8, name=name)}
+    assert public_manifest(named) == named
+
+
+def test_a_public_manifest_is_made_public_once(manifest):
+    once = public_manifest(manifest | {"embedder": description(8, name="/home/ann/models/minilm")})
+    assert public_manifest(once) == once

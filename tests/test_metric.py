@@ -232,7 +232,7 @@ def test_the_front_matter_is_that_of_a_gradio_space() -> None:
 def test_the_example_of_the_card_prints_its_numbers_beside_a_copy_of_the_folder_and_without_tttnn(
     tmp_path: Path,
 ) -> None:
-    shutil.copytree(METRIC, tmp_path / "bits_per_byte", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CARD.parent, tmp_path / "bits_per_byte")
     card = CARD.read_text(encoding="utf-8")
     example, output = re.findall(r"```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```", card, flags=re.DOTALL)[0]
     script = f"{example}\nimport sys\nassert 'tttnn' not in sys.modules\n"

@@ -3,10 +3,12 @@
 import multiprocessing
 from types import SimpleNamespace
 
+import faiss
 import numpy as np
 import pytest
 
 from tttnn import NeighborRetriever
+from tttnn.index import DocumentIndex, Shard
 from tttnn.neighbor_cache import DEPTH, NeighborCache
 from tttnn.subset import IndexSubset
 
@@ -21,7 +23,8 @@ class Counted:
         self.index = retriever.index if index is None else index
         self.embedded, self.searched = [], []
         self._encode = retriever.embedder.encode_query
-        self.stand_in = SimpleNamespace(embedder=self.index.embedder, digest=self.index.digest, search=self.search)
+        names = ("embedder", "digest", "shards", "nprobe", "k_factor")
+        self.stand_in = SimpleNamespace(**{name: getattr(self.index, name) for name in names}, search=self.search)
 
     def encode(self, texts):
         self.embedded += texts
@@ -121,6 +124,60 @@ def test_a_part_of_the_index_is_searched_with_the_vectors_of_the_whole(retriever
     assert part.find(NeighborCache(folder), top_k=3) == (found, [], [])
 
 
+def stored(retriever, factory, rows=300):
+    """The vectors of the embedder and random ones, stored as a name of Faiss's factory says."""
+    own = retriever.embedder.encode_document(TEXTS)
+    noise = np.random.default_rng(0).normal(size=(rows, own.shape[1])).astype(np.float32)
+    vectors = own[np.arange(rows) % len(own)] + noise * np.abs(own).mean()
+    index = faiss.index_factory(own.shape[1], factory)
+    index.train(vectors)
+    index.add(vectors)
+    return DocumentIndex([Shard(index, [])], retriever.index.embedder, "digest", {"nprobe": 2, "k_factor": 2})
+
+
+def test_what_depends_on_the_rows_that_are_asked_for_is_searched_as_without_a_cache(retriever, folder, uncached):
+    """A deeper search ranks more candidates again."""
+    index = stored(retriever, "PQ4x4,RFlat")
+    assert not same(uncached(index=index), [found[:4] for found in uncached(top_k=DEPTH, index=index)])
+    counted = Counted(retriever, index)
+    for top_k in (6, 4):  # the larger first
+        found, _, searched = counted.find(NeighborCache(folder), top_k=top_k)
+        assert same(found, uncached(top_k=top_k, index=index))
+        assert searched == [(4, top_k)]
+
+
+def test_what_depends_on_the_rows_that_are_asked_for_is_kept_for_each_number_and_embedded_once(retriever, folder):
+    counted = Counted(retriever, stored(retriever, "PQ4x4,RFlat"))
+    first = [counted.find(NeighborCache(folder), top_k=top_k)[0] for top_k in (4, 6)]
+    assert counted.embedded == []
+    for top_k, found in zip((4, 6), first, strict=True):
+        assert counted.find(NeighborCache(folder), top_k=top_k) == (found, [], [])
+
+
+@pytest.mark.parametrize(
+    ("factory", "search"), [("IVF8,Flat", {"nprobe": 8}), ("PQ4x4,RFlat", {"k_factor": 20})], ids=["lists", "ranked"]
+)
+def test_a_search_that_looks_farther_is_not_served_what_a_narrower_one_found(
+    retriever, folder, uncached, factory, search
+):
+    index = stored(retriever, factory)
+    narrow = Counted(retriever, index).find(NeighborCache(folder))[0]
+    index.set_search(search)
+    found, embedded, searched = Counted(retriever, index).find(NeighborCache(folder))
+    assert same(found, uncached(index=index))
+    assert not same(found, narrow)
+    assert (embedded, len(searched)) == ([], 1)
+
+
+def test_more_neighbors_from_inverted_lists_are_there_already(retriever, folder, uncached):
+    index = stored(retriever, "IVF8,Flat")
+    counted = Counted(retriever, index)
+    for top_k, searches in ((2, [(4, DEPTH)]), (6, [])):
+        found, _, searched = counted.find(NeighborCache(folder), top_k=top_k)
+        assert same(found, uncached(top_k=top_k, index=index))
+        assert searched == searches
+
+
 @pytest.mark.parametrize("name", ["embedder", "digest"])
 def test_another_embedder_or_index_has_entries_of_its_own(counted, folder, name):
     counted.find(NeighborCache(folder))
@@ -164,11 +221,14 @@ def test_fewer_rows_written_later_do_not_hide_more(counted, folder):
     assert counted.find(NeighborCache(folder), top_k=6) == (found, [], [])
 
 
+def stand_in(**parts):
+    shards = [SimpleNamespace(vectors=faiss.IndexFlatL2(1))]
+    return SimpleNamespace(embedder={}, digest="d" * 64, shards=shards, nprobe=None, k_factor=1, **parts)
+
+
 def write_many(folder, start, barrier):
     """Ask for a hundred texts one by one, beside another process; vectors are long, so that lines are."""
-    index = SimpleNamespace(
-        embedder={}, digest="d" * 64, search=lambda vectors, top_k: [[(0.5, 3)] * top_k] * len(vectors)
-    )
+    index = stand_in(search=lambda vectors, top_k: [[(0.5, 3)] * top_k] * len(vectors))
     cache = NeighborCache(folder)
     barrier.wait()
     for number in range(start, start + 100):
@@ -184,7 +244,7 @@ def test_two_processes_write_at_once(folder):
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    index = SimpleNamespace(embedder={}, digest="d" * 64)  # that neither embeds nor searches
+    index = stand_in()  # that neither embeds nor searches
     texts = [str(number) for number in range(150)]
     cache = NeighborCache(folder)
     assert cache.search(index, None, texts, 40) == [[(0.5, 3)] * 40] * 150

@@ -449,6 +449,18 @@ def test_an_embedder_that_is_not_on_the_hub_is_an_error_that_names_it(saved):
         NeighborRetriever.from_pretrained(saved).retrieve(["x"], top_k=1)
 
 
+def test_an_index_from_anybody_does_not_choose_a_folder_here(saved, embedder, monkeypatch):
+    path = saved / MANIFEST
+    embedder.save(str(saved.parent / "model"))
+    manifest = json.loads(path.read_text())
+    manifest["embedder"]["name"] = "../model"
+    path.write_text(json.dumps(manifest))
+    monkeypatch.chdir(saved)
+    with pytest.raises(ValueError, match=r"'\.\./model', a relative path, .* is not followed.*embedder="):
+        NeighborRetriever.from_pretrained(saved).retrieve(["x"], top_k=1)
+    assert len(NeighborRetriever.from_pretrained(saved, embedder="../model").retrieve(["x"], top_k=1)) == 1
+
+
 @pytest.mark.parametrize("name", ["nothing", "./nothing", "deep/er/nothing", "~/nothing"])
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

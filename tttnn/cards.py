@@ -1,10 +1,11 @@
 """The card of an index on the Hub, made from its manifest."""
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from tttnn.manifest import SHARD_FILES, VECTORS
+from tttnn.manifest import SHARD_FILES, VECTORS, public_manifest
 
 
 CARD = "README.md"
@@ -38,6 +39,9 @@ def index_card(manifest: dict[str, Any], repo_id: str, license: str = "unknown")
     Returns:
         `str`: Markdown with its YAML front matter.
     """
+    manifest = public_manifest(manifest)
+    folder = _folder(manifest["embedder"])
+    embedder = f', embedder="path/to/{folder}"' if folder else ""
     rows = f"{manifest['num_documents']:,} documents"
     if manifest["passage_tokens"] is not None:
         rows = f"{manifest['num_rows']:,} passages of {rows}, of at most {manifest['passage_tokens']} tokens each"
@@ -56,7 +60,7 @@ A nearest-neighbor index for `tttnn`, test-time training on nearest neighbors, o
 ```python
 from tttnn import NeighborRetriever
 
-retriever = NeighborRetriever.from_pretrained("{repo_id}")
+retriever = NeighborRetriever.from_pretrained("{repo_id}"{embedder})
 for neighbor in retriever.retrieve(["a text"], top_k=3)[0]:
     print(neighbor.distance, neighbor.metadata["id"])
 ```
@@ -105,8 +109,10 @@ def _table(manifest: dict[str, Any]) -> str:
             f"an exact search of {recall['num_rows']:,} rows; wanted: {recall['target']:.2f}"
         )
         found += "" if recall["recall"] >= recall["target"] else ", **which is not reached**"
+    folder, revision = _folder(embedder), embedder["revision"]
+    named = f"`{folder}`, a folder that is not on the Hub" if folder else f"`{embedder['name']}`"
     rows = {
-        "embedder": f"`{embedder['name']}`" + (f" at `{embedder['revision']}`" if embedder["revision"] else ""),
+        "embedder": named + (f" at `{revision}`" if revision else ""),
         "tokens read of a text": embedder["max_seq_length"] or "all",
         "dimension": embedder["dimension"],
         "prompts": f"query {embedder['query_prompt']!r}, document {embedder['document_prompt']!r}",
@@ -121,6 +127,11 @@ def _table(manifest: dict[str, Any]) -> str:
     }
     cells = {name: str(value).replace("|", r"\|") for name, value in rows.items()}
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells.items())])
+
+
+def _folder(embedder: dict[str, Any]) -> str | None:
+    """Give the name of the folder that the embedder was loaded from, unless it came from the Hub."""
+    return PurePosixPath(embedder["name"]).name if embedder["name"].startswith("./") else None
 
 
 def _bytes(shard: dict[str, Any], number: int, name: str) -> int:

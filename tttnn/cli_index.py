@@ -22,8 +22,12 @@ def build_index(argv: Sequence[str]) -> None:
             Arguments after the command.
     """
     arguments = _build_parser().parse_args(argv)
-    if arguments.private and not arguments.push_to_hub:
-        raise ValueError("`--private` was passed without `--push-to-hub`. Name the repo to push to, or leave it out.")
+    for option, given in (("--private", arguments.private), ("--license", arguments.license)):
+        if given and not arguments.push_to_hub:
+            raise ValueError(
+                f"`{option}` was passed without `--push-to-hub`. Name the repo to push to, or leave it out."
+            )
+    _check_apart(arguments.source, arguments.output)
 
     from tttnn.building import IndexSettings, build_index
     from tttnn.embedding import Embedder
@@ -44,7 +48,8 @@ def build_index(argv: Sequence[str]) -> None:
     built = build_index(documents, embedder, arguments.output, settings, arguments.batch_size, names, True)
     print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(arguments.output)}")
     if arguments.push_to_hub:
-        print(push_index(arguments.output, arguments.push_to_hub, arguments.private or None).commit_url)
+        private, license = arguments.private or None, arguments.license
+        print(push_index(arguments.output, arguments.push_to_hub, private, license=license).commit_url)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -54,7 +59,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "on from the last finished shard when it is started again; an index of the same corpus is left as it is.",
     )
     _corpus_options(parser)
-    parser.add_argument("--output", required=True, help="folder to write; new, empty, or an index of this corpus")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder to write, outside of the sources; new, empty, or an index of this corpus",
+    )
     parser.add_argument(
         "--embedder",
         default=DEFAULT_EMBEDDER,
@@ -85,11 +94,10 @@ def _build_parser() -> argparse.ArgumentParser:
         default=0.95,
         help="share of the 20 nearest that a search should find, for all but flat (default: %(default)s)",
     )
-    parser.add_argument(
-        "--shard-size", type=int, default=100_000, help="rows in a shard; memory holds one (default: %(default)s)"
-    )
+    parser.add_argument("--shard-size", type=int, help="rows in a shard (default: as many as make an index of 1 GB)")
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="then upload the index to that dataset repo")
     parser.add_argument("--private", action="store_true", help="make a new repo private")
+    parser.add_argument("--license", help="of the corpus (default: that of the card before, or unknown)")
     return parser
 
 
@@ -115,6 +123,7 @@ def add(argv: Sequence[str]) -> None:
     from tttnn.embedding import Embedder
     from tttnn.manifest import read_manifest
 
+    _check_apart(arguments.source, arguments.index)
     built = read_manifest(arguments.index)["embedder"]
     documents = _documents(arguments)
     embedder = Embedder.from_description(built, arguments.embedder, arguments.device)
@@ -181,7 +190,7 @@ def pull(argv: Sequence[str]) -> None:
     from tttnn.index import open_index
 
     pull_index(arguments.repo_id, arguments.output, arguments.revision, shards=arguments.shards)
-    index = open_index(arguments.output, verify=True, shards=arguments.shards)
+    index = open_index(arguments.output, shards=arguments.shards)
     print(f"Downloaded {len(index)} rows in {len(index.shards)} shards: {arguments.output}")
 
 
@@ -235,6 +244,16 @@ def _corpus_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="where the embedder runs, cuda or cpu say; several names for several processes (default: the fastest)",
     )
+
+
+def _check_apart(sources: Sequence[str], index: str) -> None:
+    """Make sure that an index does not become a part of its own corpus."""
+    for source in (Path(source).expanduser() for source in sources):
+        if source.is_dir() and Path(index).resolve().is_relative_to(source.resolve()):
+            raise ValueError(
+                f"The index '{index}' would lie in the folder '{source}', whose files are indexed. Choose a place "
+                "outside of it."
+            )
 
 
 def _documents(arguments: argparse.Namespace) -> "Iterator[Document]":

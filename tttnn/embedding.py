@@ -4,11 +4,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from threading import Lock
 from typing import Any, cast
 from weakref import finalize
 
 import numpy as np
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -23,6 +25,9 @@ PROBE_TOLERANCE = 0.02  # relative; half precision on another device stays below
 CHARACTERS_PER_TOKEN = 16
 # The embedder of the method's authors: model, tokenizer, tokens that are read.
 TTTLM = ("socialfoundations/roberta-large-pile-lr2e-5-bs16-8gpu-1700000", "FacebookAI/roberta-base", 512)
+# A model's own files may ask sentence-transformers for what runs code of theirs: a pickle that is read without limits,
+# kernels from the Hub. What is passed has the last word.
+NO_CODE = {"weights_only": True, "allow_all_kernels": False}
 
 
 class Embedder:
@@ -32,12 +37,16 @@ class Embedder:
     A plain transformer without sentence-transformers files gets the attention-masked mean of its last hidden state,
     special tokens included, as the method's authors used. Several threads may use one embedder; they take turns.
 
+    No code of a model is run: its classes are those of sentence-transformers and transformers, and weights that it has
+    as a pickle only are read by torch's restricted reader.
+
     Args:
         model (`str`, `Path` or `SentenceTransformer`):
             Hub id or folder of the model, or the loaded model itself. `"tttlm"` is the RoBERTa-large of the method's
             authors, with RoBERTa's tokenizer and 512 tokens.
         revision (`str`, *optional*):
-            Branch, tag or commit, where `model` is a Hub id.
+            Branch, tag or commit, where `model` is a Hub id. That of `"tttlm"` is of its weights and configuration,
+            for the tokenizer is in another repo.
         max_seq_length (`int`, *optional*):
             Tokens of a text that are read. By default the model's own.
         device (`str` or `list[str]`, *optional*):
@@ -75,12 +84,16 @@ class Embedder:
         elif model == "tttlm":
             self.model = _tttlm(revision, first)
         else:
-            self.model = SentenceTransformer(str(model), revision=revision, device=first)
+            self.model = SentenceTransformer(
+                str(model), revision=revision, device=first, trust_remote_code=False, model_kwargs=NO_CODE
+            )
         if max_seq_length is not None:
             self.model.max_seq_length = max_seq_length
         backbone = self.model.transformers_model  # static embeddings have none
         loaded = backbone.config._name_or_path if backbone else "unnamed"
-        self.name: str = loaded if isinstance(model, SentenceTransformer) else str(model)
+        name: str = loaded if isinstance(model, SentenceTransformer) else str(model)
+        # a folder is found again from wherever the index is opened
+        self.name = str(Path(name).resolve()) if name != "tttlm" and Path(name).is_dir() else name
         # set by transformers where the model came from the Hub
         self.revision = revision or getattr(backbone.config if backbone else None, "_commit_hash", None)
         prompts = {name: text for name, text in self.model.prompts.items() if text}
@@ -229,23 +242,32 @@ class Embedder:
             description (`dict[str, Any]`):
                 What `describe` gave when the index was built.
             model (`str`, `Path` or `SentenceTransformer`, *optional*):
-                The same model under another name or path, or loaded. By default the name in the description.
+                The same model under another name or path, or loaded. By default the name in the description, if it is
+                `tttlm`, a Hub id or an absolute path.
             device (`str` or `list[str]`, *optional*):
                 Where it runs.
 
         Returns:
             `Embedder`: with the same settings, not checked yet.
+
+        Raises:
+            `ValueError`: If the description names a relative path.
+            `RuntimeError`: If what it names cannot be loaded.
         """
         # a loaded model is checked as it is; one that is loaded here reads as many tokens as the index's own
-        loaded = isinstance(model, SentenceTransformer)
-        return cls(
-            description["name"] if model is None else model,
-            description["revision"] if model is None else None,
-            None if loaded else description["max_seq_length"],
-            device,
-            description["query_prompt"],
-            description["document_prompt"],
-        )
+        limit = None if isinstance(model, SentenceTransformer) else description["max_seq_length"]
+        settings = (limit, device, description["query_prompt"], description["document_prompt"])
+        if model is not None:
+            return cls(model, None, *settings)
+        name = description["name"]
+        built = f"The index was built with the embedder '{name}'"
+        way_out = "Pass it: `NeighborRetriever.from_pretrained(..., embedder=...)`, or `--embedder`."
+        if not _names_one_model(name):
+            raise ValueError(f"{built}, a relative path, which leads elsewhere here and is not followed. {way_out}")
+        try:
+            return cls(name, description["revision"], *settings)
+        except (OSError, ValueError, UnpicklingError) as error:
+            raise RuntimeError(f"{built}, which cannot be loaded here ({error}). {way_out}") from error
 
     def check(self, description: dict[str, Any]) -> None:
         """
@@ -298,9 +320,24 @@ def _relative_distance(probe: Any, expected: list[float]) -> float:  # noqa: ANN
     return float(np.linalg.norm(np.subtract(probe, expected)) / np.linalg.norm(expected))
 
 
+def _names_one_model(name: str) -> bool:
+    """Whether a name means the same from every folder; an index may come from anybody."""
+    if name == "tttlm" or Path(name).is_absolute():
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()  # which would be loaded in the place of the repo
+
+
 def _tttlm(revision: str | None, device: str | None) -> SentenceTransformer:
     name, tokenizer, max_seq_length = TTTLM
     transformer = Transformer(
-        name, max_seq_length=max_seq_length, tokenizer_name_or_path=tokenizer, model_kwargs={"revision": revision}
+        name,
+        max_seq_length=max_seq_length,
+        tokenizer_name_or_path=tokenizer,
+        model_kwargs={**NO_CODE, "revision": revision},
+        config_kwargs={"revision": revision},
     )
     return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device=device)

@@ -154,6 +154,22 @@ def _check_shard(shard: dict[str, Any], number: int) -> None:
         _need(_digest(file["sha256"]), f"sha256 of {name}", file["sha256"])
 
 
+def public_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """
+    Leave out of a manifest what is this machine's own: the path of an embedder that is a local folder.
+
+    Args:
+        manifest (`dict[str, Any]`):
+            Of an index.
+
+    Returns:
+        `dict[str, Any]`: with `./minilm`, say, in the place of the path, which is neither on the Hub nor loaded.
+    """
+    embedder, path = manifest["embedder"], Path(manifest["embedder"]["name"])
+    name = f"./{path.name}" if path.is_absolute() else embedder["name"]
+    return {**manifest, "embedder": {**embedder, "name": name}}
+
+
 def check_file(path: Path, expected: dict[str, Any], verify: bool = False) -> None:
     """
     Make sure that a file is the one that the manifest describes.

@@ -14,6 +14,7 @@ import numpy as np
 from huggingface_hub import constants
 
 from tttnn.index import DocumentIndex
+from tttnn.quantization import import_faiss
 
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,11 @@ class NeighborCache:
     """
     Vectors of queries and the rows that they found, in files that only grow.
 
-    Vectors are kept by what describes the embedder, rows by the digest of the index as well; both by the sha256 of the
-    query. At least 100 rows are kept of each, and what was found for one `top_k` serves every smaller one. Several
-    processes may write at once, and a line that a kill has cut is passed over. Where nothing can be written, nothing
-    is kept.
+    Vectors are kept by what describes the embedder, rows by the digest of the index and how it is searched; both by
+    the sha256 of the query. A cache gives the rows that are found without one. Of an exact or inverted-file index at
+    least 100 are kept, and what was found for one `top_k` serves every smaller one. Other indexes find other rows when
+    more are asked for, and are searched for each `top_k`. Several processes may write at once, and a line that a kill
+    has cut is passed over. Where nothing can be written, nothing is kept.
 
     Args:
         folder (`str` or `Path`, *optional*):
@@ -62,14 +64,14 @@ class NeighborCache:
             `list`: what `DocumentIndex.search` gives.
         """
         with self._turn:
-            path = self.folder / f"rows-{index.digest[:32]}.jsonl"
+            # deeper than asked for where that changes nothing, so that more neighbors are there for the next run
+            depth, only = (max(top_k, DEPTH), None) if _is_prefixed(index) else (top_k, top_k)
+            path = self.folder / f"rows-{_name([index.digest, index.nprobe, index.k_factor, only])}.jsonl"
             rows, keys = self._read(path), [_key(text) for text in texts]
             texts_of = dict(zip(keys, texts, strict=True))
             new = [key for key in texts_of if key not in rows or rows[key]["top_k"] < top_k]
             if new:
                 vectors = self.embed(index, embed, [texts_of[key] for key in new])
-                # deeper than asked for, so that more neighbors, too, are there for the next run
-                depth = max(top_k, DEPTH)
                 for key, pairs in zip(new, index.search(vectors, depth), strict=True):
                     self._append(path, {"key": key, "top_k": depth, "found": pairs})
             return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
@@ -91,8 +93,7 @@ class NeighborCache:
         """
         with self._turn:
             # a vector is the same for every index of one embedder, a part of an index included
-            embedder = hashlib.sha256(json.dumps(index.embedder, sort_keys=True).encode()).hexdigest()
-            path = self.folder / f"vectors-{embedder[:32]}.jsonl"
+            path = self.folder / f"vectors-{_name(index.embedder)}.jsonl"
             vectors, keys = self._read(path), [_key(text) for text in texts]
             texts_of = dict(zip(keys, texts, strict=True))
             new = [key for key in texts_of if key not in vectors]
@@ -132,6 +133,17 @@ class NeighborCache:
                 os.close(descriptor)
         except OSError as error:
             logger.info("What a query found cannot be kept in '%s' for the next time: %s", path, error)
+
+
+def _is_prefixed(index: DocumentIndex) -> bool:
+    """Whether fewer rows are always the first of more: not where some are ranked again, or a graph is walked."""
+    faiss = import_faiss()
+    # shards are stored alike
+    return isinstance(index.shards[0].vectors, faiss.IndexFlat | faiss.IndexIVFFlat)
+
+
+def _name(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _key(text: str) -> str:

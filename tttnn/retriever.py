@@ -30,7 +30,7 @@ class NeighborRetriever:
         index (`DocumentIndex`):
             Vectors and documents.
         embedder (`Embedder`, *optional*):
-            Embeds the queries. By default the one that built the index, loaded at the first query.
+            Embeds the queries. By default the one that the index names, loaded at the first query.
         cache (`NeighborCache`, *optional*):
             Keeps on disk what queries found. By default nothing is kept.
 
@@ -56,15 +56,8 @@ class NeighborRetriever:
     def embedder(self) -> Embedder:
         """The embedder of the queries, loaded when it is first needed."""
         if self._embedder is None:
-            built = self.index.embedder
-            try:
-                embedder = Embedder.from_description(built)
-            except (OSError, ValueError) as error:
-                raise RuntimeError(
-                    f"The index was built with the embedder '{built['name']}', which cannot be loaded here ({error}). "
-                    "Pass it: `NeighborRetriever.from_pretrained(..., embedder=...)`."
-                ) from error
-            embedder.check(built)
+            embedder = Embedder.from_description(self.index.embedder)
+            embedder.check(self.index.embedder)
             self._embedder = embedder
         return self._embedder
 
@@ -103,7 +96,8 @@ class NeighborRetriever:
             texts (`str`, *optional*, defaults to `"local"`):
                 `"local"`, or `"remote"` to leave the texts on the Hub and ask for those of the neighbors only.
             embedder (`str`, `SentenceTransformer` or `Embedder`, *optional*):
-                The embedder that built the index, where it now has another name or path.
+                The embedder that built the index, where it now has another name or path. By default the one that the
+                index names is loaded at the first query: `tttlm`, a Hub id or an absolute path.
             verify (`bool`, *optional*, defaults to `False`):
                 Whether to hash every file again. The first open on a machine does so in any case.
             cache (`NeighborCache`, *optional*):
@@ -114,6 +108,7 @@ class NeighborRetriever:
 
         Raises:
             `FileNotFoundError`: If there is no index.
+            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
             `ValueError`: If a file is damaged, there is no such shard, or the embedder is not the one that built the
                 index.
         """
@@ -286,7 +281,8 @@ class NeighborRetriever:
                 Candidates that will be fetched per text.
 
         Raises:
-            `ValueError`: If `top_k` exceeds the number of indexed documents.
+            `ValueError`: If `top_k` exceeds the number of indexed documents, the index names its embedder by a
+                relative path, or its name now gives another embedder.
             `RuntimeError`: If the embedder cannot be loaded.
         """
         if not 1 <= top_k <= len(self):
