@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import weakref
 
 import faiss
 import numpy as np
@@ -13,8 +14,10 @@ from build_program import WordEmbedder, files_of, make_documents
 import tttnn.conversion
 from tttnn import Document
 from tttnn.building import IndexSettings, build_index
-from tttnn.index import DocumentIndex, Shard, open_index
+from tttnn.index import DocumentIndex, open_index
 from tttnn.manifest import MANIFEST, VECTORS, read_manifest
+from tttnn.quantization import read_vectors
+from tttnn.shards import Shard
 
 
 DOCUMENTS = make_documents(600)
@@ -100,8 +103,7 @@ def test_a_mapped_index_finds_just_what_its_files_find_in_memory(preset, build, 
 def test_the_manifest_says_how_thoroughly_to_search(preset, build):
     index, search = open_index(build(preset)), read_manifest(build(preset))["storage"]["search"]
     assert search.keys() == ({"nprobe"} if index.shards[0].exact is None else {"nprobe", "k_factor"})
-    assert [faiss.try_extract_index_ivf(shard.lists).nprobe for shard in index.shards] == [search["nprobe"]] * 3
-    assert index.k_factor == search.get("k_factor", 1)
+    assert (index.nprobe, index.k_factor) == (search["nprobe"], search.get("k_factor", 1))
 
 
 # --- against NumPy ---
@@ -192,6 +194,54 @@ def test_queries_are_first_halves_of_texts(tmp_path):
 
 
 # --- shards against one index ---
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale", "PQ4x4", "IVF4,PQ4x4fs"])
+def test_any_number_of_shards_finds_the_same_to_the_bit(preset, build, queries, tmp_path):
+    build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings(preset, 600))
+    whole, parts = open_index(tmp_path / "index"), open_index(build(preset))
+    assert (len(whole.shards), len(parts.shards)) == (1, 3)
+    for top_k in (1, 20):
+        assert whole.search(queries, top_k) == parts.search(queries, top_k)
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale", "IVF4,PQ4x4fs", "PCA8,IVF4,SQ8,RFlat"])
+def test_a_query_alone_finds_what_it_finds_among_others(preset, build, queries):
+    index = open_index(build(preset))
+    assert index.search(queries, 20) == [index.search(query[None], 20)[0] for query in queries]
+
+
+@pytest.mark.parametrize("preset", ["scale", "PCA8,IVF4,SQ8,RFlat"])
+def test_several_numbers_of_candidates_are_searched_as_each_by_itself(preset, build, queries):
+    index = open_index(build(preset))
+    together = index.search_each(queries, 20, [1, 2, 5])
+    for k_factor, found in zip([1, 2, 5], together, strict=True):
+        index.set_search({"nprobe": index.nprobe, "k_factor": k_factor})
+        assert index.search(queries, 20) == found
+    assert together[0] != together[1] != together[2]
+
+
+def test_two_indexes_of_the_same_shards_search_each_as_thoroughly_as_it_is_told(build, queries):
+    shards = open_index(build("ivf")).shards
+    few, many = DocumentIndex(shards, {}, "", {"nprobe": 1}), DocumentIndex(shards, {}, "", {"nprobe": 600})
+    found = few.search(queries, 300)
+    assert many.search(queries, 300) != found
+    assert few.search(queries, 300) == found
+
+
+def test_of_compressed_shards_two_are_open_at_most_while_the_recall_is_measured(tmp_path, monkeypatch):
+    opened, most = [], []
+
+    def noting(path, preset):
+        index = read_vectors(path, preset)
+        opened.append(weakref.ref(index))
+        most.append(sum(reference() is not None for reference in opened))
+        return index
+
+    monkeypatch.setattr(tttnn.conversion, "read_vectors", noting)
+    build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings("scale", 100))
+    assert len(opened) > 6
+    assert max(most) == 2, "one, and that which comes after it"
 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale", "IVF4,SQ8", "IVF4,RaBitQfs", "PCA8,IVF4,Flat"])

@@ -2,18 +2,18 @@
 
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 from conftest import TEXTS
-from made_indexes import description, index_of_ten, make_index, whole_numbers
+from made_indexes import index_of_ten, make_index, whole_numbers
 
 import tttnn
 from tttnn import Document, Embedder
 from tttnn.building import IndexSettings, build_index, index_in_memory
-from tttnn.index import DocumentIndex, Shard, open_index
+from tttnn.index import DocumentIndex, open_index
+from tttnn.shards import Shard
 from tttnn.unfinished import embedded_windows
 from tttnn.writing import write_index
 
@@ -257,40 +257,6 @@ def test_the_digest_of_an_index_in_memory_follows_its_documents_and_its_embedder
 
 
 # --- opening ---
-
-
-def anonymous_bytes():
-    """Memory of this process that no file backs."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
-
-
-def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_path):
-    # more than 32 MiB each: malloc gives such a block memory of its own, and not what was freed before
-    rows, dimension = 2500, 4096
-    flat = faiss.IndexFlatL2(dimension)
-    flat.add(np.random.default_rng(0).normal(size=(rows, dimension)).astype(np.float32))
-    documents = [Document(str(row), chr(97 + row % 26) * 16_000) for row in range(rows)]
-    large = DocumentIndex([Shard(flat, documents)], description(dimension), "digest")
-    folder = write_index(large, tmp_path / "large")
-    query = flat.reconstruct(7)[None]
-    vectors, texts = folder / "index" / "shard-00000.faiss", folder / "texts" / "shard-00000.jsonl"
-    assert vectors.stat().st_size > 40_000_000
-    assert texts.stat().st_size > 40_000_000
-    before = anonymous_bytes()
-    opened = open_index(folder)
-    assert opened.search(query, 1) == [[(0.0, 7)]]  # which reads every page of the vectors
-    assert opened.documents([7])[0].text == "h" * 16_000
-    assert anonymous_bytes() - before < 4_000_000
-    assert type(opened.shards[0].vectors) is faiss.IndexFlatL2
-    mapped = Path("/proc/self/maps").read_text()
-    assert str(vectors) in mapped
-    assert str(texts) in mapped
-    # the same measure sees a copy
-    before = anonymous_bytes()
-    copied = faiss.read_index(str(vectors))
-    assert copied.ntotal == rows
-    assert anonymous_bytes() - before > 36_000_000
 
 
 def test_a_part_of_the_shards_opens_without_the_files_of_the_others(folder):

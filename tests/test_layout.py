@@ -23,6 +23,7 @@ ORDER = [
     "passages",
     "manifest",
     "quantization",
+    "shards",
     "index",
     "writing",
     "conversion",

@@ -178,35 +178,35 @@ def lists_of(number):
 
 
 def tuned(index, recalls, target):
-    """The choice, and the settings that were measured; `recalls` gives the recall of each setting in turn."""
+    """The choice, and the settings that were measured; `recalls` gives the recalls of each, by `k_factor`."""
     measured = []
 
-    def measure(search):
-        measured.append(search)
+    def measure(search, k_factors):
+        measured.append((search, *k_factors))
         return recalls[len(measured) - 1]
 
     return tune(index, measure, target), measured
 
 
 def test_the_first_settings_that_reach_the_target_are_taken():
-    (search, recall), measured = tuned(lists_of(16), [0.5, 0.7, 0.9, 0.99], 0.9)
+    (search, recall), measured = tuned(lists_of(16), [[0.5], [0.7], [0.9], [0.99]], 0.9)
     assert (search, recall) == ({"nprobe": 4}, 0.9)
-    assert measured == [{"nprobe": 1}, {"nprobe": 2}, {"nprobe": 4}]
+    assert measured == [({"nprobe": 1}, 1), ({"nprobe": 2}, 1), ({"nprobe": 4}, 1)]
 
 
 def test_where_none_reaches_the_target_the_best_is_taken():
-    (search, recall), measured = tuned(lists_of(5), [0.5, 0.8, 0.7, 0.8], 0.9)
+    (search, recall), measured = tuned(lists_of(5), [[0.5], [0.8], [0.7], [0.8]], 0.9)
     assert (search, recall) == ({"nprobe": 2}, 0.8)
-    assert [settings["nprobe"] for settings in measured] == [1, 2, 4, 5], "the last are all lists there are"
+    assert [settings["nprobe"] for settings, _ in measured] == [1, 2, 4, 5], "the last are all lists there are"
 
 
-def test_more_candidates_are_ranked_again_where_all_lists_do_not_reach_the_target():
+def test_more_candidates_are_ranked_again_before_more_lists_are_looked_into():
     index = trained_index("IVF2,RaBitQfs,Refine(SQfp16)", VECTORS)
-    (search, _), measured = tuned(index, [0.5, 0.6, 0.6, 0.7, 0.95], 0.9)
-    assert search == {"nprobe": 2, "k_factor": 8}
-    assert measured[0] == {"nprobe": 1, "k_factor": 4}
+    (search, recall), measured = tuned(index, [[0.5, 0.6, 0.6], [0.7, 0.95, 0.97]], 0.9)
+    assert (search, recall) == ({"nprobe": 2, "k_factor": 8}, 0.95)
+    assert measured == [({"nprobe": 1}, 4, 8, 16), ({"nprobe": 2}, 4, 8, 16)], "each number of lists once"
 
 
 def test_an_index_without_settings_is_measured_once():
-    (search, recall), measured = tuned(trained_index("PQ4x4", VECTORS), [0.5], 0.9)
-    assert (search, recall, measured) == ({}, 0.5, [{}])
+    (search, recall), measured = tuned(trained_index("PQ4x4", VECTORS), [[0.5]], 0.9)
+    assert (search, recall, measured) == ({}, 0.5, [({}, 1)])

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tttnn import Document
-from tttnn.index import DocumentIndex, Shard
+from tttnn.index import DocumentIndex
+from tttnn.shards import Shard
 from tttnn.subset import IndexSubset, random_distances
 
 

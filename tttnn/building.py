@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from tttnn.conversion import CONVERTED, DONE, TRAINED, convert_shards
 from tttnn.corpus import Document
 from tttnn.embedding import Embedder, same_embedder
-from tttnn.index import DocumentIndex, Shard, open_index
+from tttnn.index import DocumentIndex, open_index
 from tttnn.manifest import MANIFEST, VECTORS, read_manifest
 from tttnn.passages import split_into_passages
 from tttnn.quantization import check_factory, default_shard_size, import_faiss
+from tttnn.shards import Shard
 from tttnn.texts import document_to_line
 from tttnn.unfinished import UnfinishedBuild, embedded_windows, holds, no_document
 from tttnn.writing import FLAT_STORAGE, check_vacant, locked, make_manifest, move_index, unfinished_folder, write_json
@@ -226,9 +227,7 @@ def _convert_added(
     folder: Path, unfinished: Path, shards: list[dict[str, Any]], embedder: Embedder, preset: str, first_shard: int
 ) -> None:
     open_index(folder, shards=[0])  # which verifies the file
-    # into memory, for a mapped index cannot be emptied
-    trained = import_faiss().read_index(str(folder / VECTORS.format(0)))
-    convert_shards(unfinished, shards, embedder, preset, trained=trained, first_shard=first_shard)
+    convert_shards(unfinished, shards, embedder, preset, like=folder / VECTORS.format(0), first_shard=first_shard)
 
 
 def _choose_storage(unfinished: Path, settings: IndexSettings) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tttnn.embedding import Embedder
-from tttnn.index import DocumentIndex, Shard
+from tttnn.index import DocumentIndex
 from tttnn.manifest import TEXTS, VECTORS
 from tttnn.quantization import (
     RECALL_TOP_K,
@@ -21,6 +21,7 @@ from tttnn.quantization import (
     trained_index,
     tune,
 )
+from tttnn.shards import Shard
 from tttnn.texts import TextStore
 from tttnn.writing import ROWS_PER_COPY, describe_file, write_json
 
@@ -37,7 +38,7 @@ def convert_shards(
     embedder: Embedder,
     preset: str,
     recall_target: float = 0.95,
-    trained: Any = None,  # noqa: ANN401
+    like: Path | None = None,
     first_shard: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """
@@ -58,13 +59,13 @@ def convert_shards(
             See `build_index`.
         recall_target (`float`, *optional*, defaults to `0.95`):
             See `build_index`.
-        trained (`faiss.Index`, *optional*):
-            Of an index to which the shards are added, and whose settings they share. By default a new one is trained.
+        like (`Path`, *optional*):
+            A shard of the index to which these are added, whose centroids they share. By default an index is trained.
         first_shard (`int`, *optional*, defaults to `0`):
             Number of the first of `shards`.
 
     Returns:
-        `tuple[dict, dict]`: `storage` and `recall` for the manifest; no recall where `trained` is given.
+        `tuple[dict, dict]`: `storage` and `recall` for the manifest; no recall where `like` is given.
 
     Raises:
         `ValueError`: If Faiss cannot make such an index.
@@ -76,13 +77,13 @@ def convert_shards(
         exact = [faiss.read_index(str(folder / name), faiss.IO_FLAG_MMAP_IFC) for name in names]
         factory = factory_for(preset, sum(index.ntotal for index in exact), exact[0].d)
         result: dict[str, Any] = {"storage": {"preset": preset, "factory": factory, "search": {}}, "recall": None}
-        template = _trained(folder / TRAINED, factory, exact) if trained is None else trained
+        template = _trained(folder / TRAINED, factory, exact) if like is None else _emptied(like)
         for name, index in zip(names, exact, strict=True):
             _convert(index, template, converted / name)
-        if trained is None:
-            opened = [read_vectors(converted / name, preset) for name in names]
+        if like is None:
+            indexes = _as_indexes(exact, [converted / name for name in names], preset)
             queries = _queries(folder, shards, embedder)
-            result["storage"]["search"], result["recall"] = _measure(exact, opened, queries, recall_target)
+            result["storage"]["search"], result["recall"] = _measure(*indexes, template, queries, recall_target)
         write_json(done, result)
     for name, entry in zip(names, shards, strict=True):
         if (converted / name).is_file():
@@ -96,16 +97,25 @@ def _trained(path: Path, factory: str, exact: Sequence[Any]) -> Any:  # noqa: AN
     """Train an index on a seeded sample of all rows, or read the one that was trained before a kill."""
     faiss = import_faiss()
     if not path.is_file():
-        rows = np.cumsum([0] + [index.ntotal for index in exact])
-        size = num_training_rows(int(rows[-1]), exact[0].d)
-        chosen = np.sort(np.random.default_rng(0).choice(rows[-1], size, replace=False))
-        sample = [
-            index.reconstruct_batch(chosen[(start <= chosen) & (chosen < end)] - start)
-            for index, start, end in zip(exact, rows[:-1], rows[1:], strict=True)
-        ]
-        faiss.write_index(trained_index(factory, np.concatenate(sample)), str(path) + ".tmp")
+        ends = np.cumsum([index.ntotal for index in exact])
+        size = num_training_rows(int(ends[-1]), exact[0].d)
+        chosen = np.sort(np.random.default_rng(0).choice(ends[-1], size, replace=False))
+        # filled in place, for the sample is the largest thing in memory, and Faiss makes a copy
+        sample, bounds = np.empty((size, exact[0].d), np.float32), np.searchsorted(chosen, [0, *ends])
+        for index, end, first, last in zip(exact, ends, bounds[:-1], bounds[1:], strict=True):
+            if first < last:
+                index.reconstruct_batch(chosen[first:last] - (end - index.ntotal), sample[first:last])
+        faiss.write_index(trained_index(factory, sample), str(path) + ".tmp")
         os.replace(str(path) + ".tmp", path)
     return faiss.read_index(str(path))
+
+
+def _emptied(path: Path) -> Any:  # noqa: ANN401
+    """Read an index without its rows."""
+    faiss = import_faiss()
+    index = faiss.read_index(str(path))  # into memory, for a mapped index cannot be emptied
+    index.reset()
+    return faiss.clone_index(index)  # without the room that the rows took
 
 
 def _convert(exact: Any, trained: Any, path: Path) -> None:  # noqa: ANN401
@@ -114,7 +124,11 @@ def _convert(exact: Any, trained: Any, path: Path) -> None:  # noqa: ANN401
     faiss = import_faiss()
     path.parent.mkdir(parents=True, exist_ok=True)
     index = faiss.clone_index(trained)
-    index.reset()
+    stored = faiss.downcast_index(index.refine_index) if isinstance(index, faiss.IndexRefine) else index
+    if isinstance(stored, faiss.IndexFlatCodes):
+        # room for all, for it would be doubled as it fills, and copied
+        stored.codes.resize(exact.ntotal * stored.code_size)
+        stored.codes.resize(0)
     for first in range(0, exact.ntotal, ROWS_PER_COPY):
         index.add(exact.reconstruct_n(first, min(ROWS_PER_COPY, exact.ntotal - first)))
     faiss.write_index(index, str(path) + ".tmp")
@@ -135,22 +149,52 @@ def _queries(folder: Path, shards: list[dict[str, Any]], embedder: Embedder) -> 
     return embedder.encode_query(texts)
 
 
+class _OpenedInTurn(Sequence[Shard]):
+    """Shards of which one is kept open, the last that was asked for: compressed lists are in memory."""
+
+    def __init__(self, paths: list[Path], preset: str, starts: list[int]) -> None:
+        self.paths, self.preset, self.starts = paths, preset, starts
+        self.number = -1
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: Any) -> Any:  # noqa: ANN401
+        if number != self.number:
+            self.shard = Shard(read_vectors(self.paths[number], self.preset), [], self.starts[number])
+            self.number = number
+        return self.shard
+
+
+def _as_indexes(exact: list[Any], converted: list[Path], preset: str) -> tuple[DocumentIndex, DocumentIndex]:
+    starts = np.cumsum([0] + [index.ntotal for index in exact[:-1]]).tolist()
+    reference = [Shard(index, [], start) for index, start in zip(exact, starts, strict=True)]
+    return DocumentIndex(reference, {}, ""), DocumentIndex(_OpenedInTurn(converted, preset, starts), {}, "")
+
+
 def _measure(
-    exact: Sequence[Any], converted: Sequence[Any], queries: np.ndarray, target: float
+    reference: DocumentIndex,
+    index: DocumentIndex,
+    trained: Any,  # noqa: ANN401
+    queries: np.ndarray,
+    target: float,
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    reference, index = _as_index(exact), _as_index(converted)
-    top_k = min(RECALL_TOP_K, len(reference))
+    """Choose how thoroughly to search on half of the queries, and measure the recall on the other half."""
+    top_k, half = min(RECALL_TOP_K, len(reference)), len(queries) // 2
     nearest = [{row for _, row in pairs} for pairs in reference.search(queries, top_k)]
 
-    def recall(search: dict[str, int], part: slice) -> float:
-        index.set_search(search)
-        found = [{row for _, row in pairs} for pairs in index.search(queries[part], top_k)]
+    def recall(found: list[list[tuple[float, int]]], part: slice) -> float:
         pairs = zip(found, nearest[part], strict=True)
-        return float(np.mean([len(these & those) / top_k for these, those in pairs]))
+        return float(np.mean([len({row for _, row in each} & those) / top_k for each, those in pairs]))
 
-    half = len(queries) // 2
-    chosen, _ = tune(index.shards[0].vectors, lambda search: recall(search, slice(max(1, half))), target)
-    measured = recall(chosen, slice(half, None))
+    def tried(search: dict[str, int], k_factors: Sequence[int]) -> list[float]:
+        index.set_search(search)
+        part = slice(max(1, half))
+        return [recall(found, part) for found in index.search_each(queries[part], top_k, k_factors)]
+
+    chosen, _ = tune(trained, tried, target)
+    index.set_search(chosen)
+    measured = recall(index.search(queries[half:], top_k), slice(half, None))
     if measured < target:
         logger.warning(
             "Of the %d nearest rows this index finds %.1f %%, less than the %.1f %% that were asked for. Take the "
@@ -164,11 +208,5 @@ def _measure(
         "recall": measured,
         "target": target,
         "num_queries": len(queries) - half,
-        "num_rows": len(index),
+        "num_rows": len(reference),
     }
-
-
-def _as_index(indexes: Sequence[Any]) -> DocumentIndex:
-    starts = np.cumsum([0] + [index.ntotal for index in indexes])
-    shards = [Shard(index, [], int(start)) for index, start in zip(indexes, starts[:-1], strict=True)]
-    return DocumentIndex(shards, {}, "")

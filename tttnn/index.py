@@ -3,7 +3,6 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +12,8 @@ from tttnn.corpus import Document
 from tttnn.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VECTORS, check_file, read_manifest
 from tttnn.quantization import import_faiss, read_vectors
 from tttnn.remote import RemoteFile, RemoteTexts, fetch_remote
+from tttnn.shards import Shard, blocks, nearest
 from tttnn.texts import TextStore
-
-
-# Faiss answers large batches by a matrix product, whose rounding reorders near-equal neighbors: in small blocks, a
-# batch of queries gives exactly what each query alone gives.
-QUERIES_PER_SEARCH = 16
-
-
-@dataclass
-class Shard:
-    """
-    A part of an index.
-
-    Args:
-        vectors (`faiss.Index`):
-            A Faiss index of squared L2 distances.
-        documents (`list[Document]`, `TextStore` or `RemoteTexts`):
-            The documents of its rows.
-        start (`int`, *optional*, defaults to `0`):
-            Its first row in the whole index.
-    """
-
-    vectors: Any
-    documents: list[Document] | TextStore | RemoteTexts
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        faiss = import_faiss()
-        self.lists: Any = self.vectors
-        self.exact: Any = None
-        if isinstance(self.vectors, faiss.IndexRefine):
-            # candidates are found among compressed vectors, and ranked again by what is stored of each
-            self.lists = faiss.downcast_index(self.vectors.base_index)
-            self.exact = faiss.downcast_index(self.vectors.refine_index)
-
-    def __len__(self) -> int:
-        return int(self.vectors.ntotal)
 
 
 class DocumentIndex:
@@ -57,7 +21,7 @@ class DocumentIndex:
     Shards of document vectors, searched as one.
 
     Args:
-        shards (`list[Shard]`):
+        shards (`Sequence[Shard]`):
             In the order of their rows; those between them may be closed.
         embedder (`dict[str, Any]`):
             What `Embedder.describe` said of the embedder that made the vectors.
@@ -74,7 +38,7 @@ class DocumentIndex:
 
     def __init__(
         self,
-        shards: list[Shard],
+        shards: Sequence[Shard],
         embedder: dict[str, Any],
         digest: str,
         search: dict[str, int] | None = None,
@@ -99,11 +63,7 @@ class DocumentIndex:
             search (`dict[str, int]`):
                 `nprobe` and `k_factor`.
         """
-        self.k_factor = search.get("k_factor", 1)
-        for shard in self.shards:
-            lists = import_faiss().try_extract_index_ivf(shard.lists)
-            if lists is not None:
-                lists.nprobe = min(search.get("nprobe", lists.nprobe), lists.nlist)
+        self.nprobe, self.k_factor = search.get("nprobe"), search.get("k_factor", 1)
 
     def shard_of(self, row: int) -> tuple[Shard, int]:
         """
@@ -166,50 +126,68 @@ class DocumentIndex:
             `list[list[tuple[float, int]]]`: for each query at most `top_k` pairs of squared L2 distance and row of the
             whole index, nearest first, equal distances by row.
         """
-        found: list[list[tuple[float, int]]] = []
-        for first in range(0, len(queries), QUERIES_PER_SEARCH):
-            block = queries[first : first + QUERIES_PER_SEARCH]
-            candidates = self._candidates(block, top_k * self.k_factor)
-            if self.shards[0].exact is not None:
-                pairs = zip(block, candidates, strict=True)
-                candidates = [self._ranked(query, [row for _, row in each]) for query, each in pairs]
-            found += [each[:top_k] for each in candidates]
-        return found
+        return self.search_each(queries, top_k, [self.k_factor])[0]
 
-    def _candidates(self, queries: np.ndarray, depth: int) -> list[list[tuple[float, int]]]:
-        found: list[list[tuple[float, int]]] = [[] for _ in queries]
-        search = self._shard_search(queries)
+    def search_each(
+        self, queries: np.ndarray, top_k: int, k_factors: Sequence[int]
+    ) -> list[list[list[tuple[float, int]]]]:
+        """
+        Search with each of several `k_factor`; candidates are looked for once.
+
+        Args:
+            queries (`np.ndarray`):
+                As `search` takes them.
+            top_k (`int`):
+                Rows wanted for each query.
+            k_factors (`Sequence[int]`):
+                Each as `set_search` takes it.
+
+        Returns:
+            `list[list[list[tuple[float, int]]]]`: what `search` would give, for each.
+        """
+        if len(queries) == 0:
+            return [[] for _ in k_factors]
+        distances, rows = self._candidates(queries, top_k * max(k_factors))
+        if self.shards[0].exact is not None:
+            distances = np.full(rows.shape, np.inf, np.float32)
+            for shard in self.shards:
+                shard.measure(queries, rows, distances)
+        results = []
+        for depth in (top_k * k_factor for k_factor in k_factors):
+            near, found = nearest(distances[:, :depth], rows[:, :depth], top_k)
+            pairs = zip(near.tolist(), found.tolist(), strict=True)
+            results.append([[pair for pair in zip(*each, strict=True) if pair[1] >= 0] for each in pairs])
+        return results
+
+    def _candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find rows of each query, nearest first, padded with the row -1; each shard is read once."""
+        searches = [self._shard_search(block) for block in blocks(queries)]
+        distances, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         for shard in self.shards:
-            distances, rows = search(shard, min(depth, len(shard)))
-            if rows.max() >= len(shard):
+            found = [search(shard, min(depth, len(shard))) for search in searches]
+            near, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            if places.max() >= len(shard):
                 raise ValueError(
-                    f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {rows.max()} of "
-                    "its own: it is damaged. Fetch or build the index anew."
+                    f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {places.max()} "
+                    "of its own: it is damaged. Fetch or build the index anew."
                 )
-            for pairs, near, places in zip(found, distances.tolist(), rows.tolist(), strict=True):
-                # an inverted-file index pads with -1 where its probed lists hold too few rows
-                pairs += [(d, shard.start + place) for d, place in zip(near, places, strict=True) if place >= 0]
-        return [sorted(pairs)[:depth] for pairs in found]
+            # an inverted-file index pads with -1 where its probed lists hold too few rows
+            places[places >= 0] += shard.start
+            distances, rows = nearest(np.hstack([distances, near]), np.hstack([rows, places]), depth)
+        return distances, rows
 
     def _shard_search(self, queries: np.ndarray) -> Callable[[Shard, int], tuple[np.ndarray, np.ndarray]]:
-        first = self.shards[0].lists
-        if len(self.shards) == 1 or not isinstance(first, import_faiss().IndexIVF):
-            return lambda shard, depth: shard.lists.search(queries, depth)
+        first = self._lists(self.shards[0])
+        if not isinstance(first, import_faiss().IndexIVF):
+            return lambda shard, depth: self._lists(shard).search(queries, depth)
         # all shards are divided by the same centroids: the lists to look into are found once
         distances, lists = first.quantizer.search(queries, first.nprobe)
-        return lambda shard, depth: shard.lists.search_preassigned(queries, depth, lists, distances)
+        return lambda shard, depth: self._lists(shard).search_preassigned(queries, depth, lists, distances)
 
-    def _ranked(self, query: np.ndarray, rows: list[int]) -> list[tuple[float, int]]:
-        """Rank rows by the vectors that are stored whole."""
-        pairs: list[tuple[float, int]] = []
-        for shard in self.shards:
-            places = np.array(
-                [row - shard.start for row in rows if 0 <= row - shard.start < len(shard)], dtype=np.int64
-            )
-            if len(places):
-                distances = np.square(shard.exact.reconstruct_batch(places) - query).sum(axis=1, dtype=np.float32)
-                pairs += zip(distances.tolist(), (shard.start + places).tolist(), strict=True)
-        return sorted(pairs)
+    def _lists(self, shard: Shard) -> Any:  # noqa: ANN401
+        # Faiss keeps the setting in the shard, which may be opened only now
+        shard.set_nprobe(self.nprobe)
+        return shard.lists
 
 
 def open_index(

@@ -1,7 +1,7 @@
 """How the vectors of an index are stored and searched: exactly, in inverted lists, or compressed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -208,7 +208,7 @@ def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
 
 def tune(
     index: Any,  # noqa: ANN401
-    measure: Callable[[dict[str, int]], float],
+    measure: Callable[[dict[str, int], Sequence[int]], list[float]],
     target: float,
 ) -> tuple[dict[str, int], float]:
     """
@@ -216,10 +216,11 @@ def tune(
 
     Args:
         index (`faiss.Index`):
-            Of a shard.
+            Of a shard, or one that is trained like it.
         measure (`Callable`):
-            Measures the recall with settings: `nprobe`, the inverted lists that are looked into, and `k_factor`, the
-            candidates that are ranked again for each that is asked for; each where the index has it.
+            Measures the recall with settings, and with each of several `k_factor` beside them. The settings are
+            `nprobe`, the inverted lists that are looked into, where the index has lists. A `k_factor` says how many
+            candidates are ranked again for each that is asked for; it is 1 where none are.
         target (`float`):
             The recall wanted.
 
@@ -227,16 +228,15 @@ def tune(
         `tuple[dict[str, int], float]`: the settings, and their recall; the best where none reaches the target.
     """
     faiss = import_faiss()
-    factors = K_FACTORS if isinstance(index, faiss.IndexRefine) else (None,)
+    ranks = isinstance(index, faiss.IndexRefine)
     lists = faiss.try_extract_index_ivf(index)
-    probes = [*(2**power for power in range(lists.nlist.bit_length())), lists.nlist] if lists is not None else [None]
+    probes = [] if lists is None else [*(2**power for power in range(lists.nlist.bit_length())), lists.nlist]
     best: tuple[dict[str, int], float] = ({}, -1.0)
-    for nprobe in probes:
-        for k_factor in factors:
-            search = {name: value for name, value in (("nprobe", nprobe), ("k_factor", k_factor)) if value is not None}
-            found = measure(search)
+    for settings in [{"nprobe": nprobe} for nprobe in probes] or [{}]:
+        factors = K_FACTORS if ranks else (1,)
+        for k_factor, found in zip(factors, measure(settings, factors), strict=True):
             if found > best[1]:
-                best = (search, found)
+                best = ({**settings, "k_factor": k_factor} if ranks else settings, found)
             if found >= target:
                 return best
     return best

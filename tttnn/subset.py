@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tttnn.index import DocumentIndex, Shard
+from tttnn.index import DocumentIndex
 from tttnn.quantization import import_faiss
+from tttnn.shards import Shard
 
 
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
@@ -47,6 +48,7 @@ class IndexSubset(DocumentIndex):
             )
         digest = hashlib.sha256(f"{index.digest} {fraction!r} {seed}".encode()).hexdigest()
         super().__init__(index.shards, index.embedder, digest)
+        self.nprobe = index.nprobe
         self._masks = {
             shard.start: _mask(len(shard), fraction, [seed, number]) for number, shard in enumerate(index.shards)
         }
@@ -63,7 +65,7 @@ class IndexSubset(DocumentIndex):
         faiss = import_faiss()
 
         def search(shard: Shard, depth: int) -> tuple[np.ndarray, np.ndarray]:
-            vectors = shard.vectors
+            vectors = self._lists(shard)
             # eight rows a byte, the first in the lowest bit
             selector = faiss.IDSelectorBitmap(np.packbits(self._masks[shard.start], bitorder="little"))
             if isinstance(vectors, faiss.IndexIVF):  # whose own settings are not looked at beside parameters
