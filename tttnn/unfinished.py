@@ -204,6 +204,8 @@ class UnfinishedBuild:
             bar.update(len(window))
         if writer.num_rows:
             self.finish(writer, stored.index())
+        else:
+            writer.texts.close()
         stored.remove()
         return writer.num_rows > 0
 
