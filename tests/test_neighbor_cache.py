@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tttnn import NeighborRetriever
-from tttnn.index import DocumentIndex, Shard
+from tttnn.index import DocumentIndex
 from tttnn.neighbor_cache import DEPTH, NeighborCache
+from tttnn.shards import Shard
 from tttnn.subset import IndexSubset
 
 
