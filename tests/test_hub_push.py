@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from conftest import TEXTS
@@ -37,6 +38,13 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
+def public(embedder):
+    """The embedder as if it came from the Hub: its name is pushed as it is."""
+    named = Embedder(embedder)
+    named.name = "user/embedder"
+    return named
+
+
 @pytest.fixture(scope="module")
 def make(embedder, tmp_path_factory):
     """Build an index of texts, four rows a shard; the same folder for the same texts."""
@@ -45,7 +53,7 @@ def make(embedder, tmp_path_factory):
     def make(texts=TEXTS):
         if tuple(texts) not in made:
             folder = made[tuple(texts)] = tmp_path_factory.mktemp("index") / "index"
-            build_index(as_documents(texts), Embedder(embedder), folder, IndexSettings(shard_size=4))
+            build_index(as_documents(texts), public(embedder), folder, IndexSettings(shard_size=4))
         return made[tuple(texts)]
 
     return make
@@ -83,6 +91,21 @@ def test_an_index_on_disk_arrives_file_by_file_as_it_is(hub, folder, embedder):
     arrived = hub.files("user/index")
     assert {name: arrived[name] for name in files_in(folder)} == files_in(folder)
     assert arrived.keys() == files_in(folder).keys() | {"README.md", ".gitattributes"}
+
+
+def test_the_path_of_a_local_embedder_stays_here(hub, embedder, tmp_path):
+    embedder.save(str(tmp_path / "of-ann" / "minilm"))
+    local = Embedder(tmp_path / "of-ann" / "minilm")
+    build_index(as_documents(TEXTS), local, tmp_path / "index")
+    push_index(tmp_path / "index", "user/index")
+    arrived = hub.files("user/index")
+    assert [name for name, content in arrived.items() if b"of-ann" in content] == []
+    assert json.loads(arrived["tttnn_index.json"])["embedder"] == local.describe() | {"name": "./minilm"}
+    with pytest.raises(ValueError, match=r"'\./minilm', a relative path, .* Pass it"):
+        NeighborRetriever.from_pretrained("user/index").retrieve([QUERY], top_k=1)
+    # where it was built, it goes on without being passed
+    expected = found(NeighborRetriever.from_pretrained(tmp_path / "index"))
+    assert found(NeighborRetriever.from_pretrained("user/index", embedder=local)) == expected
 
 
 def test_a_push_gives_the_commit(hub, folder):
@@ -205,8 +228,10 @@ def test_a_card_is_made(hub, folder):
 def test_the_example_of_the_card_runs(hub, retriever, capsys):
     retriever.push_to_hub("user/index")
     (example,) = re.findall(r"```python\n(.*?)```", hub.files("user/index")["README.md"].decode(), re.DOTALL)
+    folder = Path(retriever.embedder.name)
+    assert f'embedder="path/to/{folder.name}"' in example
     capsys.readouterr()
-    exec(example, {})
+    exec(example.replace(f"path/to/{folder.name}", str(folder)), {})
     expected = retriever.retrieve(["a text"], top_k=3)[0]
     printed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert [name for _, name in printed] == [neighbor.metadata["id"] for neighbor in expected]
@@ -600,7 +625,7 @@ def test_a_pull_into_a_folder_with_other_files_is_an_error_that_leaves_them(hub,
 
 
 def test_what_the_error_of_another_state_says_brings_a_pulled_index_up_to_date(hub, embedder, tmp_path):
-    build_index(as_documents(TEXTS[:4]), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=4))
+    build_index(as_documents(TEXTS[:4]), public(embedder), tmp_path / "index", IndexSettings(shard_size=4))
     push_index(tmp_path / "index", "user/index")
     pull_index("user/index", tmp_path / "pulled")
     add_documents(as_documents(TEXTS[4:6]), Embedder(embedder), tmp_path / "index")
@@ -707,5 +732,5 @@ def test_build_index_can_push_what_it_built(hub, embedder, tmp_path, capsys):
     push = ["--push-to-hub", "user/index", "--private"]
     assert main(["build-index", str(tmp_path / "corpus.jsonl"), *arguments, *push]) == 0
     assert hub.repos["datasets/user/index"].private
-    assert files_in(tmp_path / "index").items() <= hub.files("user/index").items()
+    assert {name.format(0) for name in SHARD} | {"tttnn_index.json"} <= hub.files("user/index").keys()
     assert "/commit/" in capsys.readouterr().out.splitlines()[-1]

@@ -22,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers
 from tttnn.cards import CARD, GENERATED, index_card
 from tttnn.corpus import HUB_ID
 from tttnn.index import chosen_shards
-from tttnn.manifest import MANIFEST, SHARD_FILES, TEXTS, VIEWER, check_file, read_manifest
+from tttnn.manifest import MANIFEST, SHARD_FILES, TEXTS, VIEWER, check_file, public_manifest, read_manifest, to_json
 from tttnn.remote import RemoteFile, locate_files
 from tttnn.retries import persist
 from tttnn.writing import check_vacant, locked
@@ -208,7 +208,7 @@ def push_index(
 
     All comes with one commit, which also takes out the files of an earlier index: whoever opens the repo meanwhile
     gets the earlier one. Files that the Hub has received are not sent again, so that an interrupted upload goes on at
-    the next call. A card that somebody has written is kept.
+    the next call. A card that somebody has written is kept, and the path of a local embedder stays here.
 
     Args:
         folder (`str` or `Path`):
@@ -240,9 +240,9 @@ def push_index(
     _whole_files(folder, read_manifest(folder))  # else no lock is made: in the Hub's cache it would be in the way
     ask = partial(persist, problem=f"The push to '{repo_id}' broke off", advice=PUSH_AGAIN)
     with locked(folder.resolve()):  # nobody adds documents meanwhile
-        manifest = read_manifest(folder)
-        files = [*_whole_files(folder, manifest), MANIFEST]
-        additions = [CommitOperationAdd(name, folder / name) for name in files]
+        manifest = public_manifest(read_manifest(folder))
+        additions = [CommitOperationAdd(name, folder / name) for name in _whole_files(folder, manifest)]
+        additions.append(CommitOperationAdd(MANIFEST, to_json(manifest)))
         ask(partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True))
         if revision is not None:
             ask(partial(api.create_branch, repo_id, branch=revision, repo_type="dataset", exist_ok=True))

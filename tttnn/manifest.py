@@ -170,6 +170,11 @@ def public_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "embedder": {**embedder, "name": name}}
 
 
+def to_json(content: dict[str, Any]) -> bytes:
+    """Give the bytes of a file for what is JSON-able (`dict[str, Any]`)."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
 def check_file(path: Path, expected: dict[str, Any], verify: bool = False) -> None:
     """
     Make sure that a file is the one that the manifest describes.

@@ -24,6 +24,7 @@ from tttnn.manifest import (
     check_file,
     read_manifest,
     sha256_of,
+    to_json,
 )
 from tttnn.quantization import import_faiss
 from tttnn.texts import TextStore, TextWriter
@@ -186,17 +187,9 @@ def make_manifest(
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """
-    Write a file that is there whole or not at all.
-
-    Args:
-        path (`Path`):
-            The file.
-        content (`dict[str, Any]`):
-            JSON-able.
-    """
+    """Write what is JSON-able (`dict[str, Any]`) to a file (`Path`), which is there whole or not at all."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.write_bytes(to_json(content))
     os.replace(unfinished, path)
 
 
