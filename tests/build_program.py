@@ -193,7 +193,8 @@ def two_at_once(folder: Path) -> Any:
     if process == 0:
         build(WordEmbedder(wait=wait))
         os._exit(0)
-    os.read(began[0], 1)
+    os.close(began[1])  # else nobody's end would be waited for
+    assert os.read(began[0], 1), "the first build ended before it embedded"
     second = forked(lambda: build(WordEmbedder()), folder / "second.json")
     os.write(go_on[1], b".")
     first = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
