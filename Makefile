@@ -60,7 +60,7 @@ space:
 	cp tttnn/metrics/bits_per_byte/bits_per_byte.py hub_cards/bits_per_byte/
 
 test: lint docs
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not gpu" --cov=tttnn
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not gpu" --cov=tttnn --numprocesses=2 --dist=loadfile
 
 clean:
 	rm -rf $(VENV) build dist site htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache

@@ -380,15 +380,12 @@ def test_vectors_that_the_disk_lost_are_missed(folder, monkeypatch):
         build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
 
 
-@pytest.mark.parametrize("preset", ["flat", "ivf", "scale"])
-def test_a_shard_has_as_many_rows_as_an_index_of_one_gigabyte(folder, preset, monkeypatch):
-    monkeypatch.setattr("tttnn.quantization.SHARD_BYTES", 2000)  # for the 1 GiB
-    build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings(preset))
-    # 32 dimensions: 4 * 32 bytes, those and 8 of the row's number, and 2 * 32 + 32 / 8 + 40
-    rows = {"flat": 15, "ivf": 14, "scale": 18}[preset]
+def test_a_shard_has_as_many_rows_as_one_gibibyte_holds(folder, monkeypatch):
+    monkeypatch.setattr("tttnn.quantization.MAX_SHARD_BYTES", 2000)  # for the 1 GiB
+    build_index(DOCUMENTS, WordEmbedder(), folder)
     manifest = read_manifest(folder)
-    assert manifest["storage"]["shard_size"] == rows
-    assert [shard["rows"] for shard in manifest["shards"]] == [rows] * (50 // rows) + [50 % rows]
+    assert manifest["storage"]["shard_size"] == 15  # of 4 * 32 bytes
+    assert [shard["rows"] for shard in manifest["shards"]] == [15, 15, 15, 5]
 
 
 def test_an_index_of_any_shard_size_will_do_where_none_is_asked_for(folder):

@@ -54,17 +54,9 @@ def test_the_number_of_lists_follows_from_the_number_of_rows(preset, num_rows, f
     assert factory_for(preset, num_rows, 16) == factory
 
 
-@pytest.mark.parametrize(
-    ("preset", "dimension", "rows"),
-    [
-        ("flat", 1024, 262_144),  # 2**30 / (4 * 1024)
-        ("ivf", 1024, 261_632),  # 2**30 / (4 * 1024 + 8)
-        ("scale", 384, 1_254_371),  # 2**30 / (2 * 384 + 384 / 8 + 40)
-        ("HNSW32", 384, 699_050),  # 2**30 / (4 * 384)
-    ],
-)
-def test_a_shard_takes_as_many_rows_as_fill_a_gibibyte(preset, dimension, rows):
-    assert default_shard_size(preset, dimension) == rows
+@pytest.mark.parametrize(("dimension", "rows"), [(1024, 262_144), (384, 699_050), (2**29, 1)])
+def test_a_shard_takes_as_many_rows_as_fill_a_gibibyte(dimension, rows):
+    assert default_shard_size(dimension) == rows
 
 
 @pytest.mark.parametrize(

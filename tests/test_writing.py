@@ -28,14 +28,14 @@ def folder(tmp_path):
 
 
 class Interrupted:
-    """The documents of a shard, at whose second read something happens."""
+    """The documents of a shard, at whose first read something happens."""
 
     def __init__(self, documents, happen):
         self.documents, self.happen = documents, happen
 
-    def fetch(self, rows):
+    def __getitem__(self, row):
         self.happen()
-        return [self.documents[row] for row in rows]
+        return self.documents[row]
 
 
 def index_that(happen, number=1):

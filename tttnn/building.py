@@ -77,7 +77,7 @@ class IndexSettings:
         preset (`str`, *optional*, defaults to `"flat"`):
             How vectors are stored: `"flat"` (exact), `"ivf"`, `"scale"`, or a name of Faiss's index factory.
         shard_size (`int`, *optional*):
-            Rows in a shard; memory holds the vectors of one. By default as many as make an index of 1 GB.
+            Rows in a shard; memory holds the vectors of one. By default as many as take 1 GiB.
         passage_tokens (`int`, *optional*):
             Index passages of at most so many tokens of the embedder. By default whole documents, of which it reads the
             beginning.
@@ -149,7 +149,7 @@ def build_index(
         if _is_done(folder, unfinished, rows, settings, described):
             return False
         check_vacant(folder)
-        size = settings.shard_size or default_shard_size(settings.preset, embedder.dimension)
+        size = settings.shard_size or default_shard_size(embedder.dimension)
         kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
         build = UnfinishedBuild(unfinished, kept, size)
         _choose_storage(unfinished, settings)

@@ -67,7 +67,7 @@ def import_published_index(
         else:
             check_vacant(folder)
             names = [Path(path).name for path in (*index_files, *data_files)]
-            shard_size = default_shard_size("flat", vectors[0].d)
+            shard_size = default_shard_size(vectors[0].d)
             kept = {"files": names, "rows": [index.ntotal for index in vectors]}
             build = UnfinishedBuild(unfinished, kept, shard_size)
             with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:

@@ -18,7 +18,7 @@ PRESETS = {
 }
 TRAINING_ROWS_PER_LIST = 64  # Faiss warns below 39
 MAX_TRAINING_BYTES = 512 << 20
-SHARD_BYTES = 1 << 30  # of the Faiss index of a shard, which is in memory while it is made
+MAX_SHARD_BYTES = 1 << 30  # of the vectors of a shard, unless another size is asked for
 K_FACTORS = (4, 8, 16)  # candidates that are ranked again, for each that is asked for
 RECALL_TOP_K = 20
 # The first four bytes of the Faiss files that are read. What is not among them, an index of other files say, is not.
@@ -70,23 +70,20 @@ def factory_for(preset: str, num_rows: int, dimension: int) -> str:
     return PRESETS.get(preset, preset).format(nlist=nlist)
 
 
-def default_shard_size(preset: str, dimension: int) -> int:
+def default_shard_size(dimension: int) -> int:
     """
-    Say how many rows a shard takes, so that making its Faiss index needs a bounded memory.
+    Say how many rows a shard takes: as many as memory should hold at once, while its files are made.
 
-    A shard is not smaller than need be, for each holds all centroids, and its lists are padded to whole blocks.
+    It is not smaller, for each shard holds all centroids, and its lists are padded to whole blocks.
 
     Args:
-        preset (`str`):
-            As `factory_for` takes it; of a factory as it is, rows are taken to be stored whole.
         dimension (`int`):
             Of the vectors.
 
     Returns:
-        `int`: rows whose Faiss index takes about 1 GiB.
+        `int`: rows whose vectors take 1 GiB in single precision.
     """
-    row_bytes = {"ivf": 4 * dimension + 8, "scale": 2 * dimension + dimension // 8 + 40}.get(preset, 4 * dimension)
-    return max(1, SHARD_BYTES // row_bytes)
+    return max(1, MAX_SHARD_BYTES // (4 * dimension))
 
 
 def check_factory(preset: str, dimension: int) -> None:

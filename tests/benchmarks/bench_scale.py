@@ -307,7 +307,7 @@ def main() -> None:
         if arguments.vectors_only:
             DIMENSION = arguments.dimension
             for preset in arguments.presets:
-                shard_size = default_shard_size(preset, DIMENSION) // BLOCK * BLOCK
+                shard_size = default_shard_size(DIMENSION) // BLOCK * BLOCK
                 folder = work / f"{preset}-{DIMENSION}"
                 folder.mkdir(exist_ok=True)
                 build_vectors(size, preset, shard_size, arguments.num_queries, folder)
