@@ -229,6 +229,17 @@ def test_two_indexes_of_the_same_shards_search_each_as_thoroughly_as_it_is_told(
     assert few.search(queries, 300) == found
 
 
+@pytest.mark.parametrize("preset", ["ivf", "scale", "PCA8,IVF4,SQ8,RFlat", "IVF4,PQ4x4fs"])
+def test_a_search_leaves_to_others_what_is_set_in_the_shards(preset, build, queries):
+    """Threads search the same Faiss objects with settings of their own."""
+    shards = open_index(build(preset)).shards
+    lists = [faiss.try_extract_index_ivf(shard.lists) for shard in shards]
+    before = [each.nprobe for each in lists]
+    few, all_lists = (DocumentIndex(shards, {}, "", {"nprobe": nprobe}) for nprobe in (3, 4))
+    assert few.search(queries, 300) != all_lists.search(queries, 300)
+    assert [each.nprobe for each in lists] == before and not {3, 4} & {*before}
+
+
 def test_of_compressed_shards_two_are_open_at_most_while_the_recall_is_measured(tmp_path, monkeypatch):
     opened, most = [], []
 
@@ -278,6 +289,17 @@ def test_a_target_that_is_missed_is_warned_of_and_stays_in_the_manifest(tmp_path
     assert recall["recall"] < 0.9 and recall["target"] == 0.99
     (record,) = caplog.records
     assert f"finds {100 * recall['recall']:.1f} %, less than the 99.0 % that were asked for" in record.getMessage()
+    assert "No settings of search reached them. Take the preset 'flat'" in record.getMessage()
+
+
+def test_a_target_that_only_the_queries_of_the_choice_reach_may_be_asked_for_higher(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(tttnn.conversion, "tune", lambda trained, measure, target: ({"nprobe": 1}, target))
+    with caplog.at_level(logging.WARNING, logger="tttnn"):
+        build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings("ivf", recall_target=0.99))
+    (record,) = caplog.records
+    assert (
+        "missed them with others. Ask for more (`--recall-target`), or take the preset 'flat'" in record.getMessage()
+    )
 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale"])

@@ -7,12 +7,13 @@ import faiss
 import numpy as np
 import pytest
 from conftest import TEXTS
-from made_indexes import index_of_ten, make_index, whole_numbers
+from made_indexes import change_manifest, index_of_ten, make_index, whole_numbers
 
 import tttnn
 from tttnn import Document, Embedder
 from tttnn.building import IndexSettings, build_index, index_in_memory
 from tttnn.index import DocumentIndex, open_index
+from tttnn.quantization import read_vectors
 from tttnn.shards import Shard
 from tttnn.unfinished import embedded_windows
 from tttnn.writing import write_index
@@ -100,6 +101,14 @@ def test_rows_that_an_inverted_file_does_not_find_are_left_out():
     assert index.search(np.array([[101.5]], dtype=np.float32), 5) == [[(0.25, 4), (0.25, 5), (2.25, 3)]]
     index.set_search({"nprobe": 2})
     assert [row for _, row in index.search(np.array([[101.5]], dtype=np.float32), 5)[0]] == [4, 5, 3, 2, 1]
+
+
+def test_lists_of_another_dimension_than_the_queries_are_an_error():
+    """Faiss reads a file that holds such lists behind vectors of the right dimension."""
+    lists = faiss.IndexIVFFlat(faiss.IndexFlatL2(16), 16, 1)
+    queries, near = np.zeros((2, 8), np.float32), (np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int64))
+    with pytest.raises(ValueError, match="begins at row 7 are of dimension 16, and queries of 8: it is damaged"):
+        Shard(lists, [], 7).search(queries, 3, 1, near)
 
 
 def test_no_queries_have_no_neighbors():
@@ -299,6 +308,19 @@ def test_the_digest_tells_which_shards_are_open(folder):
     assert digests[4] == digests[5]
     assert len(set(digests[2:5])) == 3
     assert digests[0] not in digests[2:]
+
+
+def test_the_digest_is_that_of_the_manifest_whose_rows_are_open(folder, monkeypatch):
+    """An `add` puts another manifest in its place while the shards are opened."""
+    before = open_index(folder).digest
+
+    def opening(path, preset):
+        change_manifest(folder, sources=["added meanwhile"])
+        return read_vectors(path, preset)
+
+    monkeypatch.setattr("tttnn.index.read_vectors", opening)
+    assert open_index(folder).digest == before
+    assert open_index(folder).digest != before, "the manifest is another now"
 
 
 # --- Faiss ---

@@ -17,6 +17,7 @@ from tttnn import Document, Embedder, Neighbor, NeighborRetriever
 from tttnn.building import IndexSettings, build_index, index_in_memory
 from tttnn.corpus import as_documents
 from tttnn.manifest import MANIFEST
+from tttnn.neighbor_cache import NeighborCache
 from tttnn.writing import write_index
 
 
@@ -51,6 +52,11 @@ def distances(embedder):
 @pytest.fixture
 def saved(retriever, tmp_path):
     return retriever.save_pretrained(tmp_path / "saved")
+
+
+@pytest.fixture
+def with_and_without_cache(retriever, tmp_path):
+    return retriever, NeighborRetriever(retriever.index, retriever.embedder, NeighborCache(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -188,14 +194,16 @@ def test_one_string_instead_of_a_list_is_a_type_error(retriever):
 
 
 @pytest.mark.parametrize("text", [None, 5, b"bytes", ["x"]])
-def test_a_query_that_is_no_string_is_a_type_error_that_names_it(retriever, text):
-    with pytest.raises(TypeError, match=f"row 1 is {type(text).__name__}, not a string"):
-        retriever.retrieve(["fine", text], top_k=1)
+def test_a_query_that_is_no_string_is_a_type_error_that_names_it(with_and_without_cache, text):
+    for retriever in with_and_without_cache:
+        with pytest.raises(TypeError, match=f"row 1 is {type(text).__name__}, not a string"):
+            retriever.retrieve(["fine", text], top_k=1)
 
 
-def test_a_query_with_a_lone_surrogate_is_an_error_that_names_it(retriever):
-    with pytest.raises(ValueError, match=r"row 1 holds the lone surrogate U\+D800"):
-        retriever.retrieve(["fine", "\ud800"], top_k=1)
+def test_a_query_with_a_lone_surrogate_is_an_error_that_names_it(with_and_without_cache):
+    for retriever in with_and_without_cache:
+        with pytest.raises(ValueError, match=r"row 1 holds the lone surrogate U\+D800"):
+            retriever.retrieve(["fine", "\ud800"], top_k=1)
 
 
 def test_a_query_whose_vector_is_not_finite_is_an_error(corpus_retriever, monkeypatch):
@@ -332,6 +340,22 @@ def test_a_part_of_an_index_is_neither_saved_nor_pushed(retriever, tmp_path):
     with pytest.raises(ValueError, match="This is a part of an index"):
         retriever.subset(0.5).push_to_hub("user/part")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_of_which_some_shards_are_open_is_neither_saved_nor_pushed(embedder, tmp_path):
+    build_index(as_documents(TEXTS), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=4))
+    part = NeighborRetriever.from_pretrained(tmp_path / "index", shards=[1], embedder=embedder)
+    message = r"Of the 3 shards of '.*index' 1 are open, .* Open all of them: `from_pretrained` without `shards`"
+    with pytest.raises(ValueError, match=message):
+        part.save_pretrained(tmp_path / "part")
+    with pytest.raises(ValueError, match=message):
+        part.push_to_hub("user/part")
+    assert not (tmp_path / "part").exists()
+
+
+def test_an_index_whose_shards_are_all_named_is_whole(saved, embedder, tmp_path):
+    opened = NeighborRetriever.from_pretrained(saved, shards=[0], embedder=embedder)
+    assert len(NeighborRetriever.from_pretrained(opened.save_pretrained(tmp_path / "again"))) == len(TEXTS)
 
 
 def test_a_folder_may_be_named_by_a_string_or_a_path(saved, retriever):

@@ -120,6 +120,16 @@ def test_metadata_that_json_lacks_becomes_a_string(write):
     assert opened.metadata == {"day": "2024-02-29", "nested": [{"at": "01:02:00"}]}
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), np.float64("nan")], ids=str)
+def test_a_number_in_metadata_that_json_lacks_becomes_null_and_nothing_else_changes(number):
+    metadata = {"a": number, "b": [1.5, number], "c": {"d": ({"e": number}, datetime.date(2024, 2, 29))}}
+    line = document_to_line(Document("ä", "NaN, Infinity", metadata))
+    assert line.decode() == (
+        '{"id": "ä", "text": "NaN, Infinity", "metadata": {"a": null, "b": [1.5, null], '
+        '"c": {"d": [{"e": null}, "2024-02-29"]}}}\n'
+    )
+
+
 def test_a_store_is_read_through_a_memory_map(store):
     with open("/proc/self/maps") as maps:
         mapped = maps.read()
@@ -219,3 +229,17 @@ def test_offsets_of_another_format_are_an_error_that_names_them(write, content):
     offsets.write_bytes(content)
     with pytest.raises(ValueError, match="texts.offsets.npy' does not hold the offsets"):
         TextStore(texts, 1)
+
+
+# --- going on ---
+
+
+@pytest.mark.parametrize(("cut", "found"), [(1, 2), (44, 2), (45, 1), (88, 1), (132, 0)])
+def test_a_store_that_lost_lines_is_not_gone_on_with_and_is_left_as_it_is(write, cut, found):
+    # three lines of 44 bytes, of which the last counts only with its end
+    texts, _ = write(*[Document(name, "xxx") for name in ("aa", "bb", "cc")])
+    os.truncate(texts, 132 - cut)
+    before = texts.read_bytes()
+    with pytest.raises(ValueError, match=f"should hold 3 lines, but has {found}"):
+        TextWriter(texts, 3)
+    assert texts.read_bytes() == before

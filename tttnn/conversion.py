@@ -155,6 +155,7 @@ class _OpenedInTurn(Sequence[Shard]):
     def __init__(self, paths: list[Path], preset: str, starts: list[int]) -> None:
         self.paths, self.preset, self.starts = paths, preset, starts
         self.number = -1
+        self.shard: Shard | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -192,16 +193,20 @@ def _measure(
         part = slice(max(1, half))
         return [recall(found, part) for found in index.search_each(queries[part], top_k, k_factors)]
 
-    chosen, _ = tune(trained, tried, target)
+    chosen, reached = tune(trained, tried, target)
     index.set_search(chosen)
     measured = recall(index.search(queries[half:], top_k), slice(half, None))
     if measured < target:
         logger.warning(
-            "Of the %d nearest rows this index finds %.1f %%, less than the %.1f %% that were asked for. Take the "
+            "Of the %d nearest rows this index finds %.1f %%, less than the %.1f %% that were asked for. %s the "
             "preset 'flat', which finds all, or a factory that stores more of each vector.",
             top_k,
             100 * measured,
             100 * target,
+            "The settings of search reached them with the queries that they were chosen by, and missed them with "
+            "others. Ask for more (`--recall-target`), or take"
+            if reached >= target
+            else "No settings of search reached them. Take",
         )
     return chosen, {
         "top_k": top_k,

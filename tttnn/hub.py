@@ -171,7 +171,7 @@ def pull_index(
     with TemporaryDirectory() as aside, locked(folder.resolve()):
         fetch([MANIFEST], local_dir=aside)
         manifest = read_manifest(aside)
-        _check_place(folder, Path(aside) / MANIFEST, repo_id)
+        _check_pull_folder(folder, Path(aside) / MANIFEST, repo_id)
         numbers = chosen_shards(manifest, shards)
         files = {name: entry for number in numbers for name, entry in manifest["shards"][number]["files"].items()}
         fetch([*files, CARD], local_dir=folder)
@@ -181,7 +181,7 @@ def pull_index(
     return folder
 
 
-def _check_place(folder: Path, manifest: Path, repo_id: str) -> None:
+def _check_pull_folder(folder: Path, manifest: Path, repo_id: str) -> None:
     """Make sure that a folder is empty, or holds the index of a manifest or the beginning of a pull."""
     if (folder / MANIFEST).is_file():
         if (folder / MANIFEST).read_bytes() != manifest.read_bytes():

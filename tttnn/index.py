@@ -2,14 +2,23 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tttnn.corpus import Document
-from tttnn.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VECTORS, check_file, read_manifest
+from tttnn.manifest import (
+    MANIFEST,
+    OFFSETS,
+    SHARD_FILES,
+    TEXTS,
+    VECTORS,
+    check_file,
+    manifest_bytes,
+    parse_manifest,
+)
 from tttnn.quantization import import_faiss, read_vectors
 from tttnn.remote import RemoteFile, RemoteTexts, fetch_remote
 from tttnn.shards import Shard, blocks, nearest
@@ -161,11 +170,15 @@ class DocumentIndex:
 
     def _candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Find rows of each query, nearest first, padded with the row -1; each shard is read once."""
-        searches = [self._shard_search(block) for block in blocks(queries)]
+        parts = blocks(np.ascontiguousarray(queries, np.float32))
+        # all shards are divided by the same centroids: the lists to look into are found once
+        lists = [self.shards[0].near_lists(part, self.nprobe) for part in parts]
         distances, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         for shard in self.shards:
-            found = [search(shard, min(depth, len(shard))) for search in searches]
-            near, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            asked = min(depth, len(shard)), self.nprobe
+            selector = self._selector(shard)
+            found = [shard.search(part, *asked, near, selector) for part, near in zip(parts, lists, strict=True)]
+            near, places = (np.concatenate(each) for each in zip(*found, strict=True))
             if places.max() >= len(shard):
                 raise ValueError(
                     f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {places.max()} "
@@ -176,18 +189,9 @@ class DocumentIndex:
             distances, rows = nearest(np.hstack([distances, near]), np.hstack([rows, places]), depth)
         return distances, rows
 
-    def _shard_search(self, queries: np.ndarray) -> Callable[[Shard, int], tuple[np.ndarray, np.ndarray]]:
-        first = self._lists(self.shards[0])
-        if not isinstance(first, import_faiss().IndexIVF):
-            return lambda shard, depth: self._lists(shard).search(queries, depth)
-        # all shards are divided by the same centroids: the lists to look into are found once
-        distances, lists = first.quantizer.search(queries, first.nprobe)
-        return lambda shard, depth: self._lists(shard).search_preassigned(queries, depth, lists, distances)
-
-    def _lists(self, shard: Shard) -> Any:  # noqa: ANN401
-        # Faiss keeps the setting in the shard, which may be opened only now
-        shard.set_nprobe(self.nprobe)
-        return shard.lists
+    def _selector(self, shard: Shard) -> Any:  # noqa: ANN401
+        """Give a Faiss selector of places in a shard, or None for all."""
+        return None
 
 
 def open_index(
@@ -218,7 +222,8 @@ def open_index(
             shard.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    content = manifest_bytes(folder)  # once, for an `add` may put another in its place
+    manifest = parse_manifest(content, folder / MANIFEST)
     numbers = chosen_shards(manifest, shards)
     opened, start = [], 0
     for number, entry in enumerate(manifest["shards"]):
@@ -226,7 +231,6 @@ def open_index(
             opened.append(_open_shard(folder, manifest, number, start, verify, remote))
         start += entry["rows"]
     _check_alike(opened, folder)
-    content = (folder / MANIFEST).read_bytes()
     digest = hashlib.sha256(content + (b"" if shards is None else str(numbers).encode())).hexdigest()
     search, passage_tokens = manifest["storage"]["search"], manifest["passage_tokens"]
     return DocumentIndex(opened, manifest["embedder"], digest, search, folder, passage_tokens)

@@ -38,6 +38,24 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         `FileNotFoundError`: If the folder has no manifest.
         `ValueError`: If it is damaged, or of another format.
     """
+    return parse_manifest(manifest_bytes(folder), Path(folder) / MANIFEST)
+
+
+def manifest_bytes(folder: str | Path) -> bytes:
+    """
+    Read the manifest of an index as it is.
+
+    Args:
+        folder (`str` or `Path`):
+            The index.
+
+    Returns:
+        `bytes`: the file, for `parse_manifest`.
+
+    Raises:
+        `FileNotFoundError`: If the folder has no manifest.
+        `ValueError`: If the file is too large to be one.
+    """
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
@@ -45,7 +63,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise ValueError(f"'{path}' has {path.stat().st_size} bytes, which no manifest has. Fetch the index anew.")
-    return parse_manifest(path.read_bytes(), path)
+    return path.read_bytes()
 
 
 def parse_manifest(content: bytes, path: str | Path) -> dict[str, Any]:

@@ -25,8 +25,6 @@ RECALL_TOP_K = 20
 FILE_KINDS = {"flat": (b"IxF2",), "ivf": (b"IwFl",), "scale": (b"IxRF",)}
 # Of an index made by a factory: those, products, scalars, graphs, rotations, fast scans and single bits.
 OTHER_KINDS = b"IxF2 IwFl IxRF IxPq IwPQ IxSQ IwSq IHNf IHNs IHNp IxPT IPfs IwPf Ixrq Iwrq Iwrn".split()
-
-
 HEADER_BYTES = 45  # of the smallest kind
 
 

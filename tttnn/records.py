@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tttnn.texts import finite
+
 
 SECONDS = ("retrieve", "train", "score", "model", "total")
 
@@ -101,24 +103,6 @@ class DocumentRecord:
         for name in ("train_loss", "distances"):
             row[name] = [math.nan if value is None else value for value in row[name]]
         return cls(**row)
-
-
-def finite(value: Any) -> Any:  # noqa: ANN401
-    """
-    Put None in the place of numbers that JSON lacks.
-
-    Args:
-        value (`Any`):
-            A number, or dictionaries and lists of what may hold numbers.
-
-    Returns:
-        `Any`: the same with None for NaN and infinities.
-    """
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def digest(text: str) -> str:

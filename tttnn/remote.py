@@ -132,6 +132,8 @@ class RemoteTexts:
     """
     Documents of a shard that stay on the Hub, of which each is fetched by a request for its bytes.
 
+    `texts[row]` fetches one, with the errors of `RemoteFile.read`; `fetch_remote` fetches many at a time.
+
     Args:
         file (`RemoteFile`):
             The `.jsonl` file.
@@ -150,22 +152,7 @@ class RemoteTexts:
         self.file = file
         self.offsets = read_offsets(Path(offsets), num_rows, num_bytes)
 
-    def fetch(self, row: int) -> Document:
-        """
-        Fetch a document.
-
-        Args:
-            row (`int`):
-                Its row in the shard.
-
-        Returns:
-            `Document`: the document.
-
-        Raises:
-            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
-            `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
-            `ValueError`: If the line or its offsets are damaged.
-        """
+    def __getitem__(self, row: int) -> Document:
         where = f"Row {row} of '{self.file.url}'"
         start, end = line_of(self.offsets, row, where)
         return document_from_line(self.file.read(start, end, where), where)
@@ -213,5 +200,5 @@ def fetch_remote(wanted: Sequence[tuple[RemoteTexts, int]]) -> list[Document]:
     found: dict[tuple[RemoteTexts, int], Document] = {}
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         for pairs in ([*ahead.values()], others):
-            found |= zip(pairs, pool.map(lambda pair: pair[0].fetch(pair[1]), pairs), strict=True)
+            found |= zip(pairs, pool.map(lambda pair: pair[0][pair[1]], pairs), strict=True)
     return [found[pair] for pair in wanted]

@@ -9,10 +9,11 @@ from huggingface_hub import CommitInfo
 from sentence_transformers import SentenceTransformer
 
 from tttnn.building import index_in_memory
-from tttnn.corpus import Document, as_documents
+from tttnn.corpus import Document, as_documents, check_text
 from tttnn.embedding import Embedder
 from tttnn.hub import fetch_index, push_index
 from tttnn.index import DocumentIndex, open_index
+from tttnn.manifest import read_manifest
 from tttnn.neighbor_cache import NeighborCache
 from tttnn.neighbors import Neighbor
 from tttnn.subset import IndexSubset
@@ -194,11 +195,10 @@ class NeighborRetriever:
 
         Raises:
             `FileExistsError`: If the folder is there and not empty.
-            `ValueError`: If this is a part of an index, drawn by `subset`.
-            `FileNotFoundError`: If not all of it was fetched.
+            `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
+            `FileNotFoundError`: If its texts were left on the Hub.
         """
-        if isinstance(self.index, IndexSubset):
-            raise ValueError("This is a part of an index, drawn by `subset`. Save the whole one.")
+        self._check_whole()
         return write_index(self.index, save_directory)
 
     def push_to_hub(
@@ -231,14 +231,26 @@ class NeighborRetriever:
             `CommitInfo`: of the commit.
 
         Raises:
-            `ValueError`: If this is a part of an index.
-            `FileNotFoundError`: If not all of it was fetched.
+            `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
+            `FileNotFoundError`: If not all of its files were fetched.
         """
+        self._check_whole()
         options = (private, token, revision, commit_message, license)
-        if self.index.folder is not None and not isinstance(self.index, IndexSubset):
+        if self.index.folder is not None:
             return push_index(self.index.folder, repo_id, *options)
         with TemporaryDirectory() as folder:
-            return push_index(self.save_pretrained(Path(folder) / "index"), repo_id, *options)
+            return push_index(write_index(self.index, Path(folder) / "index"), repo_id, *options)
+
+    def _check_whole(self) -> None:
+        if isinstance(self.index, IndexSubset):
+            raise ValueError("This is a part of an index, drawn by `subset`. Save the whole one.")
+        if self.index.folder is not None:
+            opened, there = len(self.index.shards), len(read_manifest(self.index.folder)["shards"])
+            if opened < there:
+                raise ValueError(
+                    f"Of the {there} shards of '{self.index.folder}' {opened} are open, and an index is saved whole. "
+                    "Open all of them: `from_pretrained` without `shards`."
+                )
 
     def retrieve(self, texts: list[str], top_k: int = 50) -> list[list[Neighbor]]:
         """
@@ -257,6 +269,7 @@ class NeighborRetriever:
 
         Raises:
             `ValueError`: If `top_k` exceeds the number of indexed documents or is not positive.
+            `ValueError`: If a text holds a lone surrogate.
             `TypeError`: If `texts` is a single string, or an item is not a string.
 
         Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
@@ -264,10 +277,11 @@ class NeighborRetriever:
         if isinstance(texts, str):
             raise TypeError("`texts` is one string, but a list is needed. Pass `[text]`.")
         self.prepare(top_k)
+        texts = [check_text(text, f"row {row}") for row, text in enumerate(texts)]
         if self.cache is None:
-            found = self.index.search(self.embedder.encode_query(list(texts)), top_k)
+            found = self.index.search(self.embedder.encode_query(texts), top_k)
         else:
-            found = self.cache.search(self.index, self.embedder.encode_query, list(texts), top_k)
+            found = self.cache.search(self.index, self.embedder.encode_query, texts, top_k)
         rows = list(dict.fromkeys(row for pairs in found for _, row in pairs))
         documents = dict(zip(rows, self.index.documents(rows), strict=True))
         return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in found]

@@ -12,7 +12,8 @@ from tttnn.texts import TextStore
 
 
 # Faiss answers large batches by a matrix product, whose rounding reorders near-equal neighbors: in small blocks, a
-# batch of queries gives exactly what each query alone gives.
+# batch of queries gives exactly what each query alone gives. Not so where a factory rotates or projects vectors first
+# (OPQ, PCA, RR): that is a matrix product for any number of queries.
 QUERIES_PER_SEARCH = 16
 
 
@@ -46,17 +47,75 @@ class Shard:
     def __len__(self) -> int:
         return int(self.vectors.ntotal)
 
-    def set_nprobe(self, nprobe: int | None) -> None:
+    def near_lists(self, queries: np.ndarray, nprobe: int | None) -> tuple[np.ndarray, np.ndarray] | None:
         """
-        Set how many inverted lists are looked into, if it has any.
+        Find the inverted lists to look into, which are the same for all shards of an index.
 
         Args:
+            queries (`np.ndarray`):
+                float32 of shape `(n, dimension)`.
             nprobe (`int`, *optional*):
-                At most all. None leaves it as the file says.
+                How many, at most all. By default what the file says.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: distances of their centroids, and their numbers, both of shape
+            `(n, nprobe)`. None where there are no lists, or vectors are rotated before they are divided.
         """
-        lists = import_faiss().try_extract_index_ivf(self.lists)
-        if lists is not None and nprobe is not None:
-            lists.nprobe = min(nprobe, lists.nlist)
+        if not isinstance(self.lists, import_faiss().IndexIVF):
+            return None
+        return self.lists.quantizer.search(queries, self._settings(nprobe).nprobe)
+
+    def search(
+        self,
+        queries: np.ndarray,
+        depth: int,
+        nprobe: int | None,
+        lists: tuple[np.ndarray, np.ndarray] | None = None,
+        selector: Any = None,  # noqa: ANN401
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Find the nearest places of each query; nothing is kept for the next search.
+
+        Args:
+            queries (`np.ndarray`):
+                float32 of shape `(n, dimension)`, contiguous.
+            depth (`int`):
+                Places wanted for each query.
+            nprobe (`int`, *optional*):
+                As `near_lists` takes it.
+            lists (`tuple[np.ndarray, np.ndarray]`, *optional*):
+                What `near_lists` gave. By default they are found here, if there are any.
+            selector (`faiss.IDSelector`, *optional*):
+                The places among which to search. By default all.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: distances and places, both of shape `(n, depth)`; the place is -1 where
+            fewer are found.
+        """
+        faiss, settings = import_faiss(), self._settings(nprobe, selector)
+        if lists is None:
+            return self.lists.search(queries, depth, params=settings)
+        if queries.shape[1] != self.lists.d:  # which Faiss does not look at here
+            raise ValueError(
+                f"The lists of the shard that begins at row {self.start} are of dimension {self.lists.d}, and queries "
+                f"of {queries.shape[1]}: it is damaged. Fetch or build the index anew."
+            )
+        settings.nprobe = lists[1].shape[1]
+        near, places = np.empty((len(queries), depth), np.float32), np.empty((len(queries), depth), np.int64)
+        given, numbers, distances, *found = map(faiss.swig_ptr, (queries, lists[1], lists[0], near, places))
+        # `search_preassigned` of Faiss 1.15 takes no settings
+        self.lists.search_preassigned_c(len(queries), given, depth, numbers, distances, *found, False, settings)
+        return near, places
+
+    def _settings(self, nprobe: int | None, selector: Any = None) -> Any:  # noqa: ANN401
+        """Say how to search once: what Faiss keeps in the shard is shared by all that search it."""
+        faiss = import_faiss()
+        lists = faiss.try_extract_index_ivf(self.lists)
+        if lists is None:
+            return None if selector is None else faiss.SearchParameters(sel=selector)
+        nprobe = min(nprobe or lists.nprobe, lists.nlist)
+        # beside settings for once, those of the shard are not looked at
+        return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe, max_codes=lists.max_codes)
 
     def measure(self, queries: np.ndarray, rows: np.ndarray, distances: np.ndarray) -> None:
         """

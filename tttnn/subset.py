@@ -1,7 +1,7 @@
 """Random draws from an index: a part of it (how large must a corpus be?), and documents to compare neighbors with."""
 
 import hashlib
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -61,20 +61,9 @@ class IndexSubset(DocumentIndex):
     def __len__(self) -> int:
         return sum(self._sizes)
 
-    def _shard_search(self, queries: np.ndarray) -> Callable[[Shard, int], tuple[np.ndarray, np.ndarray]]:
-        faiss = import_faiss()
-
-        def search(shard: Shard, depth: int) -> tuple[np.ndarray, np.ndarray]:
-            vectors = self._lists(shard)
-            # eight rows a byte, the first in the lowest bit
-            selector = faiss.IDSelectorBitmap(np.packbits(self._masks[shard.start], bitorder="little"))
-            if isinstance(vectors, faiss.IndexIVF):  # whose own settings are not looked at beside parameters
-                params = faiss.SearchParametersIVF(sel=selector, nprobe=vectors.nprobe, max_codes=vectors.max_codes)
-            else:
-                params = faiss.SearchParameters(sel=selector)
-            return vectors.search(queries, depth, params=params)
-
-        return search
+    def _selector(self, shard: Shard) -> Any:  # noqa: ANN401
+        # eight rows a byte, the first in the lowest bit
+        return import_faiss().IDSelectorBitmap(np.packbits(self._masks[shard.start], bitorder="little"))
 
 
 def _mask(num_rows: int, fraction: float, seed: list[int]) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Texts of an index in files, read at random through a memory map."""
 
 import json
+import math
 import mmap
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from tokenize import TokenError  # of the reader of NumPy files
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +21,36 @@ def document_to_line(document: Document) -> bytes:
 
     Args:
         document (`Document`):
-            Metadata that JSON lacks (dates, say) becomes a string.
+            Of metadata that JSON lacks, NaN and infinities become null, at any depth, and all else (dates, say) a
+            string.
 
     Returns:
         `bytes`: a JSON object with `id`, `text` and `metadata` in UTF-8, and a line end.
     """
     row = {"id": document.id, "text": document.text, "metadata": document.metadata}
-    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8") + b"\n"
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        line = json.dumps(finite(row), ensure_ascii=False, default=str)
+    return line.encode("utf-8") + b"\n"
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """
+    Put None in the place of numbers that JSON lacks.
+
+    Args:
+        value (`Any`):
+            A number, or dictionaries and lists of what may hold numbers.
+
+    Returns:
+        `Any`: the same with None for NaN and infinities.
+    """
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def document_from_line(line: bytes, where: str) -> Document:
@@ -159,6 +184,10 @@ class TextWriter:
             The `.jsonl` file to write; its folder exists.
         num_rows (`int`, *optional*, defaults to `0`):
             Lines of the file that are kept, and gone on after; what comes behind them is dropped.
+
+    Raises:
+        `FileNotFoundError`: If lines are kept, and there is no file.
+        `ValueError`: If there are fewer.
     """
 
     def __init__(self, path: Path, num_rows: int = 0) -> None:
@@ -166,7 +195,11 @@ class TextWriter:
         self._file = path.open("r+b" if num_rows else "wb")
         self._offsets = array("q", [0])
         for line in islice(self._file, num_rows):
-            self._offsets.append(self._offsets[-1] + len(line))
+            if line.endswith(b"\n"):
+                self._offsets.append(self._offsets[-1] + len(line))
+        if len(self._offsets) - 1 < num_rows:
+            self._file.close()
+            raise ValueError(f"'{path}' should hold {num_rows} lines, but has {len(self._offsets) - 1}.")
         self._file.seek(self._offsets[-1])
         self._file.truncate()
 

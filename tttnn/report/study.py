@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tttnn.baselines import KnnArguments
-from tttnn.records import DocumentRecord, finite, nll_matrix, summarize
+from tttnn.records import DocumentRecord, nll_matrix, summarize
 from tttnn.report.intervals import Bootstrap
 from tttnn.report.published import published_for
 from tttnn.report.results import Comparison, Grouping, Result, contaminated
 from tttnn.report.runs import Run, differing_settings, read_runs
+from tttnn.texts import finite
 
 
 LIBRARIES = (
