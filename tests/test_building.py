@@ -18,9 +18,10 @@ import tttnn.unfinished
 from tttnn import Document, Embedder
 from tttnn.building import IndexSettings, add_documents, build_index, index_in_memory
 from tttnn.index import open_index
-from tttnn.manifest import MANIFEST, VECTORS, read_manifest
-from tttnn.unfinished import STATE
-from tttnn.writing import locked
+from tttnn.manifest import MANIFEST, OFFSETS, SHARD_FILES, VECTORS, VIEWER, read_manifest
+from tttnn.manifest import TEXTS as TEXTS_FILE
+from tttnn.moving import STATE, STORAGE, locked
+from tttnn.writing import write_index
 
 
 PROGRAM = Path(__file__).with_name("build_program.py")
@@ -62,10 +63,31 @@ def interrupted(folder):
     return folder
 
 
+@pytest.fixture
+def under_way(folder, monkeypatch):
+    """A build of `DOCUMENTS` in windows of 7, of which one shard is finished and the second has a window."""
+    monkeypatch.setattr(tttnn.unfinished, "WINDOW_DOCUMENTS", 7)
+    with pytest.raises(Interrupt):
+        build_index(DOCUMENTS, interrupting(4), folder, SETTINGS)
+    return folder
+
+
 def whole(tmp_path, documents=DOCUMENTS, settings=SETTINGS, **options):
     """The files of an uninterrupted build."""
     build_index(documents, WordEmbedder(), tmp_path / "whole" / "index", settings, **options)
     return files_of(tmp_path / "whole" / "index")
+
+
+def lose(path):
+    path.unlink()
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def lose_a_key(path):
+    path.write_text('{"shards": []}')
 
 
 # --- killed at any step ---
@@ -91,19 +113,19 @@ def killed(tmp_path_factory):
 def test_a_killed_build_ends_with_the_files_of_an_uninterrupted_one_and_leaves_nothing_else(killed, kind):
     expected = killed[kind]["whole"]
     assert {name.split("/")[0] for name in expected["files"]} == {"index", ".index.lock"}
-    # its last step takes away an empty folder: the index is there, and another start finds it as it would any other
+    # its last step takes away an empty folder: the index is there, and another import is told so
     last = str(len(expected["steps"]) - 1)
     assert expected["steps"][-1] == "rmdir index.unfinished"
     for step, again in killed[kind]["killed"].items():
-        if kind.startswith("build") or step != last:
+        if kind != "import" or step != last:
             assert again.get("files") == expected["files"], (expected["steps"][int(step)], again.get("error"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_what_is_embedded_is_not_embedded_again(killed, kind):
-    # noted after each window of 25 rows, and at the end of each shard of 40 and of the corpus
-    noted = [0, 25, 40, 40, 65, 80, 80] + ([100, 100, 100] if kind.startswith("build") else [90, 90, 90])
+    # noted at the start, after each window of 25 rows, and at the end of each shard of 40 and of the corpus
+    noted = [0, 0, 25, 40, 40, 65, 80, 80] + ([100, 100, 100] if kind.startswith("build") else [90, 90, 90])
     expected = killed[kind]["whole"]
     assert expected["steps"].count("rename unfinished.json.tmp") == len(noted) - 1
     for step, again in killed[kind]["killed"].items():
@@ -119,7 +141,7 @@ def test_a_kill_at_any_step_of_every_part_of_a_build_was_tried(killed, preset):
     steps = killed[f"build {preset}"]["whole"]["steps"]
     tried = " ".join(steps[int(step)] for step in killed[f"build {preset}"]["killed"])
     parts = ["embed", "shard-00000", "shard-00002", "unfinished.json", "tttnn_index.json", "rename train-"]
-    parts += ["write trained.faiss", "write shard-00000.faiss.tmp", "converted.json"] if preset == "scale" else []
+    parts += ["write trained.faiss", "write shard-00000.faiss.tmp", "done.json"] if preset == "scale" else []
     assert [part for part in parts if part not in tried] == []
 
 
@@ -262,6 +284,16 @@ def test_the_same_corpus_is_not_embedded_again(folder, preset):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
 
 
+@pytest.mark.parametrize("pattern", SHARD_FILES)
+def test_an_index_that_is_not_whole_is_not_taken_for_built(folder, pattern):
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    path = folder / pattern.format(1)
+    for problem, damage in (("1 bytes", lambda path: os.truncate(path, 1)), ("is missing", lose)):
+        damage(path)
+        with pytest.raises(ValueError, match=f"{path}' .*{problem}.*To build it anew, remove '{folder}'"):
+            build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+
+
 CHANGED = {
     "text": [Document("0/0", "other", {"topic": 0}), *DOCUMENTS[1:]],
     "id": [*DOCUMENTS[:-1], Document("other", DOCUMENTS[-1].text, DOCUMENTS[-1].metadata)],
@@ -335,6 +367,68 @@ def test_a_build_that_lacks_its_move_only_overwrites_nothing(folder, monkeypatch
     assert len(open_index(folder)) == 50
 
 
+@pytest.fixture
+def to_be_moved(folder, monkeypatch):
+    """A build that lacks its move only."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.building, "move_index", raise_interrupt)
+        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    return folder
+
+
+@pytest.mark.parametrize("damage", [lose, empty])
+@pytest.mark.parametrize("pattern", [VECTORS, TEXTS_FILE, OFFSETS])
+def test_a_build_that_lost_a_file_before_its_move_is_no_index(to_be_moved, pattern, damage):
+    damage(to_be_moved.with_name("index.unfinished") / pattern.format(1))
+    with pytest.raises(ValueError, match=f"is damaged .*'{pattern.format(1)}' .*Remove it, and start again"):
+        build_index(DOCUMENTS, WordEmbedder(), to_be_moved, SETTINGS)
+    assert not to_be_moved.exists()
+
+
+def test_a_manifest_that_the_disk_lost_is_an_error_that_says_what_to_remove(to_be_moved):
+    empty(to_be_moved.with_name("index.unfinished") / MANIFEST)
+    with pytest.raises(ValueError, match="index.unfinished' is damaged .*Remove it, and start again"):
+        build_index(DOCUMENTS, WordEmbedder(), to_be_moved, SETTINGS)
+
+
+# --- a folder of somebody's own where the build would be ---
+
+
+@pytest.mark.parametrize("documents", [MORE, []], ids=["documents", "no document"])
+@pytest.mark.parametrize("name", ["mine.txt", "texts/mine.txt", STORAGE])
+def test_a_folder_beside_that_is_no_build_is_an_error_and_is_left_as_it_is(folder, name, documents):
+    mine = folder.with_name("index.unfinished") / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
+        build_index(documents, WordEmbedder(), folder)
+    assert files_of(folder.parent).keys() == {f"index.unfinished/{name}", ".index.lock"}
+    assert mine.read_text() == "mine"
+
+
+def test_nothing_is_added_where_a_folder_beside_is_no_build(folder):
+    build_index(DOCUMENTS, WordEmbedder(), folder)
+    (mine := folder.with_name("index.unfinished")).write_text("mine")
+    before = files_of(folder.parent)
+    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
+        add_documents(MORE, WordEmbedder(), folder)
+    assert files_of(folder.parent) == before
+    assert mine.read_text() == "mine"
+
+
+def test_what_somebody_put_into_an_interrupted_build_stays(interrupted):
+    (mine := interrupted.with_name("index.unfinished") / "mine.txt").write_text("mine")
+    assert build_index(DOCUMENTS, WordEmbedder(), interrupted, SETTINGS) is True
+    assert [*mine.parent.iterdir()] == [mine]
+
+
+def test_a_kill_before_the_first_note_is_no_obstacle(folder):
+    (folder.with_name("index.unfinished")).mkdir(parents=True)
+    (folder.with_name("index.unfinished") / (STATE + ".tmp")).write_text("{")
+    assert build_index(DOCUMENTS, WordEmbedder(), folder) is True
+    assert not folder.with_name("index.unfinished").exists()
+
+
 # --- an interrupted build ---
 
 
@@ -376,8 +470,35 @@ def test_vectors_that_the_disk_lost_are_missed(folder, monkeypatch):
     (stored,) = folder.with_name("index.unfinished").rglob("*.vectors")
     assert stored.stat().st_size == 14 * 32 * 4
     os.truncate(stored, 13 * 32 * 4)
-    with pytest.raises(ValueError, match="should hold 14 rows, but is shorter. Remove"):
+    with pytest.raises(ValueError, match="unfinished' is damaged .*should hold 14 rows, but has 13.*Remove it"):
         build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+
+
+@pytest.mark.parametrize("damage", [lose, empty])
+@pytest.mark.parametrize(
+    "name",
+    [TEXTS_FILE.format(0), OFFSETS.format(0), VIEWER.format(0), TEXTS_FILE.format(1), "index/shard-00001.vectors"],
+)
+def test_files_that_the_disk_lost_are_missed(under_way, name, damage):
+    damage(under_way.with_name("index.unfinished") / name)
+    with pytest.raises(ValueError, match="index.unfinished' is damaged .*Remove it, and start again") as refused:
+        build_index(DOCUMENTS, WordEmbedder(), under_way, SETTINGS)
+    assert Path(name).name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [(STATE, empty), (STATE, lose_a_key), (STORAGE, empty)], ids=["empty", "key", "storage"]
+)
+def test_a_damaged_state_is_an_error_that_says_what_to_remove(under_way, name, damage):
+    damage(under_way.with_name("index.unfinished") / name)
+    with pytest.raises(ValueError, match="index.unfinished' is damaged .*Remove it, and start again"):
+        build_index(DOCUMENTS, WordEmbedder(), under_way, SETTINGS)
+
+
+def test_a_build_that_lost_its_state_is_not_taken_for_one(under_way):
+    (under_way.with_name("index.unfinished") / STATE).unlink()
+    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
+        build_index(DOCUMENTS, WordEmbedder(), under_way, SETTINGS)
 
 
 def test_a_shard_has_as_many_rows_as_one_gibibyte_holds(folder, monkeypatch):
@@ -570,7 +691,7 @@ def test_an_adding_of_which_only_the_move_was_left_is_ended_and_other_documents_
     with monkeypatch.context() as patch, pytest.raises(Interrupt):
         patch.setattr(tttnn.building, "move_index", raise_interrupt)
         add_documents(MORE, WordEmbedder(), folder)
-    with pytest.raises(ValueError, match="had added other documents .* Start again to add these"):
+    with pytest.raises(ValueError, match="had added 30 rows of other documents .* Start again to add these"):
         add_documents(DOCUMENTS[:1], WordEmbedder(), folder)
     assert open_index(folder).documents(range(50, 80)) == MORE
     assert add_documents(DOCUMENTS[:1], WordEmbedder(), folder) == 1
@@ -585,6 +706,46 @@ def test_an_adding_of_which_only_the_move_was_left_embeds_nothing(folder, monkey
     assert add_documents(MORE, embedder, folder) == 30
     assert embedder.documents == []
     assert len(open_index(folder)) == 80
+
+
+def test_an_adding_of_which_only_the_move_was_left_says_what_is_not_added_yet(folder, monkeypatch):
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.building, "move_index", raise_interrupt)
+        add_documents(MORE[:25], WordEmbedder(), folder)
+    with pytest.raises(ValueError, match="the first 25 rows of these documents .* the documents that come after"):
+        add_documents(MORE, WordEmbedder(), folder)
+    assert add_documents(MORE[25:], WordEmbedder(), folder) == 5
+    assert open_index(folder).documents(range(50, 80)) == MORE
+
+
+@pytest.mark.parametrize("preset", ["flat", "ivf"])
+def test_documents_that_were_added_last_are_not_added_again(folder, preset):
+    build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings(preset, 20))
+    assert add_documents(MORE, WordEmbedder(), folder) == 30
+    before = files_of(folder.parent)
+    assert add_documents(iter(MORE), WordEmbedder(), folder) == 0
+    assert files_of(folder.parent) == before
+
+
+@pytest.mark.parametrize("change", [slice(0, 20), slice(20, 29), slice(None, None, -1)], ids=str)
+def test_part_of_the_documents_that_were_added_last_is_added(folder, change):
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    add_documents(MORE, WordEmbedder(), folder)
+    assert add_documents(MORE[change], WordEmbedder(), folder) == len(MORE[change])
+    assert open_index(folder).documents(range(80, 80 + len(MORE[change]))) == MORE[change]
+
+
+def test_documents_that_were_added_before_the_last_are_added(folder):
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    for documents in (MORE[:20], MORE[20:], MORE[:20]):
+        assert add_documents(documents, WordEmbedder(), folder) == len(documents)
+
+
+def test_documents_added_to_an_index_from_memory_share_a_shard(folder):
+    write_index(index_in_memory(DOCUMENTS[:3], WordEmbedder()), folder)
+    add_documents(MORE, WordEmbedder(), folder)
+    assert [shard["rows"] for shard in read_manifest(folder)["shards"]] == [3, 30]
 
 
 def test_another_embedder_cannot_add(folder):

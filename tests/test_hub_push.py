@@ -20,7 +20,7 @@ from tttnn.cards import GENERATED
 from tttnn.cli import main
 from tttnn.corpus import as_documents
 from tttnn.hub import pull_index, push_index
-from tttnn.writing import locked
+from tttnn.moving import locked
 
 
 TOKEN = "hf_of_mine"

@@ -22,6 +22,7 @@ ORDER = [
     "embedding",
     "passages",
     "manifest",
+    "moving",
     "quantization",
     "shards",
     "index",

@@ -14,6 +14,7 @@ from made_indexes import description
 from tttnn import Document
 from tttnn.building import IndexSettings, build_index
 from tttnn.index import DocumentIndex, open_index
+from tttnn.published_index import import_published_index
 from tttnn.shards import Shard
 from tttnn.writing import write_index
 
@@ -73,6 +74,18 @@ def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_pa
     copied = faiss.read_index(str(vectors))
     assert copied.ntotal == rows
     assert anonymous_bytes() - before > 36_000_000
+
+
+def test_an_index_of_long_documents_is_made_in_memory_for_a_few(tmp_path):
+    rows, line = 300, b'{"text": "' + b"x" * 400_000 + b'"}\n'
+    flat = faiss.IndexFlatL2(8)
+    flat.add(np.zeros((rows, 8), np.float32))
+    faiss.write_index(flat, str(tmp_path / "00.jsonl.index"))
+    with (tmp_path / "00.jsonl").open("wb") as file:
+        file.writelines(line for _ in range(rows))
+    with peak() as seen:
+        import_published_index([tmp_path / "00.jsonl.index"], [tmp_path / "00.jsonl"], tmp_path / "index")
+    assert seen[0] < 60_000_000, "the texts take 120 MB"
 
 
 class NumberEmbedder(WordEmbedder):

@@ -13,8 +13,8 @@ from tttnn import NeighborRetriever
 from tttnn.embedding import TTTLM
 from tttnn.index import open_index
 from tttnn.manifest import MANIFEST, read_manifest
+from tttnn.moving import locked
 from tttnn.published_index import import_published_index
-from tttnn.writing import locked
 
 
 DIMENSION = 24
@@ -200,6 +200,15 @@ def test_a_missing_file_is_named_before_anything_is_read(files, tmp_path, kind):
 
 
 # --- where it is written ---
+
+
+def test_a_folder_beside_that_is_no_interrupted_import_is_left_as_it_is(files, tmp_path):
+    (tmp_path / "index.unfinished").mkdir()
+    (tmp_path / "index.unfinished" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
+        import_published_index(*files, tmp_path / "index")
+    assert (tmp_path / "index.unfinished" / "mine.txt").read_text() == "mine"
+    assert_nothing(tmp_path)
 
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(files, tmp_path):

@@ -19,7 +19,8 @@ from tttnn import Document, Embedder
 from tttnn.building import build_index
 from tttnn.index import open_index
 from tttnn.manifest import MANIFEST
-from tttnn.writing import locked, write_index
+from tttnn.moving import locked
+from tttnn.writing import write_index
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_the_manifest_says_what_the_folder_holds(folder):
     assert manifest["metric"] == "squared_l2"
     assert (manifest["num_documents"], manifest["num_rows"]) == (10, 10)
     assert manifest["embedder"] == description(8)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 4}
+    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 2**30 // 32}
     assert (manifest["recall"], manifest["passage_tokens"], manifest["sources"]) == (None, None, [])
     assert [(shard["rows"], shard["documents"]) for shard in manifest["shards"]] == [(4, 4), (3, 3), (3, 3)]
     named = {name: file for shard in manifest["shards"] for name, file in shard["files"].items()}
@@ -139,6 +140,20 @@ def test_the_parquet_files_hold_the_documents_of_their_shard(folder):
     assert rows == [{"id": f"id {row}", "text": f"text {row}", "metadata": "{}"} for row in (4, 5, 6)]
 
 
+@pytest.mark.parametrize(("rows", "num_bytes", "sizes"), [(4, 10**6, [4, 4, 2]), (100, 200, [4, 2, 1, 2, 1])], ids=str)
+def test_a_row_group_of_the_parquet_files_is_small(tmp_path, monkeypatch, rows, num_bytes, sizes):
+    monkeypatch.setattr("tttnn.writing.ROWS_PER_GROUP", rows)
+    monkeypatch.setattr("tttnn.writing.BYTES_PER_GROUP", num_bytes)
+    # lines of 50 bytes, but for row 6, of 400, and row 7, of 150
+    documents = [Document(f"id {row}", "x" * {6: 357, 7: 107}.get(row, 7)) for row in range(10)]
+    folder = write_index(make_index(np.zeros((10, 2), dtype=np.float32), 1, documents), tmp_path / "index")
+    lines = (folder / "texts" / "shard-00000.jsonl").read_bytes().splitlines(keepends=True)
+    assert [len(line) for line in lines] == [50] * 6 + [400, 150, 50, 50]
+    file = pyarrow.parquet.ParquetFile(folder / "data" / "train-00000.parquet")
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == sizes
+    assert file.read().column("text").to_pylist() == [document.text for document in documents]
+
+
 def test_metadata_that_json_lacks_becomes_a_string_in_both_files(tmp_path):
     document = Document("a", "x", {"day": datetime.date(2024, 2, 29)})
     folder = write_index(make_index(np.zeros((1, 2), dtype=np.float32), 1, [document]), tmp_path / "index")
@@ -173,6 +188,15 @@ def test_a_folder_with_something_in_it_is_noticed_before_the_work(embedder, tmp_
     with pytest.raises(FileExistsError):
         build_index(fail(), Embedder(embedder), tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_folder_beside_that_is_no_interrupted_save_is_an_error_and_is_left_as_it_is(tmp_path):
+    (tmp_path / "new.saving").mkdir()
+    (tmp_path / "new.saving" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="new.saving', but that is there already"):
+        write_index(index_of_ten(), tmp_path / "new")
+    assert (tmp_path / "new.saving" / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_empty_folder_may_be_written_to(tmp_path):

@@ -10,20 +10,18 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tttnn.conversion import CONVERTED, DONE, TRAINED, convert_shards
+from tttnn.conversion import DONE, convert_shards
 from tttnn.corpus import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.index import DocumentIndex, open_index
-from tttnn.manifest import MANIFEST, VECTORS, read_manifest
+from tttnn.manifest import MANIFEST, TEXTS, VECTORS, check_file, read_manifest
+from tttnn.moving import CONVERTED, STORAGE, check_vacant, intact, locked, move_index, unfinished_folder
 from tttnn.passages import split_into_passages
 from tttnn.quantization import check_factory, default_shard_size, import_faiss
 from tttnn.shards import Shard
 from tttnn.texts import document_to_line
 from tttnn.unfinished import UnfinishedBuild, embedded_windows, holds, no_document
-from tttnn.writing import FLAT_STORAGE, check_vacant, locked, make_manifest, move_index, unfinished_folder, write_json
-
-
-STORAGE = "storage.json"  # of an unfinished build
+from tttnn.writing import FLAT_STORAGE, make_manifest, write_json
 
 
 def index_in_memory(
@@ -137,8 +135,8 @@ def build_index(
         `bool`: whether anything was built.
 
     Raises:
-        `FileExistsError`: If the folder holds something else.
-        `ValueError`: If there is no document, or the corpus is not that of the build that was interrupted.
+        `FileExistsError`: If the folder holds something else, or the one beside is somebody's own.
+        `ValueError`: If there is no document, or an interrupted build had another corpus or is damaged.
         `RuntimeError`: If another process is building into the same folder.
     """
     settings, folder, described = settings or IndexSettings(), Path(folder).resolve(), embedder.describe()
@@ -174,7 +172,9 @@ def add_documents(
     """
     Append documents to an index on disk, as new shards; the others stay as they are.
 
-    Killed and started again with the same documents, it goes on after the last that were embedded.
+    Killed and started again with the same documents, it goes on after the last that were embedded. A call that had
+    ended may be given again too: documents that are the last of the index already are embedded, found to be the same,
+    and not added a second time. Only all of them together are known again; part of them, or all and more, are added.
 
     Args:
         documents (`Iterable[Document]`):
@@ -191,10 +191,11 @@ def add_documents(
             Whether to count the embedded documents on a bar.
 
     Returns:
-        `int`: rows that were added.
+        `int`: rows that were added; 0 if they were there.
 
     Raises:
         `FileNotFoundError`: If there is no index.
+        `FileExistsError`: If the folder `NAME.unfinished` beside it is somebody's own.
         `ValueError`: If there is no document, the embedder is another, or an interrupted call had other documents.
         `RuntimeError`: If another process is building into the same folder.
     """
@@ -206,21 +207,24 @@ def add_documents(
         rows = _rows(documents, embedder, manifest["passage_tokens"])
         unfinished, first = unfinished_folder(folder), len(manifest["shards"])
         if (unfinished / MANIFEST).is_file():  # all is made, and a part perhaps moved
-            shards = read_manifest(unfinished)["shards"]
-            move_index(unfinished, folder)
-            return _finished_before(folder, rows, shards, first)
-        storage = manifest["storage"]
+            return _end_adding(unfinished, folder, rows, first)
         kept = {"added_to": manifest["corpus_digest"], "passage_tokens": manifest["passage_tokens"]}
-        build = UnfinishedBuild(unfinished, kept, storage["shard_size"], first)
+        build = UnfinishedBuild(unfinished, kept, manifest["storage"]["shard_size"], first)
         new = build.add_shards(rows, embedder, batch_size, show_progress_bar)
-        if storage["preset"] != "flat":
-            _convert_added(folder, unfinished, new, embedder, storage["preset"], first)
-        shards, named = [*manifest["shards"], *new], [*manifest["sources"], *sources]
-        tokens, recall = manifest["passage_tokens"], manifest["recall"]
-        manifest = make_manifest(shards, manifest["embedder"], storage, tokens, named, recall)
-        write_json(unfinished / MANIFEST, manifest)
+        if _is_repeated(new, manifest["shards"]):  # after a kill at the very end, say
+            build.remove()
+            return 0
+        if (preset := manifest["storage"]["preset"]) != "flat":
+            _convert_added(folder, unfinished, new, embedder, preset, first)
+        write_json(unfinished / MANIFEST, _with_added(manifest, new, sources))
         move_index(unfinished, folder)
     return sum(entry["rows"] for entry in new)
+
+
+def _with_added(manifest: dict[str, Any], new: list[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
+    shards, named = [*manifest["shards"], *new], [*manifest["sources"], *sources]
+    tokens, recall = manifest["passage_tokens"], manifest["recall"]
+    return make_manifest(shards, manifest["embedder"], manifest["storage"], tokens, named, recall)
 
 
 def _convert_added(
@@ -233,7 +237,8 @@ def _convert_added(
 def _choose_storage(unfinished: Path, settings: IndexSettings) -> None:
     """Note how vectors will be stored; what was made of them for an earlier choice is dropped."""
     path, chosen = unfinished / STORAGE, {"preset": settings.preset, "recall_target": settings.recall_target}
-    earlier = json.loads(path.read_bytes()) if path.is_file() else chosen
+    with intact(unfinished):
+        earlier = json.loads(path.read_bytes()) if path.is_file() else chosen
     if earlier != chosen:
         if (unfinished / DONE).is_file():  # the exact vectors may be gone
             raise ValueError(
@@ -241,7 +246,6 @@ def _choose_storage(unfinished: Path, settings: IndexSettings) -> None:
                 "asked for. Start with the former to go on with it, or remove that folder."
             )
         shutil.rmtree(unfinished / CONVERTED, ignore_errors=True)
-        (unfinished / TRAINED).unlink(missing_ok=True)
     write_json(path, chosen)
 
 
@@ -271,14 +275,38 @@ def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings
     found = IndexSettings(storage["preset"], size, manifest["passage_tokens"], target)
     if found != settings or not same_embedder(described, manifest["embedder"]):
         return False
-    return all(holds(entry, number, rows) for number, entry in enumerate(manifest["shards"])) and not any(rows)
-
-
-def _finished_before(folder: Path, rows: Iterator[Document], shards: list[dict[str, Any]], first_shard: int) -> int:
-    new = list(enumerate(shards))[first_shard:]
-    if not (all(holds(entry, number, rows) for number, entry in new) and not any(rows)):
+    if not all(holds(entry, number, rows) for number, entry in enumerate(manifest["shards"])) or any(rows):
+        return False
+    try:
+        for name, file in (pair for entry in manifest["shards"] for pair in entry["files"].items()):
+            check_file(folder / name, file)
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"An interrupted call had added other documents to '{folder}', and its end is done now. Start again to "
-            "add these."
+            f"'{folder}' is the index of this corpus, but not whole: {error} To build it anew, remove '{folder}'."
+        ) from error
+    return True
+
+
+def _end_adding(unfinished: Path, folder: Path, rows: Iterator[Document], first_shard: int) -> int:
+    """Move what an interrupted call had made, and give its number of rows if it had the same documents."""
+    with intact(unfinished):
+        new = list(enumerate(read_manifest(unfinished)["shards"]))[first_shard:]
+    move_index(unfinished, folder)
+    num_rows = sum(entry["rows"] for _, entry in new)
+    if not all(holds(entry, number, rows) for number, entry in new):
+        raise ValueError(
+            f"An interrupted call had added {num_rows} rows of other documents to '{folder}', and its end is done "
+            "now. Start again to add these."
         )
-    return sum(entry["rows"] for _, entry in new)
+    if any(rows):
+        raise ValueError(
+            f"An interrupted call had added the first {num_rows} rows of these documents to '{folder}', and its end "
+            "is done now. Start with the documents that come after, for the first would be added again."
+        )
+    return num_rows
+
+
+def _is_repeated(new: list[dict[str, Any]], shards: list[dict[str, Any]]) -> bool:
+    """Whether the last shards of an index hold the texts of new ones already, so that these were the last added."""
+    digests = [entry["files"][TEXTS.format(number)]["sha256"] for number, entry in enumerate([*shards, *new])]
+    return digests[-2 * len(new) : -len(new)] == digests[-len(new) :]

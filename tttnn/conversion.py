@@ -12,6 +12,7 @@ import numpy as np
 from tttnn.embedding import Embedder
 from tttnn.index import DocumentIndex
 from tttnn.manifest import TEXTS, VECTORS
+from tttnn.moving import CONVERTED, intact
 from tttnn.quantization import (
     RECALL_TOP_K,
     factory_for,
@@ -29,7 +30,7 @@ from tttnn.writing import ROWS_PER_COPY, describe_file, write_json
 logger = logging.getLogger(__name__)
 
 NUM_QUERIES = 400
-CONVERTED, TRAINED, DONE = "converted", "trained.faiss", "converted.json"
+TRAINED, DONE = f"{CONVERTED}/trained.faiss", f"{CONVERTED}/done.json"  # in the folder of a build
 
 
 def convert_shards(
@@ -89,8 +90,9 @@ def convert_shards(
         if (converted / name).is_file():
             os.replace(converted / name, folder / name)
         entry["files"][name] = describe_file(folder / name)
-    result = json.loads(done.read_bytes())
-    return result["storage"], result["recall"]
+    with intact(folder):
+        result = json.loads(done.read_bytes())
+        return result["storage"], result["recall"]
 
 
 def _trained(path: Path, factory: str, exact: Sequence[Any]) -> Any:  # noqa: ANN401
@@ -105,6 +107,7 @@ def _trained(path: Path, factory: str, exact: Sequence[Any]) -> Any:  # noqa: AN
         for index, end, first, last in zip(exact, ends, bounds[:-1], bounds[1:], strict=True):
             if first < last:
                 index.reconstruct_batch(chosen[first:last] - (end - index.ntotal), sample[first:last])
+        path.parent.mkdir(exist_ok=True)
         faiss.write_index(trained_index(factory, sample), str(path) + ".tmp")
         os.replace(str(path) + ".tmp", path)
     return faiss.read_index(str(path))

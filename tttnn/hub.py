@@ -23,9 +23,9 @@ from tttnn.cards import CARD, GENERATED, index_card
 from tttnn.corpus import HUB_ID
 from tttnn.index import chosen_shards
 from tttnn.manifest import MANIFEST, SHARD_FILES, TEXTS, VIEWER, check_file, public_manifest, read_manifest, to_json
+from tttnn.moving import check_vacant, locked
 from tttnn.remote import RemoteFile, locate_files
 from tttnn.retries import persist
-from tttnn.writing import check_vacant, locked
 
 
 BROKE_OFF = "The download of '{}' broke off"

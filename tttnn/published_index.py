@@ -1,28 +1,18 @@
 """The index that the method's authors published, as an index of this library."""
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from tttnn.corpus import read_documents
+from tttnn.corpus import Document, read_documents
 from tttnn.embedding import TTTLM
 from tttnn.manifest import MANIFEST, read_manifest
+from tttnn.moving import check_vacant, intact, locked, move_index, unfinished_folder
 from tttnn.quantization import default_shard_size, read_vectors
 from tttnn.unfinished import UnfinishedBuild
-from tttnn.writing import (
-    FLAT_STORAGE,
-    ROWS_PER_GROUP,
-    ShardWriter,
-    check_vacant,
-    locked,
-    make_manifest,
-    move_index,
-    unfinished_folder,
-    write_json,
-)
+from tttnn.writing import FLAT_STORAGE, ShardWriter, make_manifest, write_json
 
 
 def import_published_index(
@@ -48,7 +38,7 @@ def import_published_index(
             Whether to count the documents on a bar.
 
     Raises:
-        `FileExistsError`: If the folder is there and not empty.
+        `FileExistsError`: If the folder is there and not empty, or `NAME.unfinished` beside it is somebody's own.
         `FileNotFoundError`: If a file is not there.
         `ValueError`: If the numbers of files, rows or dimensions differ, or a file is of another kind.
 
@@ -59,7 +49,9 @@ def import_published_index(
     with locked(folder):
         unfinished, sources = unfinished_folder(folder), [Path(path).name for path in data_files]
         if (unfinished / MANIFEST).is_file():
-            if (found := read_manifest(unfinished)["sources"]) != sources:
+            with intact(unfinished):
+                found = read_manifest(unfinished)["sources"]
+            if found != sources:
                 raise ValueError(
                     f"'{unfinished}' holds an interrupted build of {found}, and not of {sources}. Import those to go "
                     "on with it, or remove that folder."
@@ -68,7 +60,7 @@ def import_published_index(
             check_vacant(folder)
             names = [Path(path).name for path in (*index_files, *data_files)]
             shard_size = default_shard_size(vectors[0].d)
-            kept = {"files": names, "rows": [index.ntotal for index in vectors]}
+            kept = {"files": names, "rows": [index.ntotal for index in vectors], "passage_tokens": None}
             build = UnfinishedBuild(unfinished, kept, shard_size)
             with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:
                 for number in range(len(build.shards), len(vectors)):
@@ -101,16 +93,20 @@ def _open(index_files: Sequence[str | Path], data_files: Sequence[str | Path]) -
 
 
 def _write_shard(build: UnfinishedBuild, number: int, vectors: Any, data_file: Path, progress: tqdm) -> None:  # noqa: ANN401
-    writer, reader = ShardWriter(build.folder, number), read_documents(data_file)
-    while documents := list(islice(reader, ROWS_PER_GROUP)):
-        writer.add(documents)
-        progress.update(len(documents))
+    writer = ShardWriter(build.folder, number)
+    writer.add(_counted(read_documents(data_file), progress))
     if writer.num_rows != vectors.ntotal:
         raise ValueError(
             f"'{data_file}' holds {writer.num_rows} documents, but its index holds {vectors.ntotal} vectors. They do "
             "not belong together, or one was not fetched to its end."
         )
     build.finish(writer, vectors)
+
+
+def _counted(documents: Iterable[Document], progress: tqdm) -> Iterator[Document]:
+    for document in documents:
+        yield document
+        progress.update()
 
 
 def _embedder(dimension: int) -> dict[str, Any]:

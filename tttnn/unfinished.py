@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -15,12 +14,12 @@ from tqdm.auto import tqdm
 from tttnn.corpus import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.manifest import TEXTS, VECTORS
+from tttnn.moving import FOLDERS, STATE, check_own, check_sizes, intact, remove_build
 from tttnn.quantization import import_faiss
 from tttnn.texts import document_to_line
-from tttnn.writing import FOLDERS, ShardWriter, write_json
+from tttnn.writing import ShardWriter, write_json
 
 
-STATE = "unfinished.json"
 # A window is embedded at once, sorted by length inside. Texts wait in memory for one window, vectors for one shard.
 WINDOW_DOCUMENTS = 2048
 WINDOW_CHARACTERS = 32 << 20
@@ -74,6 +73,7 @@ class VectorWriter:
             Rows that are kept, and gone on after; what comes behind them is dropped.
 
     Raises:
+        `FileNotFoundError`: If rows are kept, and there is no file.
         `ValueError`: If there are fewer.
     """
 
@@ -82,8 +82,9 @@ class VectorWriter:
         self.dimension = dimension
         self._file = self.path.open("r+b" if num_rows else "wb")
         size = num_rows * dimension * 4
-        if self._file.seek(0, os.SEEK_END) < size:  # the machine went down before its disk had all
-            raise ValueError(f"'{self.path}' should hold {num_rows} rows, but is shorter. Remove '{path.parents[1]}'.")
+        if (found := self._file.seek(0, os.SEEK_END)) < size:
+            self._file.close()
+            raise ValueError(f"'{self.path}' should hold {num_rows} rows, but has {found // (dimension * 4)}.")
         self._file.seek(size)
         self._file.truncate()
 
@@ -125,14 +126,15 @@ class UnfinishedBuild:
         folder (`Path`):
             Made if it is not there; else the build in it is gone on with.
         settings (`dict[str, Any]`):
-            What vectors and texts depend on, beside the corpus; among it `passage_tokens`.
+            What vectors and texts depend on, beside the corpus; `passage_tokens` among it.
         shard_size (`int`):
             Rows in a shard, where the folder holds no build that has its own.
         first_shard (`int`, *optional*, defaults to `0`):
             Number of the first shard.
 
     Raises:
-        `ValueError`: If the build in the folder had other settings.
+        `FileExistsError`: If the folder holds something else than a build.
+        `ValueError`: If the build in the folder had other settings, or is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], shard_size: int, first_shard: int = 0) -> None:
@@ -143,23 +145,42 @@ class UnfinishedBuild:
         self.shards: list[dict[str, Any]] = []
         self.num_rows = 0  # of the shard that is under way
         self.complete = False  # whether the corpus has come to its end
+        check_own(folder)
+        if (folder / STATE).is_file():
+            self._go_on()
+        else:
+            folder.mkdir(exist_ok=True)
+            self._note(0)
         for name in FOLDERS:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        state = folder / STATE
-        if state.is_file():
-            found = json.loads(state.read_bytes())
-            different = _different(settings, found["settings"])
-            if different:
-                raise ValueError(
-                    f"'{folder}' holds an interrupted build with other settings ({', '.join(different)}). Start with "
-                    "the same settings to go on with it, or remove that folder."
-                )
+            (folder / name).mkdir(exist_ok=True)
+
+    def _go_on(self) -> None:
+        asked = self.settings
+        with intact(self.folder):
+            found = json.loads((self.folder / STATE).read_bytes())
             # the settings of the first start, so that the files become what they would have been
             self.settings, self.shards, self.complete = found["settings"], found["shards"], found["complete"]
             self.shard_size, self.num_rows = found["shard_size"], found["num_rows"]
+            different = _different(asked, self.settings)
+            files = {name: file for entry in self.shards for name, file in entry["files"].items()}
+            # vectors may have been converted since, and are looked at when they are moved
+            check_sizes({name: file for name, file in files.items() if not name.startswith("index/")}, self.folder)
+        if different:
+            raise ValueError(
+                f"'{self.folder}' holds an interrupted build with other settings ({', '.join(different)}). Start with "
+                "the same settings to go on with it, or remove that folder."
+            )
 
     def finish(self, writer: ShardWriter, vectors: Any) -> None:  # noqa: ANN401
-        """Write the shard that is under way to its end, and note that it is whole."""
+        """
+        Write the shard that is under way to its end, and note that it is whole.
+
+        Args:
+            writer (`ShardWriter`):
+                Of its texts.
+            vectors (`faiss.Index`):
+                Of its rows.
+        """
         self.shards.append(writer.finish(vectors))
         self._note(0)
 
@@ -171,7 +192,25 @@ class UnfinishedBuild:
     def add_shards(
         self, rows: Iterator[Document], embedder: Embedder, batch_size: int, show_progress_bar: bool
     ) -> list[dict[str, Any]]:
-        """Go past the rows that are embedded, embed all others, and give the entries of all shards."""
+        """
+        Go past the rows that are embedded, and embed all others.
+
+        Args:
+            rows (`Iterator[Document]`):
+                The whole corpus.
+            embedder (`Embedder`):
+                Makes the vectors.
+            batch_size (`int`):
+                Texts in one forward pass of the embedder.
+            show_progress_bar (`bool`):
+                Whether to count the rows on a bar.
+
+        Returns:
+            `list[dict[str, Any]]`: the entry of each shard, also of those that were finished before.
+
+        Raises:
+            `ValueError`: If there is no document, the corpus is another, or what was written before is damaged.
+        """
         done = 0
         for number, entry in enumerate(self.shards, self.first_shard):
             done += entry["rows"]
@@ -183,19 +222,26 @@ class UnfinishedBuild:
             while self._add_shard(rows, embedder, batch_size, done, bar):
                 done += self.shards[-1]["rows"]
         if not self.shards:
-            shutil.rmtree(self.folder)
+            self.remove()
             raise no_document()
         if not self.complete:
             self._note(0, complete=True)
         return self.shards
 
+    def remove(self) -> None:
+        """Drop all that was made, and the folder; a kill meanwhile leaves a build of nothing."""
+        self.shards = []
+        self._note(0)
+        remove_build(self.folder)
+
     def _add_shard(self, rows: Iterator[Document], embedder: Embedder, batch_size: int, done: int, bar: tqdm) -> bool:
         """Write the next shard, or the rest of it; whether there was any row."""
         number, of_passages = self.first_shard + len(self.shards), self.settings["passage_tokens"] is not None
-        writer = ShardWriter(self.folder, number, of_passages, self.num_rows)
+        with intact(self.folder):
+            writer = ShardWriter(self.folder, number, of_passages, self.num_rows)
+            stored = VectorWriter(self.folder / VECTORS.format(number), embedder.dimension, self.num_rows)
         if not writer.go_past(rows):
             raise self._other_corpus(f"up to row {done + self.num_rows} they differ")
-        stored = VectorWriter(self.folder / VECTORS.format(number), embedder.dimension, self.num_rows)
         of_shard = islice(rows, self.shard_size - self.num_rows)
         for window, vectors in embedded_windows(of_shard, embedder, batch_size, done + self.num_rows):
             writer.add(window)

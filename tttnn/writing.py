@@ -5,12 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import numpy as np
 
 from tttnn.corpus import Document
 from tttnn.index import DocumentIndex
@@ -26,12 +25,14 @@ from tttnn.manifest import (
     sha256_of,
     to_json,
 )
-from tttnn.quantization import import_faiss
+from tttnn.moving import FOLDERS, STATE, check_own, check_vacant, locked, move_index, remove_build
+from tttnn.quantization import default_shard_size, import_faiss
 from tttnn.texts import TextStore, TextWriter
 
 
-FOLDERS = ("index", "texts", "data")
-ROWS_PER_GROUP = 1000  # of the viewer's files
+# Of the viewer's files; memory holds one group.
+ROWS_PER_GROUP = 1000
+BYTES_PER_GROUP = 8 << 20
 ROWS_PER_COPY = 16_384
 FLAT_STORAGE: dict[str, Any] = {"preset": "flat", "factory": "Flat", "search": {}}
 
@@ -116,14 +117,24 @@ class ShardWriter:
         schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "metadata")])
         path = self.folder / VIEWER.format(self.number)
         with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as viewer:
-            for first in range(0, self.num_rows, ROWS_PER_GROUP):
-                documents = store.fetch(range(first, min(first + ROWS_PER_GROUP, self.num_rows)))
+            for group in _groups(store.offsets):
+                documents = store.fetch(group)
                 columns = {
                     "id": [document.id for document in documents],
                     "text": [document.text for document in documents],
                     "metadata": [json.dumps(document.metadata, ensure_ascii=False) for document in documents],
                 }
                 viewer.write_table(pyarrow.table(columns, schema))
+
+
+def _groups(offsets: np.ndarray) -> Iterator[range]:
+    """Divide rows, of whose lines the offsets are given, into groups that are small."""
+    first, num_rows = 0, len(offsets) - 1
+    while first < num_rows:
+        fitting = int(np.searchsorted(offsets, offsets[first] + BYTES_PER_GROUP, side="right")) - 1
+        last = min(max(fitting, first + 1), first + ROWS_PER_GROUP, num_rows)
+        yield range(first, last)
+        first = last
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -193,102 +204,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
-def move_index(unfinished: Path, folder: Path) -> None:
-    """
-    Put finished files into their folder, and last the manifest, for it makes the index.
-
-    A kill leaves what is still to be moved, and the next call moves it.
-
-    Args:
-        unfinished (`Path`):
-            With a manifest.
-        folder (`Path`):
-            Made if it is not there.
-
-    Raises:
-        `FileExistsError`: If another index or something else has come into the folder meanwhile.
-    """
-    shards = read_manifest(unfinished)["shards"]
-    _check_place(folder, shards)
-    for name in FOLDERS:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for name in (name for shard in shards for name in shard["files"]):
-        if (unfinished / name).is_file():  # else moved before a kill
-            os.replace(unfinished / name, folder / name)
-    # first all else, so that a kill after the manifest has moved leaves nothing that looks like a build under way
-    for path in unfinished.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != MANIFEST:
-            path.unlink()
-    os.replace(unfinished / MANIFEST, folder / MANIFEST)
-    unfinished.rmdir()
-
-
-def _check_place(folder: Path, shards: list[dict[str, Any]]) -> None:
-    """Make sure that a folder holds nothing but the beginning of what is to be there."""
-    if (folder / MANIFEST).is_file():
-        there = read_manifest(folder)["shards"]
-        free = there == shards[: len(there)]
-    else:
-        names = {name for shard in shards for name in shard["files"]}
-        free = all(path.is_dir() or path.relative_to(folder).as_posix() in names for path in folder.rglob("*"))
-    if not free:
-        raise FileExistsError(
-            f"An interrupted build of '{folder}' lacks only its move there, but that folder now holds something else. "
-            "Remove or move the one or the other."
-        )
-
-
-def unfinished_folder(folder: Path) -> Path:
-    """Name the folder in which an index for `folder` (`Path`) is made, which is beside it."""
-    return folder.with_name(folder.name + ".unfinished")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """
-    Keep other processes from writing an index into a folder.
-
-    Args:
-        folder (`Path`):
-            Beside it lies a hidden file, which is locked.
-
-    Raises:
-        `RuntimeError`: If another process is writing there.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(
-            f"Another process is writing '{folder}'. Wait for it to end, and start again to go on."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def check_vacant(folder: Path) -> None:
-    """
-    Make sure that nothing would be overwritten.
-
-    Args:
-        folder (`Path`):
-            To be written.
-
-    Raises:
-        `FileExistsError`: If it is there and not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"'{folder}' is there already. Choose another folder, or remove it first; `tttnn add` appends documents "
-            "to an index."
-        )
-
-
 def write_index(index: DocumentIndex, folder: str | Path) -> Path:
     """
     Write an index to a folder: one in memory as it is, one on disk by copying its files.
@@ -303,7 +218,7 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
         `Path`: the folder.
 
     Raises:
-        `FileExistsError`: If the folder is there and not empty.
+        `FileExistsError`: If the folder is there and not empty, or `NAME.saving` beside it is somebody's own.
         `RuntimeError`: If another process is writing there.
         `FileNotFoundError`: If files of an index on disk are missing, those of shards that were not fetched say.
     """
@@ -316,9 +231,12 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
 
 def _write(index: DocumentIndex, folder: Path) -> None:
     unfinished = folder.with_name(folder.name + ".saving")  # not that of a build, which may be gone on with
-    shutil.rmtree(unfinished, ignore_errors=True)
+    check_own(unfinished)
+    remove_build(unfinished)  # what a kill left
+    unfinished.mkdir(exist_ok=True)
+    write_json(unfinished / STATE, {})
     for name in FOLDERS:
-        (unfinished / name).mkdir(parents=True)
+        (unfinished / name).mkdir(exist_ok=True)
     if index.folder is not None:
         manifest = read_manifest(index.folder)
         for name, entry in (pair for shard in manifest["shards"] for pair in shard["files"].items()):
@@ -327,7 +245,7 @@ def _write(index: DocumentIndex, folder: Path) -> None:
                 shutil.copyfile(index.folder / name, unfinished / name)
     else:
         shards = [_write_shard(index, number, unfinished) for number in range(len(index.shards))]
-        storage = {**FLAT_STORAGE, "shard_size": max(map(len, index.shards))}
+        storage = {**FLAT_STORAGE, "shard_size": default_shard_size(index.shards[0].vectors.d)}
         manifest = make_manifest(shards, index.embedder, storage, index.passage_tokens)
     write_json(unfinished / MANIFEST, manifest)
     move_index(unfinished, folder)
@@ -336,8 +254,7 @@ def _write(index: DocumentIndex, folder: Path) -> None:
 def _write_shard(index: DocumentIndex, number: int, folder: Path) -> dict[str, Any]:
     shard, vectors = index.shards[number], import_faiss().IndexFlatL2(index.shards[number].vectors.d)
     writer = ShardWriter(folder, number, index.passage_tokens is not None)
+    writer.add(shard.documents[row] for row in range(len(shard)))
     for first in range(0, len(shard), ROWS_PER_COPY):
-        size = min(ROWS_PER_COPY, len(shard) - first)
-        writer.add(index.documents(range(shard.start + first, shard.start + first + size)))
-        vectors.add(shard.vectors.reconstruct_n(first, size))
+        vectors.add(shard.vectors.reconstruct_n(first, min(ROWS_PER_COPY, len(shard) - first)))
     return writer.finish(vectors)
