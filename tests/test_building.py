@@ -501,8 +501,8 @@ def test_a_build_that_lost_its_state_is_not_taken_for_one(under_way):
         build_index(DOCUMENTS, WordEmbedder(), under_way, SETTINGS)
 
 
-def test_a_shard_has_as_many_rows_as_one_gibibyte_holds(folder, monkeypatch):
-    monkeypatch.setattr("tttnn.quantization.MAX_SHARD_BYTES", 2000)  # for the 1 GiB
+def test_a_shard_has_as_many_rows_as_half_a_gibibyte_holds(folder, monkeypatch):
+    monkeypatch.setattr("tttnn.quantization.MAX_SHARD_BYTES", 2000)  # for the 512 MiB
     build_index(DOCUMENTS, WordEmbedder(), folder)
     manifest = read_manifest(folder)
     assert manifest["storage"]["shard_size"] == 15  # of 4 * 32 bytes

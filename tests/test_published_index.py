@@ -92,7 +92,7 @@ def test_the_manifest_says_that_the_vectors_came_from_elsewhere(files, tmp_path)
     manifest = read_manifest(tmp_path / "index")
     assert manifest["sources"] == ["00.jsonl", "01.jsonl", "02.jsonl"]
     assert (manifest["num_documents"], manifest["num_rows"], manifest["recall"]) == (82, 82, None)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 2**30 // 96}
+    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 2**29 // 96}
     embedder = manifest["embedder"]
     assert (embedder["name"], embedder["model"], embedder["max_seq_length"]) == ("tttlm", TTTLM[0], 512)
     assert (embedder["dimension"], embedder["probe"]) == (DIMENSION, None)

@@ -54,8 +54,8 @@ def test_the_number_of_lists_follows_from_the_number_of_rows(preset, num_rows, f
     assert factory_for(preset, num_rows, 16) == factory
 
 
-@pytest.mark.parametrize(("dimension", "rows"), [(1024, 262_144), (384, 699_050), (2**29, 1)])
-def test_a_shard_takes_as_many_rows_as_fill_a_gibibyte(dimension, rows):
+@pytest.mark.parametrize(("dimension", "rows"), [(1024, 131_072), (384, 349_525), (2**29, 1)])
+def test_a_shard_takes_as_many_rows_as_fill_half_a_gibibyte(dimension, rows):
     assert default_shard_size(dimension) == rows
 
 

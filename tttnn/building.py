@@ -75,7 +75,7 @@ class IndexSettings:
         preset (`str`, *optional*, defaults to `"flat"`):
             How vectors are stored: `"flat"` (exact), `"ivf"`, `"scale"`, or a name of Faiss's index factory.
         shard_size (`int`, *optional*):
-            Rows in a shard; memory holds the vectors of one. By default as many as take 1 GiB.
+            Rows in a shard; memory holds the vectors of one. By default as many as take 512 MiB.
         passage_tokens (`int`, *optional*):
             Index passages of at most so many tokens of the embedder. By default whole documents, of which it reads the
             beginning.

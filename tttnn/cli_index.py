@@ -95,7 +95,7 @@ def _build_parser() -> argparse.ArgumentParser:
         default=0.95,
         help="share of the 20 nearest that a search should find, for all but flat (default: %(default)s)",
     )
-    parser.add_argument("--shard-size", type=int, help="rows in a shard (default: as many as 1 GiB of vectors)")
+    parser.add_argument("--shard-size", type=int, help="rows in a shard (default: as many as 512 MiB of vectors)")
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="then upload the index to that dataset repo")
     parser.add_argument("--private", action="store_true", help="make a new repo private")
     parser.add_argument("--license", help="of the corpus (default: that of the card before, or unknown)")

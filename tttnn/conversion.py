@@ -74,17 +74,17 @@ def convert_shards(
     names = [VECTORS.format(first_shard + number) for number in range(len(shards))]
     done, converted = folder / DONE, folder / CONVERTED
     if not done.is_file():
-        faiss = import_faiss()
-        exact = [faiss.read_index(str(folder / name), faiss.IO_FLAG_MMAP_IFC) for name in names]
-        factory = factory_for(preset, sum(index.ntotal for index in exact), exact[0].d)
+        starts = np.cumsum([0] + [entry["rows"] for entry in shards]).tolist()
+        exact = _OpenedInTurn([folder / name for name in names], "flat", starts[:-1])
+        factory = factory_for(preset, starts[-1], embedder.dimension)
         result: dict[str, Any] = {"storage": {"preset": preset, "factory": factory, "search": {}}, "recall": None}
         template = _trained(folder / TRAINED, factory, exact) if like is None else _emptied(like)
-        for name, index in zip(names, exact, strict=True):
-            _convert(index, template, converted / name)
+        for number, name in enumerate(names):
+            _convert(exact[number].vectors, template, converted / name)
         if like is None:
-            indexes = _as_indexes(exact, [converted / name for name in names], preset)
-            queries = _queries(folder, shards, embedder)
-            result["storage"]["search"], result["recall"] = _measure(*indexes, template, queries, recall_target)
+            stored = _OpenedInTurn([converted / name for name in names], preset, starts[:-1])
+            found = _measure(exact, stored, template, _queries(folder, shards, embedder), recall_target)
+            result["storage"]["search"], result["recall"] = found
         write_json(done, result)
     for name, entry in zip(names, shards, strict=True):
         if (converted / name).is_file():
@@ -95,18 +95,19 @@ def convert_shards(
         return result["storage"], result["recall"]
 
 
-def _trained(path: Path, factory: str, exact: Sequence[Any]) -> Any:  # noqa: ANN401
+def _trained(path: Path, factory: str, exact: Sequence[Shard]) -> Any:  # noqa: ANN401
     """Train an index on a seeded sample of all rows, or read the one that was trained before a kill."""
     faiss = import_faiss()
     if not path.is_file():
-        ends = np.cumsum([index.ntotal for index in exact])
-        size = num_training_rows(int(ends[-1]), exact[0].d)
-        chosen = np.sort(np.random.default_rng(0).choice(ends[-1], size, replace=False))
+        num_rows, dimension = exact[-1].start + len(exact[-1]), exact[-1].vectors.d
+        size = num_training_rows(num_rows, dimension)
+        chosen = np.sort(np.random.default_rng(0).choice(num_rows, size, replace=False))
         # filled in place, for the sample is the largest thing in memory, and Faiss makes a copy
-        sample, bounds = np.empty((size, exact[0].d), np.float32), np.searchsorted(chosen, [0, *ends])
-        for index, end, first, last in zip(exact, ends, bounds[:-1], bounds[1:], strict=True):
+        sample = np.empty((size, dimension), np.float32)
+        for shard in exact:
+            first, last = np.searchsorted(chosen, [shard.start, shard.start + len(shard)])
             if first < last:
-                index.reconstruct_batch(chosen[first:last] - (end - index.ntotal), sample[first:last])
+                shard.vectors.reconstruct_batch(chosen[first:last] - shard.start, sample[first:last])
         path.parent.mkdir(exist_ok=True)
         faiss.write_index(trained_index(factory, sample), str(path) + ".tmp")
         os.replace(str(path) + ".tmp", path)
@@ -153,37 +154,31 @@ def _queries(folder: Path, shards: list[dict[str, Any]], embedder: Embedder) -> 
 
 
 class _OpenedInTurn(Sequence[Shard]):
-    """Shards of which one is kept open, the last that was asked for: compressed lists are in memory."""
+    """Shards of which one is kept open, the last that was asked for: memory holds what was read of it."""
 
     def __init__(self, paths: list[Path], preset: str, starts: list[int]) -> None:
         self.paths, self.preset, self.starts = paths, preset, starts
-        self.number = -1
-        self.shard: Shard | None = None
+        self.opened: dict[int, Shard] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: Any) -> Any:  # noqa: ANN401
-        if number != self.number:
-            self.shard = Shard(read_vectors(self.paths[number], self.preset), [], self.starts[number])
-            self.number = number
-        return self.shard
-
-
-def _as_indexes(exact: list[Any], converted: list[Path], preset: str) -> tuple[DocumentIndex, DocumentIndex]:
-    starts = np.cumsum([0] + [index.ntotal for index in exact[:-1]]).tolist()
-    reference = [Shard(index, [], start) for index, start in zip(exact, starts, strict=True)]
-    return DocumentIndex(reference, {}, ""), DocumentIndex(_OpenedInTurn(converted, preset, starts), {}, "")
+        if number not in self.opened:
+            self.opened.clear()
+            self.opened[number] = Shard(read_vectors(self.paths[number], self.preset), [], self.starts[number])
+        return self.opened[number]
 
 
 def _measure(
-    reference: DocumentIndex,
-    index: DocumentIndex,
+    exact: Sequence[Shard],
+    stored: Sequence[Shard],
     trained: Any,  # noqa: ANN401
     queries: np.ndarray,
     target: float,
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Choose how thoroughly to search on half of the queries, and measure the recall on the other half."""
+    reference, index = DocumentIndex(exact, {}, ""), DocumentIndex(stored, {}, "")
     top_k, half = min(RECALL_TOP_K, len(reference)), len(queries) // 2
     nearest = [{row for _, row in pairs} for pairs in reference.search(queries, top_k)]
 

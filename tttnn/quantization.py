@@ -18,7 +18,7 @@ PRESETS = {
 }
 TRAINING_ROWS_PER_LIST = 64  # Faiss warns below 39
 MAX_TRAINING_BYTES = 512 << 20
-MAX_SHARD_BYTES = 1 << 30  # of the vectors of a shard, unless another size is asked for
+MAX_SHARD_BYTES = 512 << 20  # of the vectors of a shard, unless another size is asked for
 K_FACTORS = (4, 8, 16)  # candidates that are ranked again, for each that is asked for
 RECALL_TOP_K = 20
 # The first four bytes of the Faiss files that are read. What is not among them, an index of other files say, is not.
@@ -79,7 +79,7 @@ def default_shard_size(dimension: int) -> int:
             Of the vectors.
 
     Returns:
-        `int`: rows whose vectors take 1 GiB in single precision.
+        `int`: rows whose vectors take 512 MiB in single precision.
     """
     return max(1, MAX_SHARD_BYTES // (4 * dimension))
 
