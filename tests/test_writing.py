@@ -56,7 +56,7 @@ def test_the_manifest_says_what_the_folder_holds(folder):
     assert manifest["metric"] == "squared_l2"
     assert (manifest["num_documents"], manifest["num_rows"]) == (10, 10)
     assert manifest["embedder"] == description(8)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 2**30 // 32}
+    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 2**29 // 32}
     assert (manifest["recall"], manifest["passage_tokens"], manifest["sources"]) == (None, None, [])
     assert [(shard["rows"], shard["documents"]) for shard in manifest["shards"]] == [(4, 4), (3, 3), (3, 3)]
     named = {name: file for shard in manifest["shards"] for name, file in shard["files"].items()}
