@@ -455,11 +455,12 @@ def lines_run(action, witness):
                 late.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
+    others = sys.gettrace()  # that of coverage, say
     sys.settrace(trace)
     try:
         action()
     finally:
-        sys.settrace(None)
+        sys.settrace(others)
     return {place: count for place, count in lines.items() if place in late}
 
 
@@ -477,11 +478,12 @@ def interrupt_at(place, count, action):
                 raise KeyboardInterrupt
         return trace
 
+    others = sys.gettrace()  # that of coverage, say
     sys.settrace(trace)
     try:
         action()
     finally:
-        sys.settrace(None)
+        sys.settrace(others)
 
 
 @pytest.mark.parametrize("action", ["evaluate", "adapt"])
