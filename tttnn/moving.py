@@ -149,9 +149,7 @@ def move_index(unfinished: Path, folder: Path) -> None:
     """
     with intact(unfinished):
         shards = read_manifest(unfinished)["shards"]
-    _check_place(folder, shards)
-    present = len(read_manifest(folder)["shards"]) if (folder / MANIFEST).is_file() else 0
-    files = {name: entry for shard in shards[present:] for name, entry in shard["files"].items()}
+    files = {name: entry for shard in shards[_num_present(folder, shards) :] for name, entry in shard["files"].items()}
     here = [name for name in files if (unfinished / name).is_file()]  # others were moved before a kill
     # an index without files for viewers may be saved again
     needed = {name: entry for name, entry in files.items() if name in here or not name.startswith("data/")}
@@ -167,10 +165,10 @@ def move_index(unfinished: Path, folder: Path) -> None:
     _remove_empty(unfinished)
 
 
-def _check_place(folder: Path, shards: list[dict[str, Any]]) -> None:
-    """Make sure that a folder holds nothing but the beginning of what is to be there."""
-    if (folder / MANIFEST).is_file():
-        there = read_manifest(folder)["shards"]
+def _num_present(folder: Path, shards: list[dict[str, Any]]) -> int:
+    """Count the shards of the index in a folder, which is to hold nothing but the beginning of what comes there."""
+    there = read_manifest(folder)["shards"] if (folder / MANIFEST).is_file() else []
+    if there:
         free = there == shards[: len(there)]
     else:
         names = {name for shard in shards for name in shard["files"]}
@@ -180,6 +178,7 @@ def _check_place(folder: Path, shards: list[dict[str, Any]]) -> None:
             f"An interrupted build of '{folder}' lacks only its move there, but that folder now holds something else. "
             "Remove or move the one or the other."
         )
+    return len(there)
 
 
 def remove_build(unfinished: Path) -> None:

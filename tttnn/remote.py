@@ -164,7 +164,7 @@ def locate_files(files: Iterable[RemoteFile]) -> None:
 
     This is done when an index is opened and not at the first query: with 20 neighbors in 20 shards a query would take
     40 requests, for an address is that of one file. At opening it is a request without a body for each shard, beside
-    the two to four that its vectors and offsets cost: a second or two for several hundred.
+    the two to four that its vectors and offsets cost.
 
     Args:
         files (`Iterable[RemoteFile]`):
