@@ -53,7 +53,7 @@ class WordEmbedder(Embedder):
         """All words are read."""
         return None
 
-    def encode_document(self, texts: Sequence[str], batch_size: int = 32, first_row: int = 0) -> np.ndarray:
+    def encode_document(self, texts: Sequence[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
         """Note what is embedded, but for the probe."""
         texts = list(texts)
         if texts != [PROBE]:
@@ -62,7 +62,7 @@ class WordEmbedder(Embedder):
                 self.wait()
         return self.encode_query(texts)
 
-    def encode_query(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+    def encode_query(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
         """Add up the vectors of the words."""
         return np.stack([sum(map(self._vector, text.split()), np.zeros(self.size, np.float32)) for text in texts])
 

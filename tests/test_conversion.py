@@ -183,7 +183,7 @@ def test_the_settings_are_the_cheapest_that_reach_the_target(preset, build, embe
 
 def test_queries_are_first_halves_of_texts(tmp_path):
     class Noting(WordEmbedder):
-        def encode_query(self, texts, batch_size=32):
+        def encode_query(self, texts, batch_size=None):
             self.queries = [*texts]
             return super().encode_query(texts)
 

@@ -256,6 +256,21 @@ def test_a_batch_of_no_texts_is_an_error(embedder, batch_size):
         Embedder(embedder).encode_query(["x"], batch_size)
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 8), ("cuda", 32), ("mps", 32)])
+def test_batches_fit_the_device_where_no_size_is_given(embedder, monkeypatch, device, expected):
+    given = []
+    monkeypatch.setattr(type(embedder), "device", property(lambda model: torch.device(device)))
+    for name in ("encode_document", "encode_query"):
+        monkeypatch.setattr(
+            embedder, name, lambda texts, batch_size, **named: given.append(batch_size) or np.zeros((len(texts), 32))
+        )
+    wrapped = Embedder(embedder)
+    wrapped.encode_document(["x"])
+    wrapped.encode_query(["x"])
+    wrapped.encode_query(["x"], 3)
+    assert given == [expected, expected, 3]
+
+
 def test_a_loaded_model_with_another_max_seq_length_is_an_error_and_keeps_its_own(embedder):
     with pytest.raises(ValueError, match="`max_seq_length` is 8, but the loaded model has 64"):
         Embedder(embedder, max_seq_length=8)

@@ -91,7 +91,7 @@ def test_an_index_of_long_documents_is_made_in_memory_for_a_few(tmp_path):
 class NumberEmbedder(WordEmbedder):
     """Draws the vector of the number that a text is."""
 
-    def encode_query(self, texts, batch_size=32):
+    def encode_query(self, texts, batch_size=None):
         vectors = np.empty((len(texts), self.size), np.float32)
         for text, vector in zip(texts, vectors, strict=True):
             seed = int(text) if text.isdigit() else 0

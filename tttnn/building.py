@@ -28,7 +28,7 @@ def index_in_memory(
     documents: Iterable[Document],
     embedder: Embedder,
     passage_tokens: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     show_progress_bar: bool = False,
 ) -> DocumentIndex:
     """
@@ -41,8 +41,8 @@ def index_in_memory(
             Makes the vectors.
         passage_tokens (`int`, *optional*):
             Index passages of at most so many tokens. By default whole documents.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Texts in one forward pass of the embedder.
+        batch_size (`int`, *optional*):
+            Texts in one forward pass of the embedder. By default `Embedder.default_batch_size`.
         show_progress_bar (`bool`, *optional*, defaults to `False`):
             Whether to count the embedded documents on a bar.
 
@@ -104,7 +104,7 @@ def build_index(
     embedder: Embedder,
     folder: str | Path,
     settings: IndexSettings | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     sources: Sequence[str] = (),
     show_progress_bar: bool = False,
 ) -> bool:
@@ -124,8 +124,8 @@ def build_index(
             New, empty, or an index of the same corpus.
         settings (`IndexSettings`, *optional*):
             How vectors are stored. By default exactly.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Texts in one forward pass of the embedder.
+        batch_size (`int`, *optional*):
+            Texts in one forward pass of the embedder. By default `Embedder.default_batch_size`.
         sources (`Sequence[str]`, *optional*):
             What the corpus is called, for the index card.
         show_progress_bar (`bool`, *optional*, defaults to `False`):
@@ -165,7 +165,7 @@ def add_documents(
     documents: Iterable[Document],
     embedder: Embedder,
     folder: str | Path,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     sources: Sequence[str] = (),
     show_progress_bar: bool = False,
 ) -> int:
@@ -183,8 +183,8 @@ def add_documents(
             The one that built the index.
         folder (`str` or `Path`):
             The index.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Texts in one forward pass of the embedder.
+        batch_size (`int`, *optional*):
+            Texts in one forward pass of the embedder. By default `Embedder.default_batch_size`.
         sources (`Sequence[str]`, *optional*):
             What they are called, for the index card.
         show_progress_bar (`bool`, *optional*, defaults to `False`):

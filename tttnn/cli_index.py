@@ -238,7 +238,7 @@ def _corpus_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a Hub data set")
     parser.add_argument("--max-documents", type=int, help="stop after that many documents")
     parser.add_argument(
-        "--batch-size", type=int, default=32, help="texts in one forward pass of the embedder (default: %(default)s)"
+        "--batch-size", type=int, help="texts in one forward pass of the embedder (default: 8 on a CPU, else 32)"
     )
     parser.add_argument(
         "--device",

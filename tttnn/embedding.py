@@ -109,20 +109,25 @@ class Embedder:
         return cast(int, self.model.get_embedding_dimension())
 
     @property
+    def default_batch_size(self) -> int:
+        """Texts in one forward pass: 8 on a CPU, whose caches hold no more, and 32 on any other device."""
+        return 8 if self.model.device.type == "cpu" else 32
+
+    @property
     def max_seq_length(self) -> int | None:
         """Tokens of a text that are read; `None` for static embeddings, which read all."""
         limit = self.model.max_seq_length
         return None if limit is None or limit == math.inf else int(limit)
 
-    def encode_document(self, texts: list[str], batch_size: int = 32, first_row: int = 0) -> np.ndarray:
+    def encode_document(self, texts: list[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
         """
         Embed texts of a corpus.
 
         Args:
             texts (`list[str]`):
                 Each is truncated to the model's `max_seq_length` tokens; an empty one is embedded as one space.
-            batch_size (`int`, *optional*, defaults to `32`):
-                Texts in one forward pass; they are sorted by length first.
+            batch_size (`int`, *optional*):
+                Texts in one forward pass; they are sorted by length first. By default `default_batch_size`.
             first_row (`int`, *optional*, defaults to `0`):
                 Row of the first text, for error messages.
 
@@ -135,15 +140,15 @@ class Embedder:
         """
         return self._encode(self.model.encode_document, texts, self.document_prompt, batch_size, first_row)
 
-    def encode_query(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+    def encode_query(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
         """
         Embed queries.
 
         Args:
             texts (`list[str]`):
                 As those of `encode_document`.
-            batch_size (`int`, *optional*, defaults to `32`):
-                Texts in one forward pass.
+            batch_size (`int`, *optional*):
+                Texts in one forward pass. By default `default_batch_size`.
 
         Returns:
             `np.ndarray`: float32 of shape `(len(texts), dimension)`, in the order of `texts`.
@@ -158,11 +163,12 @@ class Embedder:
         encode: Callable[..., Any],
         texts: list[str],
         prompt: str,
-        batch_size: int,
+        batch_size: int | None,
         first_row: int = 0,
     ) -> np.ndarray:
         if isinstance(texts, str):
             raise TypeError("A list of texts is needed, and one string was given. Put it into a list.")
+        batch_size = self.default_batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}. Pass at least 1.")
         texts = [check_text(text, f"row {first_row + row}") or " " for row, text in enumerate(texts)]

@@ -145,7 +145,7 @@ class NeighborRetriever:
         text_column: str = "text",
         id_column: str | None = None,
         passage_tokens: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
     ) -> "NeighborRetriever":
         """
@@ -165,8 +165,8 @@ class NeighborRetriever:
             passage_tokens (`int`, *optional*):
                 Index passages of at most so many tokens of the embedder. By default whole documents, of which it
                 reads the beginning.
-            batch_size (`int`, *optional*, defaults to `32`):
-                Texts in one forward pass.
+            batch_size (`int`, *optional*):
+                Texts in one forward pass. By default `Embedder.default_batch_size`.
             show_progress_bar (`bool`, *optional*, defaults to `False`):
                 Whether to show one.
 

@@ -26,7 +26,7 @@ WINDOW_CHARACTERS = 32 << 20
 
 
 def embedded_windows(
-    documents: Iterable[Document], embedder: Embedder, batch_size: int = 32, first_row: int = 0
+    documents: Iterable[Document], embedder: Embedder, batch_size: int | None = None, first_row: int = 0
 ) -> Iterator[tuple[list[Document], np.ndarray]]:
     """
     Embed documents window by window, so that memory holds a bounded part of them.
@@ -36,8 +36,8 @@ def embedded_windows(
             Read as they are needed.
         embedder (`Embedder`):
             Makes the vectors; inside a window it sorts the texts by length.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Texts in one forward pass of the embedder.
+        batch_size (`int`, *optional*):
+            Texts in one forward pass of the embedder. By default `Embedder.default_batch_size`.
         first_row (`int`, *optional*, defaults to `0`):
             Row of the first document, for error messages.
 
@@ -190,7 +190,7 @@ class UnfinishedBuild:
         write_json(self.folder / STATE, {name: getattr(self, name) for name in names})
 
     def add_shards(
-        self, rows: Iterator[Document], embedder: Embedder, batch_size: int, show_progress_bar: bool
+        self, rows: Iterator[Document], embedder: Embedder, batch_size: int | None, show_progress_bar: bool
     ) -> list[dict[str, Any]]:
         """
         Go past the rows that are embedded, and embed all others.
@@ -200,7 +200,7 @@ class UnfinishedBuild:
                 The whole corpus.
             embedder (`Embedder`):
                 Makes the vectors.
-            batch_size (`int`):
+            batch_size (`int`, *optional*):
                 Texts in one forward pass of the embedder.
             show_progress_bar (`bool`):
                 Whether to count the rows on a bar.
@@ -234,7 +234,9 @@ class UnfinishedBuild:
         self._note(0)
         remove_build(self.folder)
 
-    def _add_shard(self, rows: Iterator[Document], embedder: Embedder, batch_size: int, done: int, bar: tqdm) -> bool:
+    def _add_shard(
+        self, rows: Iterator[Document], embedder: Embedder, batch_size: int | None, done: int, bar: tqdm
+    ) -> bool:
         """Write the next shard, or the rest of it; whether there was any row."""
         number, of_passages = self.first_shard + len(self.shards), self.settings["passage_tokens"] is not None
         with intact(self.folder):

@@ -66,12 +66,12 @@ class SyntheticEmbedder:
         vectors = inner @ self.turn + 0.1 * generator.normal(size=(len(inner), DIMENSION)).astype(np.float32)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-    def encode_document(self, texts: list[str], batch_size: int = 32, first_row: int = 0) -> np.ndarray:
+    def encode_document(self, texts: list[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
         """Give the vectors of texts."""
         numbers = [int(text.split()[1]) for text in texts]
         return np.stack([self.rows(number // BLOCK)[number % BLOCK] for number in numbers])
 
-    def encode_query(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+    def encode_query(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
         """Give the vectors of texts, moved."""
         vectors = np.stack([self.encode_document([text])[0] for text in texts])
         moved = vectors + np.random.default_rng(2).normal(size=vectors.shape).astype(np.float32) * 0.03
@@ -96,14 +96,14 @@ class StoredVectors:
     def __init__(self, index: DocumentIndex) -> None:
         self.index, self.row = index, 0
 
-    def encode_document(self, texts: list[str], batch_size: int = 32, first_row: int = 0) -> np.ndarray:
+    def encode_document(self, texts: list[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
         """Give the vectors of the next rows."""
         shard, place = self.index.shard_of(self.row)
         assert place + len(texts) <= len(shard), "windows and shards of the two indexes differ"
         self.row += len(texts)
         return shard.vectors.reconstruct_n(place, len(texts))
 
-    def encode_query(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+    def encode_query(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
         """Embed queries."""
         return Embedder.from_description(self.index.embedder).encode_query(texts)
 
