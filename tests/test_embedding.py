@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from tttnn import Embedder
+from tttnn.embedding import same_embedder
 
 
 NULLIFIED = "^"  # a character that stands in none of `TEXTS`
@@ -248,6 +249,16 @@ def test_an_embedder_without_the_final_normalization_is_an_error(plain_folder):
     probe = np.array(description["probe"])
     with pytest.raises(ValueError, match="Pass the embedder that built it"):
         Embedder(str(plain_folder)).check({**description, "probe": (probe / np.linalg.norm(probe)).tolist()})
+
+
+def test_an_imported_index_which_has_no_probe_is_of_no_embedder_but_that_of_another_import(plain_folder):
+    described = Embedder(str(plain_folder)).describe()
+    imported = {**described, "probe": None}
+    assert same_embedder(described, {**described})
+    assert same_embedder(imported, {**imported})
+    assert not same_embedder(imported, {**imported, "name": "another"})
+    assert not same_embedder(described, imported)
+    assert not same_embedder(imported, described)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

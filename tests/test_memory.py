@@ -15,6 +15,7 @@ from tttnn import Document
 from tttnn.building import IndexSettings, build_index
 from tttnn.index import DocumentIndex, open_index
 from tttnn.published_index import import_published_index
+from tttnn.quantization import read_vectors, trained_index
 from tttnn.shards import Shard
 from tttnn.writing import write_index
 
@@ -74,6 +75,34 @@ def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_pa
     copied = faiss.read_index(str(vectors))
     assert copied.ntotal == rows
     assert anonymous_bytes() - before > 36_000_000
+
+
+def resident_bytes(path):
+    """Pages of a mapped file that count as this process's memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name = line.split()[0]
+        if not name.endswith(":"):  # the head of a mapping
+            inside = line.endswith(str(path))
+        elif inside and name == "Rss:":
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+def test_what_is_copied_at_opening_does_not_count_twice(tmp_path):
+    rows, dimension, path = 50_000, 64, tmp_path / "scale.faiss"
+    vectors = np.random.default_rng(0).normal(size=(rows, dimension)).astype(np.float32)
+    index = trained_index("IVF16,RaBitQfs,Refine(SQfp16)", vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(path))
+    opened = read_vectors(path, "scale")
+    assert resident_bytes(path) < 100_000
+    assert opened.search(vectors[:1], 1)[1].tolist() == [[0]]
+    assert 0 < resident_bytes(path) < 1_000_000, "the rows that were ranked again, and those beside them"
+    # the same measure sees what is read through a mapping and copied: bits, factors and numbers of all rows
+    left = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    assert left.ntotal == rows
+    assert resident_bytes(path) > 1_000_000
 
 
 def test_an_index_of_long_documents_is_made_in_memory_for_a_few(tmp_path):

@@ -310,16 +310,17 @@ def same_embedder(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
     Args:
         first (`dict[str, Any]`):
-            What `Embedder.describe` gave.
+            What `Embedder.describe` gave, or what stands in the manifest of an imported index, without a probe.
         second (`dict[str, Any]`):
             The same, at another time: the vector of a probe is not the same to its last bit at every start.
 
     Returns:
         `bool`: whether they are of one embedder.
     """
-    if any(first.get(name) != second.get(name) for name in {*first, *second} - {"probe"}):
-        return False
-    return bool(_relative_distance(first["probe"], second["probe"]) <= PROBE_TOLERANCE)
+    same = all(first.get(name) == second.get(name) for name in {*first, *second} - {"probe"})
+    if first["probe"] is None or second["probe"] is None:
+        return same and first["probe"] is second["probe"]
+    return same and bool(_relative_distance(first["probe"], second["probe"]) <= PROBE_TOLERANCE)
 
 
 def _relative_distance(probe: Any, expected: list[float]) -> float:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """How the vectors of an index are stored and searched: exactly, in inverted lists, or compressed."""
 
 import math
+import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -158,10 +159,10 @@ def _cannot(action: str, error: RuntimeError) -> ValueError:
 
 def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
     """
-    Open a Faiss file, mapped into memory as far as Faiss maps it.
+    Open a Faiss file, mapped into memory as far as Faiss leaves it there.
 
     Vectors as they are, in flat storage, inverted lists or for ranking again, are mapped, which costs no memory. Lists
-    of compressed vectors that are scanned in blocks, and graphs, are copied: Faiss 1.15 has no mapping for them.
+    of compressed vectors that are scanned in blocks, and graphs, are copied: Faiss 1.15 cannot use them in place.
 
     Args:
         path (`Path`):
@@ -184,11 +185,17 @@ def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
         )
     if path.stat().st_size < HEADER_BYTES:  # inside the header of a mapped file Faiss 1.15 reads past the end
         raise ValueError(f"Faiss cannot read '{path}' ({path.stat().st_size} bytes). Fetch or build the index anew.")
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content = np.frombuffer(mapped, dtype=np.uint8)
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # IO_FLAG_MMAP does not map Flat storage
+        index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(content), len(content)))
     except (RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[-300:]
         raise ValueError(f"Faiss cannot read '{path}' ({reason}). Fetch or build the index anew.") from None
+    index.referenced_objects = [content]  # as Faiss itself names what must live as long
+    if hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # else the pages that were copied count as this process's as well
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None and not isinstance(
         faiss.downcast_InvertedLists(lists.invlists), faiss.ArrayInvertedLists | faiss.BlockInvertedLists

@@ -9,6 +9,7 @@ spread, for each size of our batches, and the largest difference between the vec
 """
 
 import argparse
+import os
 from statistics import median
 from time import perf_counter
 
@@ -56,7 +57,8 @@ def main() -> None:
         rows += read_documents(source, limit=arguments.num_documents)
     np.random.default_rng(0).shuffle(rows)  # type: ignore[arg-type]
     texts = [row.text or " " for row in rows]
-    embedder.encode_document(texts[:64], batch_size=8)  # starts the processes
+    os.environ["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // arguments.processes, 1))
+    embedder.encode_document(texts[:64], batch_size=8)  # starts the processes, whose threads share the cores
     ratios: dict[int, list[float]] = {size: [] for size in arguments.batch_sizes}
     difference = 0.0
     for _ in range(arguments.rounds):
