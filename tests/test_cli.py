@@ -20,12 +20,12 @@ from conftest import TEXTS
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tttnn import NeighborRetriever
+from tttnn import Embedder, NeighborRetriever
 from tttnn.cli import main
 from tttnn.evaluation import load_parts
 from tttnn.evaluation_args import SHOWN, EvaluateArguments, parse_evaluation
 from tttnn.index import open_index
-from tttnn.manifest import MANIFEST
+from tttnn.manifest import MANIFEST, read_manifest
 from tttnn.neighbor_cache import NeighborCache
 
 
@@ -426,6 +426,19 @@ def test_published_files_become_an_index(tmp_path, capsys):
     index = open_index(output)
     assert [document.text for document in index.documents(range(6))] == TEXTS[:6]
     assert [row for _, row in index.search(vectors[4:5], 3)[0]] == [4, 3, 5]
+
+
+def test_published_files_are_stored_as_a_preset_says(tmp_path, capsys, embedder_folder):
+    vectors = Embedder(embedder_folder).encode_document(TEXTS)
+    flat = faiss.IndexFlatL2(vectors.shape[1])
+    flat.add(vectors)
+    faiss.write_index(flat, str(tmp_path / "00.jsonl.index"))
+    files = ["--index-files", tmp_path / "00.jsonl.index", "--data-files", write_rows(tmp_path / "00.jsonl", TEXTS)]
+    options = ["--preset", "ivf", "--recall-target", 0.5, "--embedder", embedder_folder, "--device", "cpu"]
+    assert run_main("import-tttlm", *files, "--output", tmp_path / "built", *options) == 0
+    assert capsys.readouterr().out.startswith(f"Imported {len(TEXTS)} rows")
+    manifest = read_manifest(tmp_path / "built")
+    assert (manifest["storage"]["preset"], manifest["recall"]["target"]) == ("ivf", 0.5)
 
 
 def test_published_files_that_do_not_fit_are_told(tmp_path, capsys):

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import zstandard
 from build_program import files_of
+from transformers import BertConfig, BertModel
 
+import tttnn.conversion
 import tttnn.published_index
 from tttnn import NeighborRetriever
+from tttnn.building import IndexSettings
 from tttnn.embedding import TTTLM
 from tttnn.index import open_index
 from tttnn.manifest import MANIFEST, read_manifest
@@ -108,6 +111,112 @@ def test_metadata_named_passage_counts_as_a_document(files, tmp_path):
     write_lines(files[1][2], [json.dumps({"text": "a", "passage": "b"})] * 7)
     import_published_index(*files, tmp_path / "index")
     assert read_manifest(tmp_path / "index")["num_documents"] == 82
+
+
+# --- stored otherwise than exactly ---
+
+
+@pytest.fixture(scope="module")
+def of_this_dimension(tokenizer, tmp_path_factory):
+    """A folder of an embedder of as many dimensions as the files have."""
+    folder = tmp_path_factory.mktemp("embedder")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=DIMENSION,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=512,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale", "IVF2,SQ8"])
+def test_vectors_are_stored_as_a_preset_says_with_the_recall_measured(files, tmp_path, preset, of_this_dimension):
+    import_published_index(*files, tmp_path / "index", IndexSettings(preset, recall_target=0.9), of_this_dimension)
+    manifest = read_manifest(tmp_path / "index")
+    assert manifest["storage"]["preset"] == preset
+    assert (manifest["recall"]["target"], manifest["recall"]["num_rows"]) == (0.9, 82)
+    assert manifest["recall"]["recall"] > 0.7
+    assert (manifest["embedder"]["name"], manifest["embedder"]["probe"]) == ("tttlm", None)
+    index, vectors = open_index(tmp_path / "index"), np.concatenate(VECTORS)
+    assert [len(shard) for shard in index.shards] == [*SIZES]
+    assert all(type(shard.vectors) is not faiss.IndexFlatL2 for shard in index.shards)
+    found = index.search(vectors, 1)
+    assert [pairs[0][1] for pairs in found] == [*range(82)]
+    assert [document.text for document in index.documents([30])] == ["text 0 of file 1\nΣ"]
+
+
+@pytest.mark.parametrize("part", ["_measure", "describe_file"])
+def test_an_import_that_was_interrupted_while_it_converted_ends_with_the_same_files(
+    files, tmp_path, of_this_dimension, monkeypatch, part
+):
+    def fail(*_args, **_options):
+        raise OSError("the disk is full")
+
+    given = (IndexSettings("scale"), of_this_dimension)
+    import_published_index(*files, tmp_path / "whole", *given)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(tttnn.conversion, part, fail)
+        import_published_index(*files, tmp_path / "index", *given)
+    with monkeypatch.context() as patch:
+        patch.setattr(tttnn.published_index, "read_documents", fail)
+        patch.setattr(tttnn.conversion, "trained_index", fail)
+        import_published_index(*files, tmp_path / "index", *given)
+    assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
+
+
+def test_another_preset_is_chosen_while_the_exact_vectors_are_there(files, tmp_path, of_this_dimension, monkeypatch):
+    def fail(*_args, **_options):
+        raise OSError("the disk is full")
+
+    import_published_index(*files, tmp_path / "whole", IndexSettings("ivf"), of_this_dimension)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(tttnn.conversion, "_measure", fail)
+        import_published_index(*files, tmp_path / "index", IndexSettings("scale"), of_this_dimension)
+    import_published_index(*files, tmp_path / "index", IndexSettings("ivf"), of_this_dimension)
+    assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
+
+
+def test_another_preset_than_that_of_an_import_of_which_only_the_move_was_left_is_an_error(
+    files, tmp_path, of_this_dimension, monkeypatch
+):
+    def fail(*_args, **_options):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(tttnn.published_index, "move_index", fail)
+        import_published_index(*files, tmp_path / "index")
+    with pytest.raises(ValueError, match=r"interrupted build of \[.*\] as 'flat', and not of \[.*\] as 'ivf'"):
+        import_published_index(*files, tmp_path / "index", IndexSettings("ivf"), of_this_dimension)
+    assert_nothing(tmp_path)
+
+
+def test_exact_vectors_need_no_embedder_and_others_that_of_the_files(files, tmp_path, monkeypatch, embedder):
+    loaded = []
+    monkeypatch.setattr("tttnn.embedding._tttlm", lambda *given: loaded.append(given) or embedder)
+    import_published_index(*files, tmp_path / "index")
+    assert loaded == []
+    with pytest.raises(ValueError, match="whose dimension is 24; 'tttlm' has 32"):
+        import_published_index(*files, tmp_path / "other", IndexSettings("ivf"))
+    assert loaded == [(None, None)]
+    assert not (tmp_path / "other.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (IndexSettings(shard_size=4), "shards and documents are those of the files"),
+        (IndexSettings(passage_tokens=4), "shards and documents are those of the files"),
+        (IndexSettings("no such index"), "Faiss cannot make the index 'no such index'"),
+    ],
+)
+def test_settings_that_cannot_be_are_told_before_anything_is_written(files, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        import_published_index(*files, tmp_path / "index", settings)
+    assert not (tmp_path / "index.unfinished").exists()
 
 
 # --- files that do not belong together ---

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tttnn.conversion import DONE, convert_shards
+from tttnn.conversion import choose_storage, convert_shards
 from tttnn.corpus import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.index import DocumentIndex, open_index
 from tttnn.manifest import MANIFEST, TEXTS, VECTORS, check_file, read_manifest
-from tttnn.moving import CONVERTED, STORAGE, check_vacant, intact, locked, move_index, unfinished_folder
+from tttnn.moving import check_vacant, intact, locked, move_index, unfinished_folder
 from tttnn.passages import split_into_passages
 from tttnn.quantization import check_factory, default_shard_size, import_faiss
 from tttnn.shards import Shard
@@ -150,7 +149,7 @@ def build_index(
         size = settings.shard_size or default_shard_size(embedder.dimension)
         kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
         build = UnfinishedBuild(unfinished, kept, size)
-        _choose_storage(unfinished, settings)
+        choose_storage(unfinished, settings.preset, settings.recall_target)
         shards, storage, recall = build.add_shards(rows, embedder, batch_size, show_progress_bar), FLAT_STORAGE, None
         if settings.preset != "flat":
             storage, recall = convert_shards(unfinished, shards, embedder, settings.preset, settings.recall_target)
@@ -232,21 +231,6 @@ def _convert_added(
 ) -> None:
     open_index(folder, shards=[0])  # which verifies the file
     convert_shards(unfinished, shards, embedder, preset, like=folder / VECTORS.format(0), first_shard=first_shard)
-
-
-def _choose_storage(unfinished: Path, settings: IndexSettings) -> None:
-    """Note how vectors will be stored; what was made of them for an earlier choice is dropped."""
-    path, chosen = unfinished / STORAGE, {"preset": settings.preset, "recall_target": settings.recall_target}
-    with intact(unfinished):
-        earlier = json.loads(path.read_bytes()) if path.is_file() else chosen
-    if earlier != chosen:
-        if (unfinished / DONE).is_file():  # the exact vectors may be gone
-            raise ValueError(
-                f"'{unfinished}' holds an interrupted build that is stored as {earlier} already, and {chosen} was "
-                "asked for. Start with the former to go on with it, or remove that folder."
-            )
-        shutil.rmtree(unfinished / CONVERTED, ignore_errors=True)
-    write_json(path, chosen)
 
 
 def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:

@@ -80,21 +80,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--passages", type=int, metavar="TOKENS", help="index passages of at most so many tokens (default: documents)"
     )
-    storage = parser.add_mutually_exclusive_group()
-    storage.add_argument(
-        "--preset",
-        choices=("flat", "ivf", "scale"),
-        default="flat",
-        help="how vectors are stored: flat is exact, ivf looks into some lists, scale also compresses "
-        "(default: %(default)s)",
-    )
-    storage.add_argument("--factory", help="a name of Faiss's index factory, in the place of a preset")
-    parser.add_argument(
-        "--recall-target",
-        type=float,
-        default=0.95,
-        help="share of the 20 nearest that a search should find, for all but flat (default: %(default)s)",
-    )
+    _storage_options(parser)
     parser.add_argument("--shard-size", type=int, help="rows in a shard (default: as many as 512 MiB of vectors)")
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="then upload the index to that dataset repo")
     parser.add_argument("--private", action="store_true", help="make a new repo private")
@@ -218,11 +204,27 @@ def import_tttlm(argv: Sequence[str]) -> None:
         help="00.jsonl or 00.jsonl.zst and so on, in the same order: line i is row i",
     )
     parser.add_argument("--output", required=True, help="folder to write; new or empty")
+    _storage_options(parser)
+    parser.add_argument(
+        "--embedder",
+        help="name or path of that of the files, by which the recall of all but flat is measured (default: tttlm)",
+    )
+    parser.add_argument("--device", help="where it runs, cuda or cpu say (default: the fastest)")
     arguments = parser.parse_args(argv)
 
+    from tttnn.building import IndexSettings
     from tttnn.published_index import import_published_index
 
-    import_published_index(arguments.index_files, arguments.data_files, arguments.output, show_progress_bar=True)
+    settings = IndexSettings(arguments.factory or arguments.preset, recall_target=arguments.recall_target)
+    import_published_index(
+        arguments.index_files,
+        arguments.data_files,
+        arguments.output,
+        settings,
+        arguments.embedder,
+        arguments.device,
+        show_progress_bar=True,
+    )
     print(f"Imported {_size(arguments.output)}")
 
 
@@ -244,6 +246,24 @@ def _corpus_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         nargs="+",
         help="where the embedder runs, cuda or cpu say; several names for several processes (default: the fastest)",
+    )
+
+
+def _storage_options(parser: argparse.ArgumentParser) -> None:
+    storage = parser.add_mutually_exclusive_group()
+    storage.add_argument(
+        "--preset",
+        choices=("flat", "ivf", "scale"),
+        default="flat",
+        help="how vectors are stored: flat is exact, ivf looks into some lists, scale also compresses "
+        "(default: %(default)s)",
+    )
+    storage.add_argument("--factory", help="a name of Faiss's index factory, in the place of a preset")
+    parser.add_argument(
+        "--recall-target",
+        type=float,
+        default=0.95,
+        help="share of the 20 nearest that a search should find, for all but flat (default: %(default)s)",
     )
 
 

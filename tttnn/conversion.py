@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from tttnn.embedding import Embedder
 from tttnn.index import DocumentIndex
 from tttnn.manifest import TEXTS, VECTORS
-from tttnn.moving import CONVERTED, intact
+from tttnn.moving import CONVERTED, STORAGE, intact
 from tttnn.quantization import (
     RECALL_TOP_K,
     factory_for,
@@ -31,6 +32,34 @@ logger = logging.getLogger(__name__)
 
 NUM_QUERIES = 400
 TRAINED, DONE = f"{CONVERTED}/trained.faiss", f"{CONVERTED}/done.json"  # in the folder of a build
+
+
+def choose_storage(folder: Path, preset: str, recall_target: float) -> None:
+    """
+    Note how the vectors of a build will be stored; what was made of them for an earlier choice is dropped.
+
+    Args:
+        folder (`Path`):
+            Of the unfinished build.
+        preset (`str`):
+            See `build_index`.
+        recall_target (`float`):
+            See `build_index`.
+
+    Raises:
+        `ValueError`: If the exact vectors may be gone already, or the folder is damaged.
+    """
+    path, chosen = folder / STORAGE, {"preset": preset, "recall_target": recall_target}
+    with intact(folder):
+        earlier = json.loads(path.read_bytes()) if path.is_file() else chosen
+    if earlier != chosen:
+        if (folder / DONE).is_file():
+            raise ValueError(
+                f"'{folder}' holds an interrupted build that is stored as {earlier} already, and {chosen} was "
+                "asked for. Start with the former to go on with it, or remove that folder."
+            )
+        shutil.rmtree(folder / CONVERTED, ignore_errors=True)
+    write_json(path, chosen)
 
 
 def convert_shards(

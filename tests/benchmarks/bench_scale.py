@@ -2,7 +2,7 @@
 Indexes of growing size, each stored by each preset: time and memory to open, query times, recall, bytes a document.
 
     python tests/benchmarks/bench_scale.py --sizes 10000 100000 1000000 --presets flat ivf scale
-    python tests/benchmarks/bench_scale.py --vectors_only --sizes 10000000 --presets scale [--dimension 1024]
+    python tests/benchmarks/bench_scale.py --vectors_only --sizes 10000000 --presets scale [--shard_size N]
     python tests/benchmarks/bench_scale.py --index runs/pile-index --presets flat ivf scale
 
 The vectors are synthetic, of 384 dimensions and clustered: unit vectors about one center for each 100 rows, at random
@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["flat", "ivf", "scale"])
     parser.add_argument("--num_queries", type=int, default=200)
     parser.add_argument("--dimension", type=int, default=384, help="with --vectors_only")
+    parser.add_argument("--shard_size", type=int, help="with --vectors_only, in tens of thousands (default: tttnn's)")
     parser.add_argument("--vectors_only", action="store_true")
     parser.add_argument("--index", type=Path, help="a flat index of texts, in the place of synthetic vectors")
     parser.add_argument("--work", type=Path, default=Path("runs/scale"))
@@ -310,8 +311,8 @@ def main() -> None:
         if arguments.vectors_only:
             DIMENSION = arguments.dimension
             for preset in arguments.presets:
-                shard_size = default_shard_size(DIMENSION) // BLOCK * BLOCK
-                folder = work / f"{preset}-{DIMENSION}"
+                shard_size = (arguments.shard_size or default_shard_size(DIMENSION)) // BLOCK * BLOCK
+                folder = work / f"{preset}-{DIMENSION}-{shard_size}"
                 folder.mkdir(exist_ok=True)
                 build_vectors(size, preset, shard_size, arguments.num_queries, folder)
                 words = ["--search", str(size), preset, str(shard_size), str(folder)]
