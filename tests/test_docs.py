@@ -53,7 +53,7 @@ EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 HUB = {
     "gpt2",
     EMBEDDER,
-    "socialfoundations/roberta-large-pile-lr2e-5-bs16-8gpu-1700000",
+    "tttlm",
     "user/my-corpus",
     "user/my-index",
     "user/pile-index",
