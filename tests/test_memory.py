@@ -89,6 +89,23 @@ def resident_bytes(path):
     return found
 
 
+def is_read_at_random(path):
+    """Whether the system is told not to read what lies beside a page of a mapped file."""
+    mappings = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return [" rr" in mapping.split("VmFlags:")[1].splitlines()[0] for mapping in mappings]
+
+
+@pytest.mark.parametrize(("preset", "factory"), [("flat", "Flat"), ("ivf", "IVF4,Flat")])
+def test_what_is_read_in_a_row_is_not_read_at_random(tmp_path, preset, factory):
+    vectors = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    index = trained_index(factory, vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "vectors.faiss"))
+    opened = read_vectors(tmp_path / "vectors.faiss", preset)
+    assert opened.ntotal == 300
+    assert is_read_at_random(tmp_path / "vectors.faiss") == [False]
+
+
 def test_what_is_copied_at_opening_does_not_count_twice(tmp_path):
     rows, dimension, path = 50_000, 64, tmp_path / "scale.faiss"
     vectors = np.random.default_rng(0).normal(size=(rows, dimension)).astype(np.float32)
@@ -97,6 +114,7 @@ def test_what_is_copied_at_opening_does_not_count_twice(tmp_path):
     faiss.write_index(index, str(path))
     opened = read_vectors(path, "scale")
     assert resident_bytes(path) < 100_000
+    assert is_read_at_random(path) == [True], "20 or more rows of an index that may be larger than memory"
     assert opened.search(vectors[:1], 1)[1].tolist() == [[0]]
     assert 0 < resident_bytes(path) < 1_000_000, "the rows that were ranked again, and those beside them"
     # the same measure sees what is read through a mapping and copied: bits, factors and numbers of all rows

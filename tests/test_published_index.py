@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 
 import tttnn.conversion
 import tttnn.published_index
-from tttnn import NeighborRetriever
+from tttnn import Embedder, NeighborRetriever
 from tttnn.building import IndexSettings
 from tttnn.embedding import TTTLM
 from tttnn.index import open_index
@@ -162,7 +162,7 @@ def test_an_import_that_was_interrupted_while_it_converted_ends_with_the_same_fi
         patch.setattr(tttnn.conversion, part, fail)
         import_published_index(*files, tmp_path / "index", *given)
     with monkeypatch.context() as patch:
-        patch.setattr(tttnn.published_index, "read_documents", fail)
+        patch.setattr(tttnn.published_index, "_counted", fail)
         patch.setattr(tttnn.conversion, "trained_index", fail)
         import_published_index(*files, tmp_path / "index", *given)
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
@@ -189,9 +189,51 @@ def test_another_preset_than_that_of_an_import_of_which_only_the_move_was_left_i
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(tttnn.published_index, "move_index", fail)
         import_published_index(*files, tmp_path / "index")
-    with pytest.raises(ValueError, match=r"interrupted build of \[.*\] as 'flat', and not of \[.*\] as 'ivf'"):
+    with pytest.raises(ValueError, match=r"interrupted build of \(.*'flat', 0.95\) .* and not of \(.*'ivf', 0.95\)"):
         import_published_index(*files, tmp_path / "index", IndexSettings("ivf"), of_this_dimension)
     assert_nothing(tmp_path)
+
+
+def test_another_recall_target_than_that_of_an_import_of_which_only_the_move_was_left_is_an_error(
+    files, tmp_path, of_this_dimension, monkeypatch
+):
+    def fail(*_args, **_options):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(tttnn.published_index, "move_index", fail)
+        import_published_index(*files, tmp_path / "index", IndexSettings("ivf", recall_target=0.3), of_this_dimension)
+    with pytest.raises(ValueError, match=r"'ivf', 0.3\) .* and not of \(.*'ivf', 0.9\)"):
+        import_published_index(*files, tmp_path / "index", IndexSettings("ivf", recall_target=0.9), of_this_dimension)
+    assert_nothing(tmp_path)
+    import_published_index(*files, tmp_path / "index", IndexSettings("ivf", recall_target=0.3))  # loads no embedder
+    assert read_manifest(tmp_path / "index")["recall"]["target"] == 0.3
+
+
+def test_a_folder_that_is_not_empty_is_told_before_an_embedder_is_loaded(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("tttnn.embedding._tttlm", None)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        import_published_index(*files, tmp_path / "index", IndexSettings("ivf"))
+
+
+def test_an_embedder_that_gives_another_vector_for_the_first_text_is_warned_of(
+    files, tmp_path, of_this_dimension, caplog
+):
+    same = Embedder(of_this_dimension)
+    texts = [json.loads(line)["text"] for line in lines_of(0)]
+    index = faiss.IndexFlatL2(DIMENSION)
+    index.add(same.encode_document(texts))
+    faiss.write_index(index, str(files[0][0]))
+    import_published_index(*files, tmp_path / "same", IndexSettings("ivf", recall_target=0.1), of_this_dimension)
+    assert "gives another vector" not in caplog.text
+    index.reset()
+    index.add(same.encode_document(texts[::-1]))
+    faiss.write_index(index, str(files[0][0]))
+    loaded = Embedder.from_description(read_manifest(tmp_path / "same")["embedder"], of_this_dimension)
+    import_published_index(*files, tmp_path / "other", IndexSettings("ivf", recall_target=0.1), loaded)
+    assert f"The embedder '{of_this_dimension}' gives another vector for the first text of" in caplog.text
 
 
 def test_exact_vectors_need_no_embedder_and_others_that_of_the_files(files, tmp_path, monkeypatch, embedder):

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -171,7 +172,8 @@ def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
             What it should be, from the manifest.
 
     Returns:
-        `faiss.Index`: of squared L2 distances.
+        `faiss.Index`: of squared L2 distances. The file is mapped as long as it lives, and a copy by
+        `faiss.clone_index` not longer.
 
     Raises:
         `ValueError`: If the file is of another kind, or Faiss cannot read it.
@@ -186,6 +188,7 @@ def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
     if path.stat().st_size < HEADER_BYTES:  # inside the header of a mapped file Faiss 1.15 reads past the end
         raise ValueError(f"Faiss cannot read '{path}' ({path.stat().st_size} bytes). Fetch or build the index anew.")
     with path.open("rb") as file:
+        # not by Faiss, which would count the pages that it copies twice, and read all in single pages
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     content = np.frombuffer(mapped, dtype=np.uint8)
     try:
@@ -193,9 +196,11 @@ def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
     except (RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[-300:]
         raise ValueError(f"Faiss cannot read '{path}' ({reason}). Fetch or build the index anew.") from None
-    index.referenced_objects = [content]  # as Faiss itself names what must live as long
-    if hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)  # else the pages that were copied count as this process's as well
+    index.referenced_objects = [content]  # what is not copied is read from the mapping
+    if sys.platform != "win32":
+        mapped.madvise(mmap.MADV_DONTNEED)
+        if isinstance(index, faiss.IndexRefine):
+            mapped.madvise(mmap.MADV_RANDOM)  # rows are ranked again here and there: what lies beside is not read
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None and not isinstance(
         faiss.downcast_InvertedLists(lists.invlists), faiss.ArrayInvertedLists | faiss.BlockInvertedLists
