@@ -129,20 +129,25 @@ def model(request, tiny_models):
     return copy.deepcopy(tiny_models[request.param])
 
 
-@pytest.fixture(scope="session")
-def embedder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("embedder")
+def save_bert(tokenizer, folder, hidden_size, max_position_embeddings):
+    """A tiny BERT as transformers saves it, with random weights, always the same ones."""
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden_size,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=128,
+        max_position_embeddings=max_position_embeddings,
     )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedder(tokenizer, tmp_path_factory):
+    folder = save_bert(tokenizer, tmp_path_factory.mktemp("embedder"), 32, 128)
     transformer = Transformer(str(folder), max_seq_length=64)
     return SentenceTransformer(modules=[transformer, Pooling(32, "mean")], device="cpu")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zstandard
 from build_program import files_of
-from transformers import BertConfig, BertModel
+from conftest import save_bert
 
 import tttnn.conversion
 import tttnn.published_index
@@ -23,6 +23,10 @@ from tttnn.published_index import import_published_index
 DIMENSION = 24
 SIZES = (30, 45, 7)
 VECTORS = [np.random.default_rng(size).normal(size=(size, DIMENSION)).astype(np.float32) for size in SIZES]
+
+
+def fail(*_args, **_options):
+    raise OSError("the disk is full")
 
 
 def lines_of(number):
@@ -119,18 +123,7 @@ def test_metadata_named_passage_counts_as_a_document(files, tmp_path):
 @pytest.fixture(scope="module")
 def of_this_dimension(tokenizer, tmp_path_factory):
     """A folder of an embedder of as many dimensions as the files have."""
-    folder = tmp_path_factory.mktemp("embedder")
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=DIMENSION,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=512,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_bert(tokenizer, tmp_path_factory.mktemp("embedder"), DIMENSION, 512)
 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale", "IVF2,SQ8"])
@@ -153,9 +146,6 @@ def test_vectors_are_stored_as_a_preset_says_with_the_recall_measured(files, tmp
 def test_an_import_that_was_interrupted_while_it_converted_ends_with_the_same_files(
     files, tmp_path, of_this_dimension, monkeypatch, part
 ):
-    def fail(*_args, **_options):
-        raise OSError("the disk is full")
-
     given = (IndexSettings("scale"), of_this_dimension)
     import_published_index(*files, tmp_path / "whole", *given)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
@@ -169,9 +159,6 @@ def test_an_import_that_was_interrupted_while_it_converted_ends_with_the_same_fi
 
 
 def test_another_preset_is_chosen_while_the_exact_vectors_are_there(files, tmp_path, of_this_dimension, monkeypatch):
-    def fail(*_args, **_options):
-        raise OSError("the disk is full")
-
     import_published_index(*files, tmp_path / "whole", IndexSettings("ivf"), of_this_dimension)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(tttnn.conversion, "_measure", fail)
@@ -180,34 +167,27 @@ def test_another_preset_is_chosen_while_the_exact_vectors_are_there(files, tmp_p
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
 
 
-def test_another_preset_than_that_of_an_import_of_which_only_the_move_was_left_is_an_error(
-    files, tmp_path, of_this_dimension, monkeypatch
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (IndexSettings(), IndexSettings("ivf")),
+        (IndexSettings("ivf", recall_target=0.3), IndexSettings("ivf", recall_target=0.9)),
+    ],
+    ids=["preset", "recall target"],
+)
+def test_other_settings_than_those_of_an_import_of_which_only_the_move_was_left_are_an_error(
+    files, tmp_path, of_this_dimension, monkeypatch, first, other
 ):
-    def fail(*_args, **_options):
-        raise OSError("the disk is full")
-
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(tttnn.published_index, "move_index", fail)
-        import_published_index(*files, tmp_path / "index")
-    with pytest.raises(ValueError, match=r"interrupted build of \(.*'flat', 0.95\) .* and not of \(.*'ivf', 0.95\)"):
-        import_published_index(*files, tmp_path / "index", IndexSettings("ivf"), of_this_dimension)
+        import_published_index(*files, tmp_path / "index", first, of_this_dimension)
+    found, asked = (f"'{each.preset}', {each.recall_target}" for each in (first, other))
+    with pytest.raises(ValueError, match=rf"interrupted build of \(.*{found}\) .* and not of \(.*{asked}\)"):
+        import_published_index(*files, tmp_path / "index", other, of_this_dimension)
     assert_nothing(tmp_path)
-
-
-def test_another_recall_target_than_that_of_an_import_of_which_only_the_move_was_left_is_an_error(
-    files, tmp_path, of_this_dimension, monkeypatch
-):
-    def fail(*_args, **_options):
-        raise OSError("the disk is full")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(tttnn.published_index, "move_index", fail)
-        import_published_index(*files, tmp_path / "index", IndexSettings("ivf", recall_target=0.3), of_this_dimension)
-    with pytest.raises(ValueError, match=r"'ivf', 0.3\) .* and not of \(.*'ivf', 0.9\)"):
-        import_published_index(*files, tmp_path / "index", IndexSettings("ivf", recall_target=0.9), of_this_dimension)
-    assert_nothing(tmp_path)
-    import_published_index(*files, tmp_path / "index", IndexSettings("ivf", recall_target=0.3))  # loads no embedder
-    assert read_manifest(tmp_path / "index")["recall"]["target"] == 0.3
+    monkeypatch.setattr("tttnn.embedding._tttlm", None)  # no embedder is needed for the move
+    import_published_index(*files, tmp_path / "index", first)
+    assert read_manifest(tmp_path / "index")["storage"]["preset"] == first.preset
 
 
 def test_a_folder_that_is_not_empty_is_told_before_an_embedder_is_loaded(files, tmp_path, monkeypatch):
@@ -378,9 +358,6 @@ def test_a_folder_that_is_locked_is_not_touched(files, tmp_path):
 
 @pytest.mark.parametrize("part", ["a shard", "the move"])
 def test_an_interrupted_import_does_not_go_on_with_other_files(files, tmp_path, monkeypatch, part):
-    def fail(*_args, **_options):
-        raise OSError("the disk is full")
-
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(tttnn.published_index, "move_index" if part == "the move" else "make_manifest", fail)
         import_published_index(*files, tmp_path / "index")
@@ -391,9 +368,6 @@ def test_an_interrupted_import_does_not_go_on_with_other_files(files, tmp_path, 
 
 
 def test_an_import_of_which_only_the_move_was_left_reads_no_text(files, tmp_path, monkeypatch):
-    def fail(*_args, **_options):
-        raise OSError("the disk is full")
-
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(tttnn.published_index, "move_index", fail)
         import_published_index(*files, tmp_path / "index")

@@ -181,15 +181,15 @@ def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
     faiss = import_faiss()
     with path.open("rb") as file:
         kind = file.read(4)
-    if kind not in FILE_KINDS.get(preset, OTHER_KINDS):
-        raise ValueError(
-            f"'{path}' is of the kind {kind!r}, not of that of the preset {preset!r}. Fetch or build the index anew."
-        )
-    if path.stat().st_size < HEADER_BYTES:  # inside the header of a mapped file Faiss 1.15 reads past the end
-        raise ValueError(f"Faiss cannot read '{path}' ({path.stat().st_size} bytes). Fetch or build the index anew.")
-    with path.open("rb") as file:
+        if kind not in FILE_KINDS.get(preset, OTHER_KINDS):
+            raise ValueError(
+                f"'{path}' is of the kind {kind!r}, not of that of the preset {preset!r}. Fetch or build the index "
+                "anew."
+            )
         # not by Faiss, which would count the pages that it copies twice, and read all in single pages
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if len(mapped) < HEADER_BYTES:  # inside the header of a mapped file Faiss 1.15 reads past the end
+        raise ValueError(f"Faiss cannot read '{path}' ({len(mapped)} bytes). Fetch or build the index anew.")
     content = np.frombuffer(mapped, dtype=np.uint8)
     try:
         index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(content), len(content)))
