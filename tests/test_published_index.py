@@ -1,5 +1,6 @@
 """Faiss files and the texts that they were made of become an index, row by row and bit by bit."""
 
+import copy
 import json
 
 import faiss
@@ -218,7 +219,7 @@ def test_an_embedder_that_gives_another_vector_for_the_first_text_is_warned_of(
 
 def test_exact_vectors_need_no_embedder_and_others_that_of_the_files(files, tmp_path, monkeypatch, embedder):
     loaded = []
-    monkeypatch.setattr("tttnn.embedding._tttlm", lambda *given: loaded.append(given) or embedder)
+    monkeypatch.setattr("tttnn.embedding._tttlm", lambda *given: loaded.append(given) or copy.deepcopy(embedder))
     import_published_index(*files, tmp_path / "index")
     assert loaded == []
     with pytest.raises(ValueError, match="whose dimension is 24; 'tttlm' has 32"):
