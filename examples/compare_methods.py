@@ -18,8 +18,8 @@ from pathlib import Path
 import pile_eval
 from pile_eval import PileArguments
 
-from tttnn.evaluation import evaluate_documents
-from tttnn.evaluation_args import parse_evaluation
+from tttnn.evaluation.options import parse_evaluation
+from tttnn.evaluation.run import evaluate_documents
 
 
 # By name: the options of each, for a number of neighbors that a single step takes together.

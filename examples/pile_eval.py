@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tttnn import Document, read_documents
-from tttnn.evaluation import Outcome, evaluate_documents
-from tttnn.evaluation_args import EvaluateArguments, parse_evaluation
-from tttnn.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
+from tttnn.evaluation.options import EvaluateArguments, parse_evaluation
+from tttnn.evaluation.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
+from tttnn.evaluation.run import Outcome, evaluate_documents
 from tttnn.report import task_table
 
 

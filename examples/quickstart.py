@@ -19,7 +19,7 @@ from packaged_models import minilm, smollm2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import Document, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments, read_documents
-from tttnn.manifest import MANIFEST
+from tttnn.index.manifest import MANIFEST
 from tttnn.report import document_table, plot_curve
 
 

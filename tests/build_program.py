@@ -20,11 +20,11 @@ from typing import Any
 import faiss
 import numpy as np
 
-import tttnn.unfinished
+import tttnn.index.build.resume
 from tttnn import Document, Embedder
-from tttnn.building import IndexSettings, add_documents, build_index
 from tttnn.embedding import PROBE
-from tttnn.published_index import import_published_index
+from tttnn.index.build.build import IndexSettings, add_documents, build_index
+from tttnn.index.build.tttlm import import_published_index
 
 
 SHARD_SIZE = 40
@@ -218,7 +218,7 @@ def publish(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def main(folder: Path) -> None:
     """Kill every kind of build at each of its steps."""
-    tttnn.unfinished.WINDOW_DOCUMENTS = WINDOW_DOCUMENTS
+    tttnn.index.build.resume.WINDOW_DOCUMENTS = WINDOW_DOCUMENTS
     documents, more = make_documents(NUM_DOCUMENTS), make_documents(NUM_DOCUMENTS - 10, seed=1)
     published = publish(folder / "published")
     result = {"two at once": two_at_once(folder / "two")}

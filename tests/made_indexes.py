@@ -6,9 +6,9 @@ import faiss
 import numpy as np
 
 from tttnn import Document
-from tttnn.index import DocumentIndex
-from tttnn.manifest import MANIFEST
-from tttnn.shards import Shard
+from tttnn.index.manifest import MANIFEST
+from tttnn.index.search import DocumentIndex
+from tttnn.index.shard import Shard
 
 
 OPENED_FILES = ["index/shard-00001.faiss", "texts/shard-00001.jsonl", "texts/shard-00001.offsets.npy"]

@@ -16,8 +16,8 @@ from conftest import CONFIGS, TEXTS, GivenRetriever
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import Document, TestTimeTrainingArguments
-from tttnn.baselines import METHODS, KnnArguments
-from tttnn.choice import choose
+from tttnn.evaluation.choose import choose
+from tttnn.methods import METHODS, KnnArguments
 
 
 DOCUMENTS = [TEXTS[2], TEXTS[4] * 2, TEXTS[7] * 3]

@@ -38,10 +38,10 @@ from conftest import TEXTS
 
 import tttnn
 from tttnn import Embedder, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
-from tttnn.baselines import METHODS
-from tttnn.cli import main
-from tttnn.pile import TASKS
-from tttnn.training_args import PRESETS
+from tttnn.adaptation.presets import PRESETS
+from tttnn.cli.main import main
+from tttnn.evaluation.pile import TASKS
+from tttnn.methods import METHODS
 
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def hub(monkeypatch, tiny_models, tokenizer, embedder, saved_index):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model_of)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", tokenizer_of)
     monkeypatch.setattr(Embedder, "__init__", init_tiny_embedder)
-    monkeypatch.setattr("tttnn.hub.snapshot_download", index_of)
+    monkeypatch.setattr("tttnn.index.hub.transfer.snapshot_download", index_of)
     monkeypatch.setattr(datasets, "load_dataset", dataset_of)
 
 

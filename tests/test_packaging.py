@@ -63,7 +63,7 @@ def test_the_wheel_names_its_license_and_python(wheel):
 def test_the_wheel_installs_the_command(wheel):
     entry_points = ConfigParser()
     entry_points.read_string(wheel.read(f"{DIST_INFO}/entry_points.txt").decode())
-    assert dict(entry_points["console_scripts"]) == {"tttnn": "tttnn.cli:main"}
+    assert dict(entry_points["console_scripts"]) == {"tttnn": "tttnn.cli.main:main"}
 
 
 def test_every_import_is_a_declared_dependency():

@@ -2,7 +2,7 @@
 
 import sys
 
-from tttnn.cli import main
+from tttnn.cli.main import main
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-from tttnn.corpus import check_text
+from tttnn.documents import check_text
+from tttnn.errors import InputError, InputTypeError, StateError
 
 
 # Embedded once when an index is built and again when it is opened: another embedder gives another vector, under
@@ -76,7 +77,7 @@ class Embedder:
         first = self._devices[0] if self._devices else None
         if isinstance(model, SentenceTransformer):
             if max_seq_length not in (None, model.max_seq_length):
-                raise ValueError(
+                raise InputError(
                     f"`max_seq_length` is {max_seq_length}, but the loaded model has {model.max_seq_length}. Set it "
                     "there: `model.max_seq_length = ...`."
                 )
@@ -167,10 +168,10 @@ class Embedder:
         first_row: int = 0,
     ) -> np.ndarray:
         if isinstance(texts, str):
-            raise TypeError("A list of texts is needed, and one string was given. Put it into a list.")
+            raise InputTypeError("A list of texts is needed, and one string was given. Put it into a list.")
         batch_size = self.default_batch_size if batch_size is None else batch_size
         if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}. Pass at least 1.")
+            raise InputError(f"`batch_size` is {batch_size}. Pass at least 1.")
         texts = [check_text(text, f"row {first_row + row}") or " " for row, text in enumerate(texts)]
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
@@ -186,7 +187,7 @@ class Embedder:
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             rows = (broken[:5] + first_row).tolist()
-            raise ValueError(
+            raise InputError(
                 f"The embedder '{self.name}' gave vectors that are not finite for rows {rows}. Load it in float32, or "
                 "check its weights."
             )
@@ -269,11 +270,11 @@ class Embedder:
         built = f"The index was built with the embedder '{name}'"
         way_out = "Pass it: `NeighborRetriever.from_pretrained(..., embedder=...)`, or `--embedder`."
         if not _names_one_model(name):
-            raise ValueError(f"{built}, a relative path, which leads elsewhere here and is not followed. {way_out}")
+            raise InputError(f"{built}, a relative path, which leads elsewhere here and is not followed. {way_out}")
         try:
             return cls(name, description["revision"], *settings)
         except (OSError, ValueError, UnpicklingError) as error:
-            raise RuntimeError(f"{built}, which cannot be loaded here ({error}). {way_out}") from error
+            raise StateError(f"{built}, which cannot be loaded here ({error}). {way_out}") from error
 
     def check(self, description: dict[str, Any]) -> None:
         """
@@ -290,7 +291,7 @@ class Embedder:
         for name in ("dimension", "max_seq_length", "query_prompt", "document_prompt"):
             value = getattr(self, name)
             if description[name] != value:
-                raise ValueError(
+                raise InputError(
                     f"The index was built with the embedder {built}, whose {name} is {description[name]!r}; {given} "
                     f"has {value!r}. Pass the embedder that built it."
                 )
@@ -298,7 +299,7 @@ class Embedder:
             return
         distance = _relative_distance(self.encode_document([PROBE])[0], description["probe"])
         if not distance <= PROBE_TOLERANCE:
-            raise ValueError(
+            raise InputError(
                 f"The index was built with the embedder {built} (revision {description['revision']}); {given} maps "
                 f"the same text {distance:.0%} away. Pass the embedder that built it."
             )

@@ -6,69 +6,15 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from tttnn.corpus import Document
-from tttnn.neighbors import Retriever
+from tttnn.documents import Document
+from tttnn.errors import InputError, StateError
 from tttnn.records import DocumentRecord, digest
-from tttnn.retriever import NeighborRetriever
-from tttnn.training_args import TestTimeTrainingArguments
 
 
 JOURNAL_VERSION = 2
+RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
+
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
-# Fields of `Trainer` on which a number depends, beside our own but for those that only say where things go.
-TRAINER_SETTINGS = (
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("warmup_steps", "lr_scheduler_kwargs", "seed", "bf16", "fp16"),
-)
-NOT_SETTINGS = ("output_dir", "text_column", "per_device_eval_batch_size", "ddp_timeout", "save_strategy")
-
-
-def run_settings(
-    args: TestTimeTrainingArguments,
-    model: PreTrainedModel,
-    processing_class: PreTrainedTokenizerBase,
-    retriever: Retriever | None,
-    optimizer: torch.optim.Optimizer,
-    early_stopping: list[tuple[int, float]],
-) -> dict[str, Any]:
-    """
-    Say what the numbers of a run depend on, for its journal.
-
-    Args:
-        args (`TestTimeTrainingArguments`):
-            The trainer's arguments.
-        model (`PreTrainedModel` or `PeftModel`):
-            The model.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        retriever (`Retriever`, *optional*):
-            Where neighbors come from; the digest of its index is taken if it is a `NeighborRetriever`.
-        optimizer (`torch.optim.Optimizer`):
-            The optimizer.
-        early_stopping (`list[tuple[int, float]]`):
-            Patience and least change of each callback that stops early.
-
-    Returns:
-        `dict[str, Any]`: by name.
-    """
-    names = [name for name in TestTimeTrainingArguments.__annotations__ if name not in NOT_SETTINGS]
-    # a sample of each tensor tells a model from another of the same name, at no cost to speak of
-    samples = [weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in model.parameters()]
-    return {
-        **{name: getattr(args, name) for name in (*names, *TRAINER_SETTINGS)},
-        "model": model.config._name_or_path,
-        "weights": digest(repr(samples)),
-        "tokenizer": processing_class.name_or_path,
-        "revision": getattr(model.config, "_commit_hash", None),
-        "retriever": type(retriever).__qualname__,
-        "index": retriever.index.digest if isinstance(retriever, NeighborRetriever) else None,
-        "num_indexed": len(retriever) if isinstance(retriever, NeighborRetriever) else None,
-        "optimizer": repr(optimizer.defaults),
-        "early_stopping": early_stopping,
-    }
 
 
 def check_same(record: DocumentRecord, document: Document) -> None:
@@ -85,7 +31,7 @@ def check_same(record: DocumentRecord, document: Document) -> None:
         `ValueError`: If their texts differ.
     """
     if record.digest != digest(document.text):
-        raise ValueError(
+        raise InputError(
             f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set "
             "has changed. Choose another folder, or remove the journal."
         )
@@ -112,7 +58,7 @@ def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]
     for file in journal.files():
         theirs, found = _parse(file)
         if settings and theirs and theirs != settings:
-            raise ValueError(f"'{file}' has other settings than '{path}'. Move away the one that is not of this run.")
+            raise InputError(f"'{file}' has other settings than '{path}'. Move away the one that is not of this run.")
         settings = settings or theirs
         records |= {record.index: record for record in found}
     return settings, [records[index] for index in sorted(records)]
@@ -126,10 +72,10 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
     try:
         first = json.loads(header)
         if first["tttnn_journal"] != JOURNAL_VERSION:
-            raise ValueError(f"version {first['tttnn_journal']}")
+            raise InputError(f"version {first['tttnn_journal']}")
         return first["settings"], [DocumentRecord.from_json(line) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"'{path}' is no journal of this version of tttnn ({error!r}). Move it away.") from None
+        raise InputError(f"'{path}' is no journal of this version of tttnn ({error!r}). Move it away.") from None
 
 
 class Journal:
@@ -193,7 +139,7 @@ class Journal:
         different = [name for name in {**theirs, **settings} if theirs.get(name) != settings.get(name)]
         if different:
             name = different[0]
-            raise ValueError(
+            raise InputError(
                 f"'{path}' was written with other settings: `{name}` was {theirs.get(name)!r} and is now "
                 f"{settings.get(name)!r} (different: {', '.join(different)}). Choose another folder, or remove it."
             )
@@ -214,7 +160,7 @@ class Journal:
 
     def _write(self, line: str) -> None:
         if self._file is None:
-            raise RuntimeError("The journal is not open.")
+            raise StateError("The journal is not open.")
         try:
             rest = line.encode("utf-8") + b"\n"
             while rest:

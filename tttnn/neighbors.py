@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Any, Protocol
 
-from tttnn.corpus import check_text
+from tttnn.documents import check_text
+from tttnn.errors import InputTypeError
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,27 @@ def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
         `ValueError`: If a text holds a lone surrogate.
     """
     if isinstance(neighbors, str):
-        raise TypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
+        raise InputTypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
     found = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
     for neighbor in found:
         check_text(neighbor.text, f"neighbor {neighbor.id}")
     return found
+
+
+@dataclass
+class Selection:
+    """
+    The neighbors of one document that are trained on.
+
+    Args:
+        neighbors (`list[Neighbor]`):
+            In the order of training.
+        overlaps (`list[float]`):
+            Of each, its overlap with the scored text (see `overlap`).
+        near_copies (`list[int]`):
+            Ids of the neighbors that overlap it by at least one half, those that were dropped for it included.
+    """
+
+    neighbors: list[Neighbor] = field(default_factory=list)
+    overlaps: list[float] = field(default_factory=list)
+    near_copies: list[int] = field(default_factory=list)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tttnn.texts import finite
+from tttnn.errors import InputError
+from tttnn.files import finite
 
 
 SECONDS = ("retrieve", "train", "score", "model", "total")
@@ -45,7 +46,7 @@ class DocumentRecord:
         distances (`list[float]`):
             Their squared L2 distances to the query.
         overlaps (`list[float]`):
-            Their overlaps with the scored text (see `tttnn.selection.overlap`).
+            Their overlaps with the scored text (see `tttnn.selection.nearest.overlap`).
         near_copies (`list[int]`):
             Ids of the neighbors that nearly copy the scored text, dropped ones included.
         train_loss (`list[float]`):
@@ -143,7 +144,7 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
     """
     num_bytes = sum(record.num_bytes for record in records)
     if num_bytes == 0:
-        raise ValueError(
+        raise InputError(
             f"The {len(records)} documents have no byte to score, so bits per byte is undefined. Pass texts that are "
             "not empty."
         )

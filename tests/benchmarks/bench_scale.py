@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from tttnn import Document, Embedder
-from tttnn.building import IndexSettings, build_index
-from tttnn.index import DocumentIndex, open_index
-from tttnn.manifest import VECTORS, read_manifest
-from tttnn.quantization import (
+from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.manifest import VECTORS, read_manifest
+from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.shard import Shard
+from tttnn.index.vectors import (
     default_shard_size,
     factory_for,
     import_faiss,
@@ -35,7 +36,6 @@ from tttnn.quantization import (
     read_vectors,
     trained_index,
 )
-from tttnn.shards import Shard
 
 
 DIMENSION, INNER, ROWS_PER_CLUSTER = 384, 48, 100

@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 from parts import module_texts, real_parts, tiny_parts
 
-from tttnn.scoring import ScoredText, score
+from tttnn.adaptation.scoring import ScoredText, score
 
 
 BATCH_SIZES = (1, 2, 4, 8)

@@ -5,13 +5,13 @@ from functools import partial
 from pathlib import Path
 
 from tttnn.report.card import model_card
-from tttnn.report.figures import NothingToDraw, import_figure
 from tttnn.report.intervals import Bootstrap, bootstrap_difference
 from tttnn.report.page import Block, Heading, Paragraph, Picture, html_page, import_jinja2, markdown_page
-from tttnn.report.plots import plot_changes, plot_curve, plot_task_curves, plot_tasks
+from tttnn.report.pictures.costs import plot_distance_gain, plot_distances, plot_index_sizes, plot_pareto, plot_seconds
+from tttnn.report.pictures.scores import plot_changes, plot_curve, plot_task_curves, plot_tasks
+from tttnn.report.pictures.style import NothingToDraw, import_figure
 from tttnn.report.sections import choices, comparison, group_table, near_copies, overview, reproduction, speed
 from tttnn.report.study import Study, read_study, study_csv, study_json
-from tttnn.report.study_plots import plot_distance_gain, plot_distances, plot_index_sizes, plot_pareto, plot_seconds
 from tttnn.report.tables import document_table, markdown_table, pooled_line, task_table
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tttnn.errors import InputError
 from tttnn.records import DocumentRecord
 
 
@@ -66,11 +67,11 @@ class Bootstrap:
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
-            raise ValueError(f"`num_samples` is {self.num_samples}. Pass at least 1; intervals ask for 1000 or more.")
+            raise InputError(f"`num_samples` is {self.num_samples}. Pass at least 1; intervals ask for 1000 or more.")
         if self.seed < 0:
-            raise ValueError(f"`seed` is {self.seed}. Pass 0 or more.")
+            raise InputError(f"`seed` is {self.seed}. Pass 0 or more.")
         if not 0 < self.confidence < 1:
-            raise ValueError(f"`confidence` is {self.confidence}. Pass a share between 0 and 1.")
+            raise InputError(f"`confidence` is {self.confidence}. Pass a share between 0 and 1.")
 
     def interval(
         self, groups: dict[str, PairedScores], weights: dict[str, float] | None = None

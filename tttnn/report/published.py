@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from tttnn.pile import PUBLISHED, PUBLISHED_NEIGHBORS
+from tttnn.adaptation.presets import PRESETS
+from tttnn.evaluation.pile import PUBLISHED, PUBLISHED_NEIGHBORS
 from tttnn.report.runs import Run
-from tttnn.training_args import PRESETS
 
 
 PUBLISHED_OWNERS = {"gpt2": "openai-community", "gpt2-large": "openai-community", "gpt-neo-1.3B": "EleutherAI"}

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tttnn.pile import TASK_OF_SET, TASKS, pile_weights, task_of
+from tttnn.errors import InputError
+from tttnn.evaluation.pile import TASK_OF_SET, TASKS, pile_weights, task_of
 from tttnn.records import SECONDS, DocumentRecord
 from tttnn.report.intervals import Bootstrap, PairedScores
 from tttnn.report.runs import Run
@@ -157,7 +158,7 @@ class Grouping:
         self.kind = "task" if self.is_pile else group_by
         if group_by is not None and all(group_by not in record.metadata for record in records):
             known = sorted({name for record in records for name in record.metadata})
-            raise ValueError(
+            raise InputError(
                 f"`group_by` is {group_by!r}, but no document has such a field. Choose from: {', '.join(known)}."
             )
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tttnn.baselines import METHODS
-from tttnn.journal import EVALUATION, read_journal
+from tttnn.errors import InputError
+from tttnn.journal import EVALUATION, RANDOM_DISTANCES, read_journal
+from tttnn.methods import METHODS
 from tttnn.records import DocumentRecord
-from tttnn.subset import RANDOM_DISTANCES
 
 
 # Settings that only one choice of `trainable` has a use for.
@@ -105,7 +105,7 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
             notes.append(f"{folder.name}: left out, for it has no finished test document yet.")
         runs += found
     if not runs:
-        raise ValueError(
+        raise InputError(
             f"No run of {', '.join(str(folder) for folder in folders)} has a finished test document. Wait for the "
             "first one, or pass other folders."
         )
@@ -124,7 +124,7 @@ def _read_folder(folder: Path) -> list[Run]:
         raise FileNotFoundError(f"There is no folder '{folder}'. Pass the `--output_dir` of an evaluation.")
     names = {re.sub(r"\.rank\d+$", "", path.stem) for path in folder.glob("journal-*.jsonl")}
     if not names:
-        raise ValueError(
+        raise InputError(
             f"'{folder}' has no journal (journal-eval.jsonl). Pass the `--output_dir` of an evaluation, not a folder "
             "of such folders."
         )
@@ -151,7 +151,7 @@ def _by_number(name: str) -> tuple[str, float]:
 def _check(records: list[DocumentRecord], path: Path) -> None:
     for record in records:
         if not record.nll or not all(isinstance(nll, int | float) and math.isfinite(nll) for nll in record.nll):
-            raise ValueError(
+            raise InputError(
                 f"Document {record.index} ('{record.id}') in '{path}' has the scores {record.nll}, which are not "
                 "finite numbers. Remove its line, and run the evaluation again."
             )
@@ -164,7 +164,7 @@ def _random_distances(path: Path) -> list[float]:
         distances = json.loads(path.read_bytes())["distances"]
         return [float(distance) for distance in distances if distance is not None and math.isfinite(distance)]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             f"'{path}' is not of the form {{\"distances\": [...]}} with numbers ({error!r}). Move it away."
         ) from None
 
@@ -173,7 +173,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"'{path}' is not JSON ({error}). Move it away.") from None
+        raise InputError(f"'{path}' is not JSON ({error}). Move it away.") from None
     return content if isinstance(content, dict) else {}
 
 

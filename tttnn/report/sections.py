@@ -4,14 +4,14 @@ import json
 import math
 from typing import Any
 
-from tttnn.baselines import METHODS
-from tttnn.pile import TASKS
+from tttnn.evaluation.pile import TASKS
+from tttnn.methods import METHODS
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
+from tttnn.report.pictures.costs import phase_seconds
 from tttnn.report.published import Published, published_for
 from tttnn.report.results import Comparison, Result, contaminated
 from tttnn.report.runs import Run, differing_settings
 from tttnn.report.study import Study, library_versions, trials_of
-from tttnn.report.study_plots import phase_seconds
 from tttnn.report.tables import NONE, difference, figure, share
 
 

@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tttnn.baselines import KnnArguments
+from tttnn.errors import InputError
+from tttnn.files import finite
+from tttnn.methods import KnnArguments
 from tttnn.records import DocumentRecord, nll_matrix, summarize
 from tttnn.report.intervals import Bootstrap
 from tttnn.report.published import published_for
 from tttnn.report.results import Comparison, Grouping, Result, contaminated
 from tttnn.report.runs import Run, differing_settings, read_runs
-from tttnn.texts import finite
 
 
 LIBRARIES = (
@@ -97,7 +98,7 @@ def read_study(
     grouping = Grouping(runs, group_by, bootstrap)
     by_label = {run.label: run for run in runs}
     if baseline is not None and baseline not in by_label:
-        raise ValueError(f"There is no run '{baseline}' to compare with. Choose from: {', '.join(by_label)}.")
+        raise InputError(f"There is no run '{baseline}' to compare with. Choose from: {', '.join(by_label)}.")
     base = runs[0] if baseline is None else by_label[baseline]
     dirty = contaminated(runs)
     clean_records = [[record for record in run.records if record.digest not in dirty] for run in runs]
@@ -189,7 +190,7 @@ def _knn_trials(run: Run, settings: dict[str, Any], records: list[DocumentRecord
     candidates = KnnArguments(settings["knn_lambda"], settings["knn_temperature"]).candidates
     sums, num_bytes = nll_matrix(records)[:, 1:].sum(axis=0), sum(record.num_bytes for record in records)
     if len(sums) != len(candidates):
-        raise ValueError(
+        raise InputError(
             f"The validation journal of '{run.folder}' has {len(sums)} scores for {len(candidates)} pairs of lambda "
             "and temperature. Move it away, and run the evaluation again."
         )

@@ -1,0 +1,276 @@
+"""Passages are the text, to the letter, in pieces of so many tokens that end where words end."""
+
+from types import SimpleNamespace
+
+import pytest
+from build_program import WordEmbedder
+from conftest import TEXTS
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from tttnn import Document, Embedder, NeighborRetriever
+from tttnn.index.build.passages import split_into_passages
+
+
+SPECIAL = ["[CLS]", "[SEP]", "[UNK]", "[PAD]"]
+FEW = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+WORDS = sorted({word for text in TEXTS for word in text.split()})
+# of any characters that UTF-8 can encode, and of words with any white space between them
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=80)
+WORDY_TEXT = st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from([" ", "\n", "  ", "\t\n  ", "\u2003"]))).map(
+    lambda pairs: "".join(word + space for word, space in pairs)
+)
+
+
+class TokenEmbedder(WordEmbedder):
+    """Has a tokenizer and a limit."""
+
+    def __init__(self, tokenizer, limit=64, prompt=""):
+        super().__init__()
+        self.model, self.limit, self.document_prompt = SimpleNamespace(tokenizer=tokenizer), limit, prompt
+
+    @property
+    def max_seq_length(self):
+        return self.limit
+
+
+def byte_level(trim_offsets):
+    bpe = ByteLevelBPETokenizer(trim_offsets=trim_offsets)
+    bpe.train_from_iterator(TEXTS, vocab_size=400, min_frequency=1)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer)
+
+
+def words():
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def word_piece():
+    pieces = BertWordPieceTokenizer()
+    pieces.train_from_iterator(TEXTS, vocab_size=300, min_frequency=1, special_tokens=SPECIAL)
+    ids = [(token, pieces.token_to_id(token)) for token in SPECIAL[:2]]
+    pieces.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+
+
+# whose tokens begin with the space before a word; or after it; which changes the text first, and adds two tokens; and
+# one that has no characters
+TOKENIZERS = {
+    "bytes": byte_level(False),
+    "bytes after spaces": byte_level(True),
+    "pieces": word_piece(),
+    "words": words(),
+}
+each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
+
+
+def cut(text, kind, tokens):
+    passages = split_into_passages([Document("its id", text, {"topic": 1})], TokenEmbedder(TOKENIZERS[kind]), tokens)
+    return list(passages)
+
+
+def count(text, kind):
+    return len(TOKENIZERS[kind](text, add_special_tokens=False)["input_ids"])
+
+
+@each_tokenizer
+@FEW
+@example(text="", tokens=1)
+@example(text=" ", tokens=1)
+@example(text="\x00\u200d👩‍👩‍👧‍👦é\u0301ﷺ", tokens=1)
+@example(text="\r\n\r\n東京" * 9, tokens=2)
+@given(text=ANY_TEXT | WORDY_TEXT, tokens=st.integers(1, 20))
+def test_joined_passages_are_the_text_to_the_letter(kind, text, tokens):
+    passages = cut(text, kind, tokens)
+    assert "".join(passage.text for passage in passages) == text
+    assert all(passage.text for passage in passages) or text == ""
+
+
+@each_tokenizer
+@FEW
+@given(text=ANY_TEXT | WORDY_TEXT, tokens=st.integers(4, 20))
+def test_a_passage_has_at_most_so_many_tokens_of_the_text(kind, text, tokens):
+    starts = [
+        start
+        for start, _ in TOKENIZERS[kind](text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ]
+    begin = 0
+    for passage in cut(text, kind, tokens):
+        end = begin + len(passage.text)
+        assert sum(begin <= start < end for start in starts) <= tokens
+        begin = end
+
+
+@FEW
+@given(text=WORDY_TEXT, tokens=st.integers(24, 40))
+def test_a_passage_of_word_pieces_has_at_most_so_many_tokens_by_itself(text, tokens):
+    for passage in cut(text, "pieces", tokens):
+        assert count(passage.text, "pieces") <= tokens
+
+
+@each_tokenizer
+@FEW
+@given(words=st.lists(st.sampled_from(WORDS), min_size=1), tokens=st.integers(24, 40))
+def test_passages_end_where_words_end(kind, words, tokens):
+    passages = [passage.text for passage in cut(" ".join(words), kind, tokens)]
+    assert [word for passage in passages for word in passage.split()] == words
+
+
+@FEW
+@given(words=st.lists(st.sampled_from(WORDS), min_size=1), tokens=st.integers(24, 40))
+def test_passages_of_word_pieces_are_as_long_as_they_can_be(words, tokens):
+    passages = [passage.text for passage in cut(" ".join(words), "pieces", tokens)]
+    for passage, following in zip(passages, passages[1:], strict=False):
+        assert count(f"{passage}{following.split()[0]}", "pieces") > tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (1, ["the ", "crew ", "saw ", "the ", "whale", "!"]),
+        (2, ["the crew ", "saw the ", "whale!"]),
+        (3, ["the crew saw ", "the whale!"]),
+        (4, ["the crew saw the ", "whale!"]),
+        (5, ["the crew saw the ", "whale!"]),
+        (6, ["the crew saw the whale!"]),
+    ],
+)
+def test_a_text_is_cut_as_by_hand(tokens, expected):
+    # of six tokens: each word is one, and the mark of exclamation another
+    assert [passage.text for passage in cut("the crew saw the whale!", "words", tokens)] == expected
+
+
+def cut_in_slices(text, kind, tokens, characters):
+    """The passages, and the longest text that was tokenized."""
+    lengths, call = [], PreTrainedTokenizerFast.__call__
+
+    def noting(tokenizer, text, **named):
+        lengths.append(len(text))
+        return call(tokenizer, text, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tttnn.index.build.passages.SLICE_CHARACTERS", characters)
+        patch.setattr(PreTrainedTokenizerFast, "__call__", noting)
+        return [passage.text for passage in cut(text, kind, tokens)], max(lengths)
+
+
+@each_tokenizer
+@FEW
+@example(text="", tokens=1, characters=1)
+@example(text=" " * 50, tokens=1, characters=7)
+@example(text="東京" * 30, tokens=4, characters=11)
+@given(text=ANY_TEXT | WORDY_TEXT, tokens=st.integers(1, 20), characters=st.integers(1, 60))
+def test_a_long_text_is_tokenized_in_slices_and_stays_to_the_letter(kind, text, tokens, characters):
+    passages, longest = cut_in_slices(text, kind, tokens, characters)
+    assert "".join(passages) == text
+    assert all(passages) or passages == [""]
+    assert longest <= characters
+
+
+# where the first word of a text has the tokens that it has in the midst of one
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "words"])
+@settings(FEW, max_examples=50)
+@given(
+    words=st.lists(st.sampled_from(WORDS), min_size=80), tokens=st.integers(24, 40), characters=st.integers(400, 900)
+)
+def test_slices_of_words_have_the_passages_of_the_whole(kind, words, tokens, characters):
+    text = " ".join(words)
+    passages, longest = cut_in_slices(text, kind, tokens, characters)
+    assert longest <= characters
+    assert passages == [passage.text for passage in cut(text, kind, tokens)]
+    assert all(count(passage, kind) <= tokens for passage in passages)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@pytest.mark.parametrize("text", ["x" * 300, "東京" * 150, "é\u0301" * 150], ids=["letters", "signs", "accents"])
+def test_slices_of_a_text_without_white_space_have_passages_of_at_most_so_many_tokens(kind, text):
+    passages, _ = cut_in_slices(text, kind, 24, 70)
+    assert len(passages) > 3 and all(count(passage, kind) <= 24 for passage in passages)
+
+
+def test_a_word_that_is_longer_than_a_passage_is_cut_between_characters():
+    text = "x" + "東京" * 10  # of three bytes a character, a token each
+    assert count(text, "bytes") > 20
+    passages = [passage.text for passage in cut(text, "bytes", 7)]
+    assert "".join(passages) == text and len(passages) > 5
+    assert all(count(passage, "bytes") <= 7 for passage in passages)
+
+
+def test_a_character_of_more_tokens_than_a_passage_is_a_passage():
+    assert count("東", "bytes") == 3
+    assert [passage.text for passage in cut("東東東", "bytes", 1)] == ["東", "東", "東"]
+
+
+@each_tokenizer
+def test_passages_have_the_id_and_metadata_of_their_document_and_a_number(kind):
+    passages = cut(TEXTS[2], kind, 8)
+    assert len(passages) > 2
+    assert [(passage.id, passage.metadata) for passage in passages] == [
+        ("its id", {"topic": 1, "passage": number}) for number in range(len(passages))
+    ]
+
+
+def test_every_document_has_a_passage_and_they_come_as_they_are_read():
+    read = []
+
+    def stream():
+        for row, text in enumerate(["", "the crew", " "]):
+            read.append(row)
+            yield Document(f"{row}", text)
+
+    passages = split_into_passages(stream(), TokenEmbedder(TOKENIZERS["bytes"]), 20)
+    assert [(next(passages).text, [*read]) for _ in range(3)] == [("", [0]), ("the crew", [0, 1]), (" ", [0, 1, 2])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "room"),
+    [("bytes", "", 64), ("pieces", "", 62), ("pieces", "the crew", 60)],
+    ids=["no special tokens", "two special tokens", "a prompt of two tokens"],
+)
+def test_passages_of_more_tokens_than_are_read_are_refused(kind, prompt, room):
+    embedder = TokenEmbedder(TOKENIZERS[kind], 64, prompt)
+    (passage,) = split_into_passages([Document("0", "the whale")], embedder, room)
+    assert passage.text == "the whale"
+    with pytest.raises(ValueError, match=f"Passages of {room + 1} tokens .* reads {room} of a text"):
+        list(split_into_passages([Document("0", "the whale")], embedder, room + 1))
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_passages_of_no_tokens_are_refused(tokens):
+    with pytest.raises(ValueError, match=f"Passages of {tokens} tokens were asked for"):
+        list(split_into_passages([], TokenEmbedder(TOKENIZERS["bytes"]), tokens))
+
+
+def test_the_embedder_reads_every_passage_to_its_end():
+    for passage in cut(" ".join(TEXTS) * 3, "pieces", 62):
+        assert len(TOKENIZERS["pieces"](passage.text)["input_ids"]) <= 64
+
+
+def test_an_embedder_that_does_not_say_where_tokens_stand_is_refused(tmp_path, tokenizer):
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu")
+    with pytest.raises(ValueError, match="does not say where tokens stand. Use another embedder"):
+        list(split_into_passages([Document("0", "a")], Embedder(static), 4))
+
+
+def test_a_tokenizer_in_python_is_refused(tmp_path):
+    slow = SimpleNamespace(is_fast=False, num_special_tokens_to_add=lambda: 2)
+    with pytest.raises(ValueError, match="does not say where tokens stand. Use another embedder"):
+        list(split_into_passages([Document("0", "a")], TokenEmbedder(slow), 4))
+
+
+def test_the_neighbor_is_the_passage_that_matters_and_not_the_beginning_of_its_document(embedder):
+    documents = [Document("long", " ".join(TEXTS)), Document("short", TEXTS[0])]
+    retriever = NeighborRetriever.from_documents(documents, embedder, passage_tokens=16)
+    passages = retriever.index.documents(range(len(retriever)))
+    assert len(passages) > 12
+    for row in (0, 5, len(passages) - 1):
+        nearest = retriever.retrieve([passages[row].text], top_k=1)[0][0]
+        assert nearest.text == passages[row].text
+        assert nearest.distance == pytest.approx(0, abs=1e-5)
+        assert nearest.metadata == {**passages[row].metadata, "id": passages[row].id}

@@ -1,0 +1,147 @@
+"""
+The options of a run in dataclasses by use, so that a method can name those that it takes.
+
+A report and the help of the command line read them: this file imports neither torch nor transformers. What a number
+depends on is stated here even where transformers has the same default, so that its next version changes no result.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tttnn.errors import InputError
+from tttnn.selection import ORDERS
+
+
+QUERIES = ("prefix", "document")
+
+
+@dataclass
+class RetrievalArguments:
+    """Which neighbors a method uses."""
+
+    num_neighbors: int = field(default=20, metadata={"help": "Neighbors used for each document."})
+    top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Candidates retrieved for each document. Default: num_neighbors, or twice that with a filter."
+        },
+    )
+    max_distance: float | None = field(
+        default=None, metadata={"help": "Drop neighbors farther than this squared L2 distance."}
+    )
+    exclude: str | None = field(
+        default=None, metadata={"help": "Drop neighbors that share this field (id, source) with the document."}
+    )
+    drop_near_copies: bool = field(
+        default=False, metadata={"help": "Drop neighbors that nearly copy the document (reported in any case)."}
+    )
+    # with `str` in it, a command line may say "all"
+    chunks_per_neighbor: int | str | None = field(
+        default=1,
+        metadata={"help": "Chunks of max_length tokens used per neighbor, from its beginning; or 'all'."},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chunks_per_neighbor, str):
+            if not self.chunks_per_neighbor.isdecimal() and self.chunks_per_neighbor != "all":
+                raise InputError(f"`chunks_per_neighbor` is {self.chunks_per_neighbor!r}. Pass a number, or all.")
+            self.chunks_per_neighbor = None if self.chunks_per_neighbor == "all" else int(self.chunks_per_neighbor)
+        check_whole(self, num_neighbors=1, top_k=1, chunks_per_neighbor=1)
+        if self.max_distance is not None and not self.max_distance >= 0:
+            raise InputError(f"`max_distance` is {self.max_distance}, but a squared distance is at least 0.")
+        if self.top_k is not None and self.top_k < self.num_neighbors:
+            raise InputError(
+                f"`top_k` is {self.top_k}, fewer than the {self.num_neighbors} of `num_neighbors`. Raise it, or leave "
+                "it out."
+            )
+
+    @property
+    def num_candidates(self) -> int:
+        """Neighbors to retrieve for each document."""
+        filtered = self.exclude is not None or self.drop_near_copies
+        return self.top_k or self.num_neighbors * (2 if filtered else 1)
+
+
+@dataclass
+class StepArguments:
+    """How a method that trains takes its steps."""
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of the optimizer."})
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "Learning-rate schedule over the steps of one document."}
+    )
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further settings of the schedule, as JSON."}
+    )
+    warmup_steps: float = field(default=0, metadata={"help": "Steps of each document over which the rate rises."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer, by transformers' name."})
+    optim_args: str | None = field(default=None, metadata={"help": "Further arguments of the optimizer."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, on every parameter."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's beta1."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's beta2."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Largest norm of the gradient. 0: not clipped."})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Neighbors (or windows) whose gradients make one step."}
+    )
+    reset_optimizer: bool = field(default=True, metadata={"help": "Begin each document with a fresh optimizer."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Turn dropout off in training."})
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Compute activations twice, to save memory."}
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further settings of it, as JSON."}
+    )
+
+    def __post_init__(self) -> None:
+        check_whole(self, gradient_accumulation_steps=1)
+
+
+@dataclass
+class NeighborStepArguments:
+    """In which order steps are taken on neighbors, and after which of them a document is scored."""
+
+    order: str = field(default="nearest", metadata={"help": "Order of training.", "choices": list(ORDERS)})
+    num_train_epochs: float = field(default=1, metadata={"help": "Passes over the neighbors."})
+    score_every_neighbor: bool = field(default=False, metadata={"help": "Score after every neighbor, for a curve."})
+
+    def __post_init__(self) -> None:
+        check_whole(self, num_train_epochs=1)
+        check_choice("order", self.order, ORDERS)
+
+
+@dataclass
+class ScoringArguments:
+    """What of a document is scored, and in which windows."""
+
+    query: str = field(
+        default="prefix",
+        metadata={
+            "help": "prefix: the first half of a document finds the neighbors and the rest is scored. document: the "
+            "whole finds them and is scored, as in the paper.",
+            "choices": list(QUERIES),
+        },
+    )
+    max_length: int = field(default=1024, metadata={"help": "Tokens in a training chunk and in a scoring window."})
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "Windows scored in one forward pass."})
+    text_column: str = field(default="text", metadata={"help": "The column with the text."})
+
+    def __post_init__(self) -> None:
+        # a chunk of one token has none to predict
+        check_whole(self, max_length=2, per_device_eval_batch_size=1)
+        check_choice("query", self.query, QUERIES)
+
+
+def check_whole(options: object, **least: int) -> None:
+    """Make sure that fields count something, and turn `1.0` into 1; `None` is left as it is."""
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and (value < minimum or value != int(value)):
+            raise InputError(f"`{name}` is {value}, but must be a whole number of at least {minimum}.")
+        setattr(options, name, None if value is None else int(value))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Make sure that a field has one of its values."""
+    if value not in choices:
+        raise InputError(f"`{name}` is {value!r}. Pass one of {', '.join(map(repr, choices))}.")

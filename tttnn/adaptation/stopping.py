@@ -1,0 +1,70 @@
+"""When training on a document stops."""
+
+import math
+from typing import Any
+
+from transformers import TrainerControl, TrainerState
+
+from tttnn.adaptation.arguments import TestTimeTrainingArguments
+from tttnn.adaptation.callbacks import TestTimeCallback
+from tttnn.errors import InputError
+from tttnn.records import DocumentRecord
+
+
+class NeighborEarlyStoppingCallback(TestTimeCallback):
+    """
+    Stop training on a document when the training loss of its neighbors stops falling.
+
+    Args:
+        patience (`int`, *optional*, defaults to `3`):
+            Neighbors in a row whose loss may fail to be the lowest so far.
+        min_delta (`float`, *optional*, defaults to `0.0`):
+            Nats per token by which a loss must undercut the lowest to count.
+    """
+
+    def __init__(self, patience: int = 3, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise InputError(f"`patience` is {patience}, but at least one neighbor must be tried. Pass 1 or more.")
+        self.patience = patience
+        self.min_delta = min_delta
+        self.record: DocumentRecord | None = None
+
+    def on_document_begin(
+        self,
+        args: TestTimeTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        record: DocumentRecord,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the losses of this document from here on."""
+        self.record = record
+
+    def on_step_end(
+        self,
+        args: TestTimeTrainingArguments,  # type: ignore[override]
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Stop where no loss has been the lowest for `patience` neighbors."""
+        if self.record is None:  # a step of `train`
+            return
+        losses = [loss for loss in self.record.train_loss if not math.isnan(loss)]
+        best = 0
+        for position, loss in enumerate(losses):
+            if loss < losses[best] - self.min_delta:
+                best = position
+        if len(losses) - 1 - best >= self.patience:
+            control.should_training_stop = True
+
+    def on_document_end(
+        self,
+        args: TestTimeTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        record: DocumentRecord,
+        **kwargs: Any,
+    ) -> None:
+        """Forget the document."""
+        self.record = None

@@ -1,0 +1,149 @@
+"""Token windows: the query and the scored part of a document, chunks to train on, windows to score."""
+
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tttnn.errors import InputError, InputTypeError
+
+
+MAX_PREFIX_LENGTH = 1024
+
+
+class Window(NamedTuple):
+    """
+    Tokens of one forward pass of scoring.
+
+    Args:
+        input_ids (`list[int]`):
+            What the model reads.
+        target_ids (`list[int]`):
+            What its last `len(target_ids)` positions predict.
+    """
+
+    input_ids: list[int]
+    target_ids: list[int]
+
+
+def encode(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    Tokenize a text without special tokens.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+        text (`str`):
+            Any text, of any length.
+
+    Returns:
+        `list[int]`: its token ids.
+    """
+    # not verbose: that a text is longer than the model's context is what windows and chunks are for
+    return processing_class(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def prefix_token_id(processing_class: PreTrainedTokenizerBase) -> int:
+    """
+    Find the token that stands before the first scored one: BOS, or EOS for a tokenizer without BOS.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+
+    Returns:
+        `int`: the token's id.
+
+    Raises:
+        `TypeError`: If it is no tokenizer.
+        `ValueError`: If the tokenizer has neither.
+    """
+    if processing_class is None or isinstance(processing_class, str):
+        raise InputTypeError(
+            f"`processing_class` is {processing_class!r:.100}, and the model's tokenizer is needed. Pass "
+            "`AutoTokenizer.from_pretrained(...)`."
+        )
+    for token_id in (processing_class.bos_token_id, processing_class.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise InputError(
+        "The tokenizer has neither a BOS nor an EOS token, and scoring begins with one of them. Set "
+        "`tokenizer.bos_token` to the token that stood before each document when the model was trained."
+    )
+
+
+def split_document(processing_class: PreTrainedTokenizerBase, text: str, query: str) -> tuple[str, str]:
+    """
+    Split a document into the query for its neighbors and the part that is scored.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+        text (`str`):
+            The document.
+        query (`str`):
+            `"prefix"`: the query is the decoded first min(n // 2, 1024) of the n tokens, and the decoded rest is
+            scored, so that nothing of it was seen in retrieval. `"document"`: both are the whole document, the
+            protocol of the paper.
+
+    Returns:
+        `tuple[str, str]`: query and scored text. Where the cut falls inside a character, both sides hold U+FFFD there.
+
+    Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 4, and its option `split_text`.
+    """
+    if query == "document":
+        return text, text
+    token_ids = encode(processing_class, text)
+    cut = min(len(token_ids) // 2, MAX_PREFIX_LENGTH)
+    parts = (token_ids[:cut], token_ids[cut:])
+    prefix, rest = (str(processing_class.decode(part, clean_up_tokenization_spaces=False)) for part in parts)
+    return prefix, rest
+
+
+def training_chunks(token_ids: list[int], max_length: int, chunks_per_neighbor: int | None) -> list[list[int]]:
+    """
+    Cut a neighbor into consecutive chunks that do not overlap.
+
+    Args:
+        token_ids (`list[int]`):
+            The neighbor's tokens.
+        max_length (`int`):
+            Tokens in a chunk; the last may have fewer.
+        chunks_per_neighbor (`int`, *optional*):
+            Chunks from the beginning that are kept. `None` keeps all.
+
+    Returns:
+        `list[list[int]]`: none for a text without tokens.
+    """
+    chunks = [token_ids[start : start + max_length] for start in range(0, len(token_ids), max_length)]
+    return chunks[:chunks_per_neighbor]
+
+
+def scoring_windows(token_ids: list[int], prefix_id: int, max_length: int) -> list[Window]:
+    """
+    Cut a text into rolling windows that predict every token exactly once.
+
+    The first window predicts up to `max_length` tokens after the prefix token. Each later one begins with the last
+    token of the one before and predicts the next `max_length`; the last is filled up with earlier tokens as context.
+
+    Args:
+        token_ids (`list[int]`):
+            The text's tokens.
+        prefix_id (`int`):
+            The token before the first (see `prefix_token_id`).
+        max_length (`int`):
+            Tokens that the model reads at once.
+
+    Returns:
+        `list[Window]`: none for a text without tokens.
+
+    Source: the rolling log-likelihood of lm-evaluation-harness with a context of one token.
+    """
+    windows = []
+    for start in range(0, len(token_ids), max_length):
+        end = min(start + max_length, len(token_ids))
+        if start == 0:
+            input_ids = [prefix_id, *token_ids[: end - 1]]
+        else:
+            input_ids = token_ids[end - max_length - 1 : end - 1]
+        windows.append(Window(input_ids, token_ids[start:end]))
+    return windows

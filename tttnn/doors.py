@@ -1,0 +1,29 @@
+"""The door of a room: its public names, each imported when it is first asked for (PEP 562)."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def door(room: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """
+    Make the `__getattr__` and `__dir__` of a package, so that importing it loads none of its modules.
+
+    torch, transformers and Faiss take seconds to import.
+
+    Args:
+        room (`str`):
+            The package's `__name__`.
+        homes (`dict[str, str]`):
+            The module of each public name, relative to the package: `{"open_index": "search"}`.
+
+    Returns:
+        `tuple`: `__getattr__` and `__dir__`.
+    """
+
+    def get(name: str) -> Any:  # noqa: ANN401
+        if name not in homes:
+            raise AttributeError(f"module '{room}' has no attribute '{name}'")
+        return getattr(import_module(f"{room}.{homes[name]}"), name)
+
+    return get, lambda: sorted(homes)

@@ -1,0 +1,191 @@
+"""What `tttnn evaluate` and `examples/pile_eval.py` share: parts, choices on validation documents, runs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tttnn.adaptation.arguments import TestTimeTrainingArguments
+from tttnn.adaptation.callbacks import JournalCallback
+from tttnn.adaptation.windows import split_document
+from tttnn.documents import Document
+from tttnn.errors import InputError, StateError
+from tttnn.evaluation.choose import check_validation, choose
+from tttnn.evaluation.options import EvaluateArguments
+from tttnn.index.subset import random_distances
+from tttnn.journal import EVALUATION, RANDOM_DISTANCES
+from tttnn.methods import METHODS, TrainableArguments, make_trainable
+from tttnn.records import DocumentRecord
+from tttnn.retrieval.cache import NeighborCache
+from tttnn.retrieval.retriever import NeighborRetriever
+
+
+MAX_QUERIES = 200  # of which distances to random documents are kept
+
+
+class Outcome(NamedTuple):
+    """
+    One evaluation of the test documents.
+
+    Args:
+        name (`str`):
+            `"eval"`, or with a part of the index `"eval-fraction-0.1"`: the journal is `journal-NAME.jsonl`.
+        records (`list[DocumentRecord]`):
+            One per document.
+        metrics (`dict[str, Any]`):
+            What `trainer.evaluate` gave.
+        is_main (`bool`):
+            Whether this is the process that prints.
+    """
+
+    name: str
+    records: list[DocumentRecord]
+    metrics: dict[str, Any]
+    is_main: bool
+
+
+def load_parts(arguments: EvaluateArguments) -> dict[str, Any]:
+    """
+    Load what a `TestTimeTrainer` is made of.
+
+    Args:
+        arguments (`EvaluateArguments`):
+            Names and revisions.
+
+    Returns:
+        `dict[str, Any]`: `model`, `processing_class` and `retriever`, which keeps what queries found on disk; `None`
+        for a method without neighbors.
+
+    Raises:
+        `OSError`: If the model, its tokenizer or the index is not there.
+        `ValueError`: If the index is damaged, or the embedder is not its own.
+    """
+    retriever = None
+    if METHODS[arguments.method].trainer.retrieves:
+        retriever = NeighborRetriever.from_pretrained(
+            str(arguments.index),
+            revision=arguments.index_revision,
+            shards=arguments.index_shards,
+            texts=arguments.index_texts,
+            embedder=arguments.embedder,
+            cache=NeighborCache(),
+        )
+    return {
+        "model": AutoModelForCausalLM.from_pretrained(
+            arguments.model, revision=arguments.model_revision, dtype=arguments.dtype
+        ),
+        "processing_class": AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision),
+        "retriever": retriever,
+    }
+
+
+def evaluate_documents(
+    arguments: EvaluateArguments,
+    args: TestTimeTrainingArguments,
+    own: dict[str, Any],
+    documents: list[Document],
+    validation: list[Document],
+) -> list[Outcome]:
+    """
+    Choose what is to be chosen on validation documents, and evaluate a method on test documents.
+
+    Args:
+        arguments (`EvaluateArguments`):
+            What is evaluated.
+        args (`TestTimeTrainingArguments`):
+            How.
+        own (`dict[str, Any]`):
+            What the method has of its own (see `parse_evaluation`).
+        documents (`list[Document]`):
+            Test documents.
+        validation (`list[Document]`):
+            Validation documents; none for a method with nothing to choose.
+
+    Returns:
+        `list[Outcome]`: one, or one for each part of the index.
+
+    Raises:
+        `ValueError`: If there is something to choose and no validation document, or the other way around, or a
+            document is on both sides.
+    """
+    check_validation(arguments.learning_rates or [], own, documents, validation)
+    method, parts = METHODS[arguments.method], load_parts(arguments)
+    parts["model"] = make_trainable(parts["model"], own.get("trainable", TrainableArguments()), args.seed)
+    whole = parts.pop("retriever")
+
+    def make_trainer(args: TestTimeTrainingArguments, own: dict[str, Any], retriever: Any = whole) -> Any:  # noqa: ANN401
+        return method.trainer(args=args, callbacks=[JournalCallback()], retriever=retriever, **parts, **own)
+
+    if args.process_index == 0:
+        keep_arguments(arguments, len(documents), len(validation), Path(args.output_dir or "."))
+    retrievers = {"eval": whole}
+    if arguments.index_fraction:
+        retrievers = _parts_of(whole, arguments.index_fraction, args.top_k or args.num_neighbors)
+    if validation:
+        args, own = choose(make_trainer, arguments.learning_rates or [], args, own, validation)
+    outcomes = []
+    for name, retriever in retrievers.items():
+        trainer = make_trainer(args, own, retriever)
+        metrics = trainer.evaluate(documents, metric_key_prefix=name)
+        trainer.save_metrics(name, metrics)
+        outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
+    if whole is not None and outcomes[0].is_main:
+        queries = [split_document(parts["processing_class"], item.text, args.query)[0] for item in documents]
+        keep_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
+    return outcomes
+
+
+def _parts_of(whole: NeighborRetriever, fractions: list[float], wanted: int) -> dict[str, NeighborRetriever]:
+    """Draw parts of an index, and make sure before the work that each has as many documents as wanted."""
+    parts = {f"eval-fraction-{fraction:g}": whole.subset(fraction) for fraction in fractions}
+    for name, part in parts.items():
+        if len(part) < wanted:
+            raise InputError(
+                f"The part {name.rpartition('-')[2]} of the index has {len(part)} documents, and {wanted} neighbors "
+                "are wanted. Pass a larger fraction, or fewer neighbors."
+            )
+    return parts
+
+
+def keep_arguments(arguments: EvaluateArguments, num_documents: int, num_validation: int, folder: Path) -> None:
+    """
+    Write what is evaluated on what, which a report shows.
+
+    Args:
+        arguments (`EvaluateArguments`):
+            Model, data and index by name.
+        num_documents (`int`):
+            Test documents: a run with fewer records was interrupted.
+        num_validation (`int`):
+            Validation documents.
+        folder (`Path`):
+            Gets the file `evaluation.json`.
+    """
+    content = {
+        "num_documents": num_documents,
+        "num_validation_documents": num_validation,
+        "arguments": {name: value for name, value in asdict(arguments).items() if value is not None},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / EVALUATION).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def keep_random_distances(retriever: NeighborRetriever, queries: list[str], folder: Path) -> None:
+    """
+    Write how far the queries lie from random documents, which a report sets beside the distances of neighbors.
+
+    Args:
+        retriever (`NeighborRetriever`):
+            With a cache, which holds the queries' vectors.
+        queries (`list[str]`):
+            Queries.
+        folder (`Path`):
+            Gets the file `random-distances.json`.
+    """
+    if retriever.cache is None:
+        raise StateError("The retriever has no cache. Pass `cache=NeighborCache()` to it.")
+    vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
+    content = json.dumps({"distances": random_distances(retriever.index, vectors)})
+    (folder / RANDOM_DISTANCES).write_text(content + "\n", encoding="utf-8")

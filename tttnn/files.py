@@ -1,0 +1,76 @@
+"""Files that are whole or not there: JSON, checksums, locks."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tttnn.errors import StateError
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """
+    Put None in the place of numbers that JSON lacks.
+
+    Args:
+        value (`Any`):
+            A number, or dictionaries and lists of what may hold numbers.
+
+    Returns:
+        `Any`: the same with None for NaN and infinities.
+    """
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(content: dict[str, Any]) -> bytes:
+    """Give the bytes of a file for what is JSON-able (`dict[str, Any]`)."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file (`Path`) to 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write what is JSON-able (`dict[str, Any]`) to a file (`Path`), which is there whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(to_json(content))
+    os.replace(unfinished, path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """
+    Keep other processes from writing an index into a folder.
+
+    Args:
+        folder (`Path`):
+            Beside it lies a hidden file, which is locked.
+
+    Raises:
+        `RuntimeError`: If another process is writing there.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StateError(
+            f"Another process is writing '{folder}'. Wait for it to end, and start again to go on."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

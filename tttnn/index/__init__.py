@@ -1,0 +1,37 @@
+"""An index: a folder of vectors and texts. Open it, search it, build it, share it."""
+
+from typing import TYPE_CHECKING
+
+from tttnn.doors import door
+
+
+if TYPE_CHECKING:
+    from tttnn.index.build.build import IndexSettings, add_documents, build_index
+    from tttnn.index.build.tttlm import import_published_index
+    from tttnn.index.hub.transfer import pull_index, push_index
+    from tttnn.index.search import DocumentIndex, open_index
+
+__all__ = [
+    "DocumentIndex",
+    "IndexSettings",
+    "add_documents",
+    "build_index",
+    "import_published_index",
+    "open_index",
+    "pull_index",
+    "push_index",
+]
+
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "DocumentIndex": "search",
+        "IndexSettings": "build.build",
+        "add_documents": "build.build",
+        "build_index": "build.build",
+        "import_published_index": "build.tttlm",
+        "open_index": "search",
+        "pull_index": "hub.transfer",
+        "push_index": "hub.transfer",
+    },
+)

@@ -1,0 +1,1 @@
+"""Building an index: embed, write, resume, compress, save."""

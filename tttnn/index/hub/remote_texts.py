@@ -1,0 +1,205 @@
+"""Texts that stay on the Hub: addresses found out together, and documents fetched by their bytes, many at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import httpx2
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session, hf_raise_for_status
+
+from tttnn.documents import Document
+from tttnn.errors import HubError
+from tttnn.index.hub.retry import TRANSIENT, persist
+from tttnn.index.texts import document_from_line, line_of, read_offsets
+
+
+PARALLEL_REQUESTS = 20
+MAX_REDIRECTS = 5
+ADVICE = "Try again later, or use the texts locally: `texts='local'`."
+
+
+class RemoteFile:
+    """
+    A file on the Hub, of which parts are read.
+
+    Where the Hub sends the requests for a file on to a store, the first answer says so, and later requests go there
+    at once.
+
+    Args:
+        url (`str`):
+            The file, at a commit.
+        headers (`dict[str, str]`):
+            Of each request to the Hub itself.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        self.url = url
+        self.headers = headers
+        self._location = url
+
+    def locate(self) -> None:
+        """
+        Find out where it is kept.
+
+        Raises:
+            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+            `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+        """
+
+        def ask() -> None:
+            with self._answer("HEAD", {}) as response:
+                response.read()  # nothing, but it leaves the connection open for the next
+
+        persist(ask, f"'{self.url}' could not be found", ADVICE)
+
+    def read(self, start: int, end: int, where: str) -> bytes:
+        """
+        Read bytes, and no more than these.
+
+        Args:
+            start (`int`):
+                The first.
+            end (`int`):
+                Past the last.
+            where (`str`):
+                What they are, for errors.
+
+        Returns:
+            `bytes`: so many.
+
+        Raises:
+            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries, or serves other
+                bytes.
+            `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+        """
+
+        def ask() -> tuple[httpx2.Response, bytes]:
+            with self._answer("GET", {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}) as response:
+                return response, _read_at_most(end - start, response)
+
+        response, content = persist(ask, f"{where} could not be fetched", ADVICE)
+        if len(content) != end - start:
+            length = response.headers.get("Content-Length", len(content))
+            raise HubError(
+                f"{where}: {end - start} bytes were asked for, and the answer has {length} with status "
+                f"{response.status_code}. {ADVICE}"
+            )
+        return content
+
+    @contextmanager
+    def _answer(self, method: str, asked: dict[str, str]) -> Iterator[httpx2.Response]:
+        """Ask at the place where the last answer came from; the body is not read yet."""
+        url, may_have_expired = self._location, self._location != self.url
+        for _ in range(MAX_REDIRECTS):
+            # a token is for the Hub, and not for the stores to which it sends on
+            own = self.headers if self._is_the_hubs(url) else {}
+            request = partial(get_session().stream, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            with request(method, url, headers={**own, **asked}) as response:
+                if response.has_redirect_location:
+                    url = urljoin(url, response.headers["Location"])
+                    if method == "GET" or self._is_the_hubs(url):  # a store need not answer a HEAD
+                        continue
+                elif response.is_client_error and response.status_code not in TRANSIENT and may_have_expired:
+                    # the address of a store is good for a while only
+                    self._location = url = self.url
+                    may_have_expired = False
+                    continue
+                hf_raise_for_status(response)
+                self._location = url
+                yield response
+                return
+        raise HubError(f"'{self.url}' was sent on {MAX_REDIRECTS} times, at last to '{url}'. {ADVICE}")
+
+    def _is_the_hubs(self, url: str) -> bool:
+        return urlsplit(url).netloc == urlsplit(self.url).netloc
+
+
+def _read_at_most(size: int, response: httpx2.Response) -> bytes:
+    """Read an answer, but neither one of a server that knows no ranges, nor much past the bytes asked for."""
+    content = b""
+    if response.status_code == 206 and response.headers.get("Content-Length", str(size)) == str(size):
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) > size:
+                break
+    return content
+
+
+class RemoteTexts:
+    """
+    Documents of a shard that stay on the Hub, of which each is fetched by a request for its bytes.
+
+    `texts[row]` fetches one, with the errors of `RemoteFile.read`; `fetch_remote` fetches many at a time.
+
+    Args:
+        file (`RemoteFile`):
+            The `.jsonl` file.
+        offsets (`str` or `Path`):
+            The `.offsets.npy` file, which is local.
+        num_rows (`int`):
+            Lines of the file.
+        num_bytes (`int`):
+            Its size.
+
+    Raises:
+        `ValueError`: If the offsets do not span the file.
+    """
+
+    def __init__(self, file: RemoteFile, offsets: str | Path, num_rows: int, num_bytes: int) -> None:
+        self.file = file
+        self.offsets = read_offsets(Path(offsets), num_rows, num_bytes)
+
+    def __getitem__(self, row: int) -> Document:
+        where = f"Row {row} of '{self.file.url}'"
+        start, end = line_of(self.offsets, row, where)
+        return document_from_line(self.file.read(start, end, where), where)
+
+
+def locate_files(files: Iterable[RemoteFile]) -> None:
+    """
+    Find out where files are kept, many at a time.
+
+    This is done when an index is opened and not at the first query: with 20 neighbors in 20 shards a query would take
+    40 requests, for an address is that of one file. At opening it is a request without a body for each shard, beside
+    the two to four that its vectors and offsets cost.
+
+    Args:
+        files (`Iterable[RemoteFile]`):
+            Of all shards that are opened.
+
+    Raises:
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+    """
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        list(pool.map(RemoteFile.locate, files))
+
+
+def fetch_remote(wanted: Sequence[tuple[RemoteTexts, int]]) -> list[Document]:
+    """
+    Fetch documents of one shard or several, many at a time.
+
+    Args:
+        wanted (`Sequence[tuple[RemoteTexts, int]]`):
+            Each a shard and a row of it.
+
+    Returns:
+        `list[Document]`: in the order of `wanted`.
+
+    Raises:
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+        `ValueError`: If a line or its offsets are damaged.
+    """
+    # One row of each shard goes ahead: where a store's address has expired, it gets the new one for the others.
+    ahead = {texts: (texts, row) for texts, row in reversed(wanted)}
+    others = [pair for pair in dict.fromkeys(wanted) if pair != ahead[pair[0]]]
+    found: dict[tuple[RemoteTexts, int], Document] = {}
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        for pairs in ([*ahead.values()], others):
+            found |= zip(pairs, pool.map(lambda pair: pair[0][pair[1]], pairs), strict=True)
+    return [found[pair] for pair in wanted]

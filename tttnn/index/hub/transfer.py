@@ -1,0 +1,316 @@
+"""Indexes on the Hub: fetched shard by shard, left there but for a few bytes, or pushed."""
+
+import copy
+import re
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    hf_hub_url,
+    snapshot_download,
+)
+from huggingface_hub.utils import build_hf_headers
+
+from tttnn.documents import HUB_ID
+from tttnn.errors import InputError, StateError
+from tttnn.files import locked, to_json
+from tttnn.index.build.workspace import check_vacant
+from tttnn.index.hub.card import CARD, GENERATED, index_card
+from tttnn.index.hub.remote_texts import RemoteFile, locate_files
+from tttnn.index.hub.retry import persist
+from tttnn.index.manifest import (
+    MANIFEST,
+    SHARD_FILES,
+    TEXTS,
+    VIEWER,
+    check_file,
+    chosen_shards,
+    public_manifest,
+    read_manifest,
+)
+
+
+BROKE_OFF = "The download of '{}' broke off"
+PULL_AGAIN = "Start again: files that have arrived are not fetched a second time."
+PUSH_AGAIN = "Start it again: files already sent are not sent again."
+
+
+def fetch_index(
+    repo_id: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    shards: Sequence[int] | None = None,
+    texts: str = "local",
+) -> tuple[Path, dict[str, RemoteFile] | None]:
+    """
+    Find the folder of an index, and download what is asked for if it lies on the Hub.
+
+    An interrupted download goes on at the next call. Texts that stay on the Hub are looked for there at once, but for
+    `local_files_only`, which asks nothing.
+
+    Args:
+        repo_id (`str` or `Path`):
+            A local folder, or the id of a dataset repo.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repo.
+        token (`str` or `bool`, *optional*):
+            Token for a private repo.
+        cache_dir (`str` or `Path`, *optional*):
+            Where downloads are kept. By default the Hub cache.
+        local_files_only (`bool`, *optional*, defaults to `False`):
+            Whether to use the Hub cache only.
+        shards (`Sequence[int]`, *optional*):
+            Numbers of the shards that are wanted. By default all.
+        texts (`str`, *optional*, defaults to `"local"`):
+            `"local"`, or `"remote"` to leave the texts on the Hub.
+
+    Returns:
+        `tuple[Path, dict[str, RemoteFile] | None]`: the folder, and the files of texts that stay on the Hub, by name.
+
+    Raises:
+        `FileNotFoundError`: If there is neither a folder nor an id, or files are not in the cache and only that is
+            used.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+        `ValueError`: If `texts` is something else, or there is no such shard, or the repo's manifest is damaged.
+    """
+    if (folder := _local_folder(repo_id, texts)) is not None:
+        return folder, None
+
+    place: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    snapshot = _fetch(str(repo_id), revision, [MANIFEST], **place)
+    numbers = chosen_shards(read_manifest(snapshot), shards)
+    patterns = [name for name in SHARD_FILES if name != VIEWER and not (name == TEXTS and texts == "remote")]
+    # by the commit, so that all files are of one, whatever is pushed meanwhile
+    commit = snapshot.name
+    _fetch(str(repo_id), commit, [pattern.format(number) for pattern in patterns for number in numbers], **place)
+    if texts == "local":
+        return snapshot, None
+    headers, names = build_hf_headers(token=token), [TEXTS.format(number) for number in numbers]
+    urls = [hf_hub_url(str(repo_id), name, repo_type="dataset", revision=commit) for name in names]
+    files = {name: RemoteFile(url, headers) for name, url in zip(names, urls, strict=True)}
+    if not local_files_only:
+        locate_files(files.values())
+    return snapshot, files
+
+
+def _fetch(
+    repo_id: str, revision: str | None, names: Sequence[str], present: Collection[str] = (), **place: Any
+) -> Path:
+    """Download files of a repo, in which some are known to be present."""
+
+    def step() -> Path:
+        options = {"repo_type": "dataset", "revision": revision, "allow_patterns": [*names], **place}
+        folder = Path(snapshot_download(repo_id, **options))
+        # a folder is given as it is where the Hub does not list its files
+        if lost := [name for name in names if name in present and not (folder / name).is_file()]:
+            raise StateError(f"{len(lost)} files have not arrived, the first of them '{lost[0]}'")
+        return folder
+
+    return persist(step, BROKE_OFF.format(repo_id), PULL_AGAIN)
+
+
+def _local_folder(repo_id: str | Path, texts: str) -> Path | None:
+    if texts not in ("local", "remote"):
+        raise InputError(f"`texts` is {texts!r}. Pass 'local', or 'remote' to leave the texts on the Hub.")
+    folder = Path(repo_id).expanduser()
+    if folder.is_dir():
+        if texts == "remote":
+            raise InputError(f"`texts` is 'remote', but '{repo_id}' is a local folder. Pass 'local'.")
+        return folder
+    if isinstance(repo_id, Path) or folder.exists() or not HUB_ID.fullmatch(repo_id):
+        raise FileNotFoundError(
+            f"There is no folder '{repo_id}', and an id on the Hub reads 'user/name'. Check the path."
+        )
+    return None
+
+
+def pull_index(
+    repo_id: str,
+    folder: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    shards: Sequence[int] | None = None,
+) -> Path:
+    """
+    Download an index into a folder: with the files for viewers and the card, or some of its shards.
+
+    The manifest comes last, when all else was found whole, so that a pull that breaks off leaves no index. It goes on
+    at the next call.
+
+    Args:
+        repo_id (`str`):
+            The id of a dataset repo.
+        folder (`str` or `Path`):
+            New or empty, or that of an earlier pull of the same index, which is completed.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repo.
+        token (`str` or `bool`, *optional*):
+            Token for a private repo.
+        shards (`Sequence[int]`, *optional*):
+            Numbers of the shards that are wanted. By default all.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        `FileExistsError`: If the folder holds something else.
+        `ValueError`: If there is no such shard, or the repo's manifest or a file is damaged.
+        `FileNotFoundError`: If the repo holds no index, or lacks a file of it.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+        `RuntimeError`: If another process is writing there.
+    """
+    folder, step = Path(folder), partial(HfApi(token=token).dataset_info, repo_id, revision=revision)
+    # all files of one commit, whatever is pushed meanwhile
+    info = persist(step, BROKE_OFF.format(repo_id), PULL_AGAIN)
+    present = {file.rfilename for file in info.siblings or []}
+    if MANIFEST not in present:
+        raise FileNotFoundError(f"The repo '{repo_id}' holds no `{MANIFEST}`, so it is no index. Check its name.")
+    fetch = partial(_fetch, repo_id, info.sha, present=present, token=token)
+    with TemporaryDirectory() as aside, locked(folder.resolve()):
+        fetch([MANIFEST], local_dir=aside)
+        manifest = read_manifest(aside)
+        _check_pull_folder(folder, Path(aside) / MANIFEST, repo_id)
+        numbers = chosen_shards(manifest, shards)
+        files = {name: entry for number in numbers for name, entry in manifest["shards"][number]["files"].items()}
+        fetch([*files, CARD], local_dir=folder)
+        for name, entry in files.items():
+            check_file(folder / name, entry)
+        fetch([MANIFEST], local_dir=folder)
+    return folder
+
+
+def _check_pull_folder(folder: Path, manifest: Path, repo_id: str) -> None:
+    """Make sure that a folder is empty, or holds the index of a manifest or the beginning of a pull."""
+    if (folder / MANIFEST).is_file():
+        if (folder / MANIFEST).read_bytes() != manifest.read_bytes():
+            raise FileExistsError(
+                f"'{folder}' holds another index than '{repo_id}', or another state of it. Choose another folder. One "
+                f"that was pulled is brought up to date without its `{MANIFEST}`: remove that file, and start again; "
+                "files that are the same are not fetched a second time."
+            )
+    elif not (folder / ".cache" / "huggingface").is_dir():  # of a pull that broke off
+        check_vacant(folder)
+
+
+def push_index(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    license: str | None = None,
+) -> CommitInfo:
+    """
+    Upload an index to a dataset repo of the Hub.
+
+    All comes with one commit, which also takes out the files of an earlier index: whoever opens the repo meanwhile
+    gets the earlier one. Files that the Hub has received are not sent again, so that an interrupted upload goes on at
+    the next call. A card that somebody has written is kept, and the path of a local embedder stays here.
+
+    Args:
+        folder (`str` or `Path`):
+            A whole index.
+        repo_id (`str`):
+            The id of the repo, made if it is not there.
+        private (`bool`, *optional*):
+            Whether a new repo is private. By default the user's or organization's setting.
+        token (`str` or `bool`, *optional*):
+            Token with the right to write. By default the saved one.
+        revision (`str`, *optional*):
+            Branch to push to, made if it is not there. By default `main`.
+        commit_message (`str`, *optional*):
+            Of the commit.
+        license (`str`, *optional*):
+            The licence of the corpus, by its name on the Hub. By default that of the card before, or `unknown`.
+
+    Returns:
+        `CommitInfo`: of the commit.
+
+    Raises:
+        `FileNotFoundError`: If the folder holds no whole index.
+        `ValueError`: If its manifest or a file is damaged.
+        `RuntimeError`: If another process is writing there.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, or a file cannot be sent, after a few tries.
+        `HfHubHTTPError`: If it refuses: a token without the right to write.
+    """
+    folder, api = Path(folder), HfApi(token=token)
+    _whole_files(folder, read_manifest(folder))  # else no lock is made: in the Hub's cache it would be in the way
+    ask = partial(persist, problem=f"The push to '{repo_id}' broke off", advice=PUSH_AGAIN)
+    with locked(folder.resolve()):  # nobody adds documents meanwhile
+        manifest = public_manifest(read_manifest(folder))
+        additions = [CommitOperationAdd(name, folder / name) for name in _whole_files(folder, manifest)]
+        additions.append(CommitOperationAdd(MANIFEST, to_json(manifest)))
+        ask(partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True))
+        if revision is not None:
+            ask(partial(api.create_branch, repo_id, branch=revision, repo_type="dataset", exist_ok=True))
+
+        def commit() -> CommitInfo:
+            present = api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
+            card = _card_to_push(folder, repo_id, manifest, license, present, api, revision)
+            changes, message = _changes(additions, present, card), commit_message or "Upload index"
+            return api.create_commit(repo_id, changes, commit_message=message, repo_type="dataset", revision=revision)
+
+        return ask(commit)
+
+
+def _changes(
+    additions: list[CommitOperationAdd], present: list[str], card: bytes | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    names = {addition.path_in_repo for addition in additions}
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationDelete(name) for name in present if _is_of_an_index(name) and name not in names
+    ]
+    # copies know their hashes, but nothing of an earlier try, whose commit may have come about unanswered
+    operations += map(copy.copy, additions)
+    return operations if card is None else [*operations, CommitOperationAdd(CARD, card)]
+
+
+def _is_of_an_index(name: str) -> bool:
+    """Whether an index has a file of this name; others in the repo are somebody's own."""
+    numbers = re.findall(r"\d+", name)
+    return any(name == pattern.format(int(number)) for pattern in SHARD_FILES for number in numbers)
+
+
+def _whole_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    files = {name: entry for shard in manifest["shards"] for name, entry in shard["files"].items()}
+    for name, entry in files.items():
+        check_file(folder / name, entry)
+    return list(files)
+
+
+def _card_to_push(
+    folder: Path,
+    repo_id: str,
+    manifest: dict[str, Any],
+    license: str | None,
+    present: list[str],
+    api: HfApi,
+    revision: str | None,
+) -> bytes | None:
+    """Give the card in the folder, or else a new one; none where somebody has written the one in the repo."""
+    cards = []
+    if (folder / CARD).is_file():
+        cards.append((folder / CARD).read_text(encoding="utf-8"))
+        if GENERATED not in cards[0]:
+            return cards[0].encode("utf-8")
+    if CARD in present:
+        path = api.hf_hub_download(repo_id, CARD, repo_type="dataset", revision=revision)
+        cards.append(Path(path).read_text(encoding="utf-8"))
+        if GENERATED not in cards[-1]:
+            return None
+    metadata = [DatasetCard(card, ignore_metadata_errors=True).data.to_dict() for card in reversed(cards)]
+    earlier = next((data["license"] for data in metadata if data.get("license")), "unknown")
+    return index_card(manifest, repo_id, license or earlier).encode("utf-8")

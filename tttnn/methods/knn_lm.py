@@ -1,0 +1,223 @@
+"""kNN-LM over the retrieved neighbors: their own hidden states vote for the next token."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tttnn.adaptation.scoring import ScoredText
+from tttnn.adaptation.steps import in_model
+from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows
+from tttnn.errors import InputError
+from tttnn.methods.base import AdapterTrainer
+from tttnn.neighbors import Neighbor
+from tttnn.records import DocumentRecord, nll_matrix
+
+
+@dataclass
+class KnnArguments:
+    """
+    How the two distributions of kNN-LM are mixed.
+
+    With more than one pair of weight and temperature, the pair is chosen on validation documents.
+
+    Args:
+        knn_lambda (`list[float]`, *optional*):
+            Weight of the neighbors' votes, from 0 up to below 1.
+        knn_temperature (`list[float]`, *optional*):
+            A vote weighs exp(-d / temperature), with d the squared L2 distance of hidden states.
+        knn_k (`int`, *optional*, defaults to `1024`):
+            Nearest hidden states that vote.
+
+    Raises:
+        `ValueError`: If a value is out of range.
+    """
+
+    knn_lambda: list[float] = field(
+        default_factory=lambda: [0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5],
+        metadata={"help": "Weights of the neighbors' votes to choose from on the validation documents."},
+    )
+    knn_temperature: list[float] = field(
+        default_factory=lambda: [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0],
+        metadata={"help": "Temperatures of the votes to choose from on the validation documents."},
+    )
+    knn_k: int = field(default=1024, metadata={"help": "Nearest hidden states that vote."})
+
+    def __post_init__(self) -> None:
+        if not self.knn_lambda or not all(0 <= value < 1 for value in self.knn_lambda):
+            raise InputError(f"`knn_lambda` is {self.knn_lambda}. Pass weights from 0 up to below 1.")
+        if not self.knn_temperature or not all(0 < value < math.inf for value in self.knn_temperature):
+            raise InputError(f"`knn_temperature` is {self.knn_temperature}. Pass temperatures above 0.")
+        if self.knn_k < 1:
+            raise InputError(f"`knn_k` is {self.knn_k}. Pass at least 1.")
+
+    @property
+    def candidates(self) -> list[tuple[float, float]]:
+        """Pairs of weight and temperature, temperature by temperature."""
+        return [(weight, temperature) for temperature, weight in product(self.knn_temperature, self.knn_lambda)]
+
+
+class Datastore:
+    """
+    Hidden states of a text's tokens, each with the token that followed.
+
+    Args:
+        keys (`torch.Tensor`):
+            Of shape `(tokens, hidden size)`.
+        values (`torch.Tensor`):
+            int64 of shape `(tokens,)`.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys = keys
+        self.values = values
+
+    def log_probabilities(
+        self, queries: torch.Tensor, targets: torch.Tensor, temperatures: list[float], k: int
+    ) -> torch.Tensor:
+        """
+        Say how probable the neighbors' votes make the targets.
+
+        Args:
+            queries (`torch.Tensor`):
+                Hidden states of shape `(n, hidden size)`.
+            targets (`torch.Tensor`):
+                int64 of shape `(n,)`.
+            temperatures (`list[float]`):
+                See `KnnArguments`.
+            k (`int`):
+                Nearest keys that vote.
+
+        Returns:
+            `torch.Tensor`: logarithms of shape `(len(temperatures), n)`, float32; minus infinity for a target without
+            a vote.
+
+        Source: Khandelwal et al., [kNN-LM](https://huggingface.co/papers/1911.00172), equation 2.
+        """
+        # the matrix product that cdist takes for many rows loses the digits of small distances
+        distances = torch.cdist(queries, self.keys, compute_mode="donot_use_mm_for_euclid_dist").square()
+        nearest, places = distances.topk(min(k, len(self.keys)), largest=False)
+        misses = self.values[places] != targets[:, None]
+        rows = []
+        for temperature in temperatures:
+            weights = (-nearest / temperature).log_softmax(-1)
+            rows.append(weights.masked_fill(misses, -torch.inf).logsumexp(-1))
+        return torch.stack(rows)
+
+
+@torch.no_grad()
+def read_windows(model: PreTrainedModel, windows: list[Window]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """
+    Give the hidden states that predict the targets of windows; the model is put into eval mode.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal language model.
+        windows (`list[Window]`):
+            Read one by one.
+
+    Yields:
+        `tuple`: the last hidden states, which the head reads, float32 of shape `(targets, hidden size)`; the targets,
+        int64; and their log-probabilities, float32.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    for window in windows:
+        input_ids = torch.tensor([window.input_ids], device=device)
+        targets = torch.tensor(window.target_ids, device=device)
+        output = model(input_ids=input_ids, output_hidden_states=True)
+        logits = output.logits[0, -len(targets) :].float()
+        states = output.hidden_states[-1][0, -len(targets) :].float()
+        yield states, targets, logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+class KnnLMTrainer(AdapterTrainer):
+    """
+    Mixes the model with the votes of its neighbors' hidden states, and takes no step: `--method knn-lm`.
+
+    A datastore is made for each document of the tokens that training would take of its neighbors,
+    `chunks_per_neighbor` chunks each. The probability of a token is lambda times that of the votes plus 1 - lambda
+    times that of the model.
+
+    Args:
+        knn (`KnnArguments`):
+            One pair of lambda and temperature to evaluate. With several, to choose from, a record has a score for
+            each, in the order of `KnnArguments.candidates`, after the score before; metrics are those of the last.
+        kwargs:
+            Those of `AdapterTrainer`.
+
+    Source: Khandelwal et al., [kNN-LM](https://huggingface.co/papers/1911.00172).
+    """
+
+    method = "knn-lm"
+    trains = False
+
+    def __init__(self, *, knn: KnnArguments, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.knn = knn
+
+    def method_settings(self) -> dict[str, Any]:
+        """Name the method and its weights (see `EpisodeTrainer.method_settings`)."""
+        return {**super().method_settings(), **vars(self.knn)}
+
+    def _score_after(self, neighbors: list[Neighbor], scored_text: ScoredText, record: DocumentRecord) -> None:
+        start, prefix_id = perf_counter(), prefix_token_id(self.processing_class)
+        chunks = [sum(self._chunks(neighbor), []) for neighbor in neighbors]
+        windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, self.max_length)]
+        with self.compute_loss_context_manager(), in_model(record):
+            nlls = self._mixed_nlls(windows, scored_text.windows)
+        self._keep_score(nlls[0], scored_text, record, start)
+        record.nll += nlls[1:]  # of the other candidates, from the same pass
+
+    def _mixed_nlls(self, neighbors: list[Window], scored: list[Window]) -> list[float]:
+        """Give the nll of the scored windows under each pair of weight and temperature."""
+        stored = [(states, targets) for states, targets, _ in read_windows(self.model, neighbors)]
+        datastore = Datastore(*map(torch.cat, zip(*stored, strict=True))) if stored else None
+        totals = [0.0] * len(self.knn.candidates)
+        for states, targets, from_model in read_windows(self.model, scored):
+            votes = from_model.expand(
+                len(self.knn.knn_temperature), -1
+            )  # without a datastore the model stays as it is
+            if datastore is not None:
+                votes = datastore.log_probabilities(states, targets, self.knn.knn_temperature, self.knn.knn_k)
+            # on the host, for float64 is not on every device
+            from_model, votes = from_model.double().cpu(), votes.double().cpu()
+            for place, (row, weight) in enumerate(product(votes, self.knn.knn_lambda)):
+                mixed = torch.logaddexp(from_model + math.log1p(-weight), row + _log(weight))
+                totals[place] -= mixed.sum().item()
+        return totals
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value else -math.inf
+
+
+def best_candidate(records: list[DocumentRecord], knn: KnnArguments) -> KnnArguments:
+    """
+    Choose weight and temperature by pooled validation scores.
+
+    Args:
+        records (`list[DocumentRecord]`):
+            Of validation documents, from a `KnnLMTrainer` with all candidates.
+        knn (`KnnArguments`):
+            The candidates.
+
+    Returns:
+        `KnnArguments`: with one pair: that of the lowest sum of nll.
+
+    Raises:
+        `ValueError`: If no document has a neighbor.
+    """
+    if all(record.status == "untrained" for record in records):
+        raise InputError(
+            f"None of the {len(records)} validation documents has a neighbor, so there is nothing to choose by. Check "
+            "the index and the filters."
+        )
+    sums = nll_matrix(records)[:, 1:].sum(axis=0)
+    weight, temperature = knn.candidates[int(sums.argmin())]
+    return KnnArguments([weight], [temperature], knn.knn_k)

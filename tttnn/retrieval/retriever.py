@@ -1,0 +1,312 @@
+"""`NeighborRetriever`: the nearest documents of a text, from an index on disk, on the Hub or in memory."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from sentence_transformers import SentenceTransformer
+
+from tttnn.documents import Document, as_documents, check_text
+from tttnn.embedding import Embedder
+from tttnn.errors import InputError, InputTypeError
+from tttnn.index.build.build import index_in_memory
+from tttnn.index.build.save import write_index
+from tttnn.index.hub.transfer import fetch_index, push_index
+from tttnn.index.manifest import read_manifest
+from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.subset import IndexSubset
+from tttnn.neighbors import Neighbor
+from tttnn.retrieval.cache import NeighborCache
+
+
+class NeighborRetriever:
+    """
+    Finds the nearest documents of a text in a Faiss index.
+
+    Open one with `NeighborRetriever.from_pretrained`, or make one of a few thousand texts with
+    `NeighborRetriever.from_documents`.
+
+    Args:
+        index (`DocumentIndex`):
+            Vectors and documents.
+        embedder (`Embedder`, *optional*):
+            Embeds the queries. By default the one that the index names, loaded at the first query.
+        cache (`NeighborCache`, *optional*):
+            Keeps on disk what queries found. By default nothing is kept.
+
+    Raises:
+        `ValueError`: If the embedder is not the one that built the index.
+
+    Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
+    """
+
+    def __init__(
+        self, index: DocumentIndex, embedder: Embedder | None = None, cache: NeighborCache | None = None
+    ) -> None:
+        self.index = index
+        self.cache = cache
+        self._embedder = embedder
+        if embedder is not None:
+            embedder.check(index.embedder)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder of the queries, loaded when it is first needed."""
+        if self._embedder is None:
+            embedder = Embedder.from_description(self.index.embedder)
+            embedder.check(self.index.embedder)
+            self._embedder = embedder
+        return self._embedder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        shards: Sequence[int] | None = None,
+        texts: str = "local",
+        embedder: str | SentenceTransformer | Embedder | None = None,
+        verify: bool = False,
+        cache: NeighborCache | None = None,
+    ) -> "NeighborRetriever":
+        """
+        Open an index from a folder or from a dataset repo of the Hub.
+
+        The vectors and texts are memory-mapped: opening costs no memory in proportion to the index.
+
+        Args:
+            repo_id (`str` or `Path`):
+                A local folder, or the id of a dataset repo.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the repo.
+            token (`str` or `bool`, *optional*):
+                Token for a private repo.
+            cache_dir (`str` or `Path`, *optional*):
+                Where downloads are kept. By default the Hub cache.
+            local_files_only (`bool`, *optional*, defaults to `False`):
+                Whether to use the Hub cache only.
+            shards (`Sequence[int]`, *optional*):
+                Numbers of the shards to fetch and open, as `[0, 3]`. Neighbors keep their ids. By default all.
+            texts (`str`, *optional*, defaults to `"local"`):
+                `"local"`, or `"remote"` to leave the texts on the Hub and ask for those of the neighbors only.
+            embedder (`str`, `SentenceTransformer` or `Embedder`, *optional*):
+                The embedder that built the index, where it now has another name or path. By default the one that the
+                index names is loaded at the first query: `tttlm`, a Hub id or an absolute path.
+            verify (`bool`, *optional*, defaults to `False`):
+                Whether to hash every file again. The first open on a machine does so in any case.
+            cache (`NeighborCache`, *optional*):
+                Keeps on disk what queries found, for runs over the same documents. By default nothing is kept.
+
+        Returns:
+            `NeighborRetriever`: ready to retrieve.
+
+        Raises:
+            `FileNotFoundError`: If there is no index.
+            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+            `ValueError`: If a file is damaged, there is no such shard, or the embedder is not the one that built the
+                index.
+        """
+        folder, remote = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
+        index = open_index(folder, verify, shards, remote)
+        if embedder is not None and not isinstance(embedder, Embedder):
+            embedder = Embedder.from_description(index.embedder, embedder)
+        return cls(index, embedder, cache)
+
+    def subset(self, fraction: float, seed: int = 0) -> "NeighborRetriever":
+        """
+        Draw a part of the documents at random, to see what a smaller corpus would give.
+
+        Args:
+            fraction (`float`):
+                The share of the documents, above 0 and at most 1. Smaller shares lie within larger ones.
+            seed (`int`, *optional*, defaults to `0`):
+                Of the draw.
+
+        Returns:
+            `NeighborRetriever`: over that part, with the same rows, embedder and cache.
+
+        Raises:
+            `ValueError`: If the fraction is out of range, or leaves no document.
+        """
+        return NeighborRetriever(IndexSubset(self.index, fraction, seed), self.embedder, self.cache)
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[Any],
+        embedder: str | SentenceTransformer | Embedder,
+        text_column: str = "text",
+        id_column: str | None = None,
+        passage_tokens: int | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> "NeighborRetriever":
+        """
+        Embed and index a few thousand documents in memory.
+
+        For a larger corpus run `tttnn build-index`, which writes shard by shard.
+
+        Args:
+            documents (`Iterable`):
+                A `datasets.Dataset`, or texts, rows (`dict`) or `Document` items.
+            embedder (`str`, `SentenceTransformer` or `Embedder`):
+                Embeds the documents, and later the queries.
+            text_column (`str`, *optional*, defaults to `"text"`):
+                The field of a row with the text.
+            id_column (`str`, *optional*):
+                The field of a row with its id. By default `id`, or else its position.
+            passage_tokens (`int`, *optional*):
+                Index passages of at most so many tokens of the embedder. By default whole documents, of which it
+                reads the beginning.
+            batch_size (`int`, *optional*):
+                Texts in one forward pass. By default `Embedder.default_batch_size`.
+            show_progress_bar (`bool`, *optional*, defaults to `False`):
+                Whether to show one.
+
+        Returns:
+            `NeighborRetriever`: `retriever.save_pretrained(folder)` keeps it.
+
+        Raises:
+            `ValueError`: If there is no document, or one cannot be encoded.
+            `TypeError`: If a text is not a string.
+        """
+        if not isinstance(embedder, Embedder):
+            embedder = Embedder(embedder)
+        rows = as_documents(documents, text_column, id_column)
+        return cls(index_in_memory(rows, embedder, passage_tokens, batch_size, show_progress_bar), embedder)
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """
+        Write the index in the layout that `from_pretrained` opens.
+
+        Args:
+            save_directory (`str` or `Path`):
+                A new or empty folder.
+
+        Returns:
+            `Path`: the folder.
+
+        Raises:
+            `FileExistsError`: If the folder is there and not empty.
+            `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
+            `FileNotFoundError`: If its texts were left on the Hub.
+        """
+        self._check_whole()
+        return write_index(self.index, save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+    ) -> CommitInfo:
+        """
+        Upload the index to a dataset repo of the Hub, with a card; an interrupted upload goes on at the next call.
+
+        Args:
+            repo_id (`str`):
+                The id of the repo, made if it is not there.
+            private (`bool`, *optional*):
+                Whether a new repo is private. By default the user's or organization's setting.
+            token (`str` or `bool`, *optional*):
+                Token with the right to write. By default the saved one.
+            revision (`str`, *optional*):
+                Branch to push to, made if it is not there. By default `main`.
+            commit_message (`str`, *optional*):
+                Of the commit.
+            license (`str`, *optional*):
+                The licence of the corpus, by its name on the Hub. By default that of the card before, or `unknown`.
+
+        Returns:
+            `CommitInfo`: of the commit.
+
+        Raises:
+            `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
+            `FileNotFoundError`: If not all of its files were fetched.
+        """
+        self._check_whole()
+        options = (private, token, revision, commit_message, license)
+        if self.index.folder is not None:
+            return push_index(self.index.folder, repo_id, *options)
+        with TemporaryDirectory() as folder:
+            return push_index(write_index(self.index, Path(folder) / "index"), repo_id, *options)
+
+    def _check_whole(self) -> None:
+        if isinstance(self.index, IndexSubset):
+            raise InputError("This is a part of an index, drawn by `subset`. Save the whole one.")
+        if self.index.folder is not None:
+            opened, there = len(self.index.shards), len(read_manifest(self.index.folder)["shards"])
+            if opened < there:
+                raise InputError(
+                    f"Of the {there} shards of '{self.index.folder}' {opened} are open, and an index is saved whole. "
+                    "Open all of them: `from_pretrained` without `shards`."
+                )
+
+    def retrieve(self, texts: list[str], top_k: int = 50) -> list[list[Neighbor]]:
+        """
+        Find the nearest corpus documents of each text.
+
+        Args:
+            texts (`list[str]`):
+                Query texts, embedded in batches; the embedder truncates each to its `max_seq_length` tokens, and an
+                empty one counts as one space.
+            top_k (`int`, *optional*, defaults to `50`):
+                Candidates fetched per text.
+
+        Returns:
+            `list[list[Neighbor]]`: in the order of `texts`, each with at most `top_k` neighbors, nearest first, equal
+            distances by row. `distance` is squared L2.
+
+        Raises:
+            `ValueError`: If `top_k` exceeds the number of indexed documents or is not positive.
+            `ValueError`: If a text holds a lone surrogate.
+            `TypeError`: If `texts` is a single string, or an item is not a string.
+
+        Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
+        """
+        if isinstance(texts, str):
+            raise InputTypeError("`texts` is one string, but a list is needed. Pass `[text]`.")
+        self.prepare(top_k)
+        texts = [check_text(text, f"row {row}") for row, text in enumerate(texts)]
+        if self.cache is None:
+            found = self.index.search(self.embedder.encode_query(texts), top_k)
+        else:
+            found = self.cache.search(self.index, self.embedder.encode_query, texts, top_k)
+        rows = list(dict.fromkeys(row for pairs in found for _, row in pairs))
+        documents = dict(zip(rows, self.index.documents(rows), strict=True))
+        return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in found]
+
+    def prepare(self, top_k: int) -> None:
+        """
+        Load the embedder, and make sure that the index is large enough, before the first query.
+
+        Args:
+            top_k (`int`):
+                Candidates that will be fetched per text.
+
+        Raises:
+            `ValueError`: If `top_k` exceeds the number of indexed documents, the index names its embedder by a
+                relative path, or its name now gives another embedder.
+            `RuntimeError`: If the embedder cannot be loaded.
+        """
+        if not 1 <= top_k <= len(self):
+            raise InputError(
+                f"`top_k` is {top_k}, but the index holds {len(self)} documents. Pass at least 1 and at most "
+                f"{len(self)}; where it is left open, it follows from `num_neighbors`."
+            )
+        _ = self.embedder
+
+
+def _neighbor(distance: float, row: int, document: Document) -> Neighbor:
+    return Neighbor(row, document.text, distance, {**document.metadata, "id": document.id})
