@@ -221,6 +221,14 @@ def test_metadata_that_json_lacks_is_an_error_that_names_the_row(value, reason):
         list(as_documents(["x", {"text": "y", "value": value}]))
 
 
+@pytest.mark.parametrize("depth", [100, 400, 900])
+def test_metadata_that_is_nested_too_deeply_for_later_steps_is_refused(depth):
+    # the metadata itself is the first level
+    assert len(list(as_documents([{"text": "x", "value": nested(98), "flat": [[]] * 200}]))) == 1
+    with pytest.raises(ValueError, match="row 0, outside of its `text`, is nested more than 100 levels deep"):
+        list(as_documents([{"text": "x", "value": nested(depth)}]))
+
+
 @pytest.mark.parametrize("name", ["row 3", "data.jsonl:3", "corpus/part-0.parquet:12", "line\nbreak.csv.gz:1"])
 def test_ids_that_count_rows_are_positions(name):
     assert is_position(name)

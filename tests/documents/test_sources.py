@@ -367,7 +367,7 @@ def test_an_id_of_the_hub_is_streamed_at_its_split_and_revision(tmp_path, monkey
         ("user/name/test 1", "y"),
     ]
     assert calls == [
-        (("user/name",), {"name": None, "split": "test", "revision": "v1", "token": "hf_mine", "streaming": True}),
+        (("user/name",), {"split": "test", "revision": "v1", "token": "hf_mine", "streaming": True}),
     ]
 
 

@@ -13,6 +13,7 @@ from tttnn.files import json_default
 # "row 3", "data.jsonl:3"
 POSITION = re.compile(r"row \d+|.+\.\w+:\d+", re.DOTALL)
 KEYS_IN_MESSAGE = 10
+MAX_DEPTH = 100  # of metadata; what is nested deeper would stop later steps, which recurse
 
 
 @dataclass(frozen=True)
@@ -195,5 +196,12 @@ def _checked(document: Document, where: str, text_column: str) -> Document:
         other = json.dumps(document.metadata, ensure_ascii=False, default=json_default)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{elsewhere} cannot be written as JSON ({error}). Convert or drop that field.") from None
+    if other.count("[") + other.count("{") > MAX_DEPTH and _is_deeper(document.metadata, MAX_DEPTH):
+        raise InputError(f"{elsewhere} is nested more than {MAX_DEPTH} levels deep. Flatten or drop that field.")
     check_text(other, elsewhere)
     return document
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    items = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    return items is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in items))

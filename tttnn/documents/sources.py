@@ -79,7 +79,7 @@ def read_documents(
     Raises:
         `FileNotFoundError`: If a source looks like a path and nothing is there.
         `ValueError`: If a file is damaged or not what its name says, a column is missing, a source is given twice, or
-            the patterns leave no file.
+            an option does not fit the sources.
         `TypeError`: If a text is not a string.
     """
     if limit is not None and limit < 1:
@@ -103,8 +103,10 @@ def read_documents(
             from datasets import load_dataset
 
             options = {"split": split, "revision": revision, "token": token, "streaming": True}
+            if dataset_config is not None:
+                options["name"] = dataset_config
             name = "/".join(filter(None, (str(item), dataset_config, split)))
-            rows = load_dataset(str(item), name=dataset_config, **options)
+            rows = load_dataset(str(item), **options)
             yield from as_documents(rows, text_column, id_column, name)
 
     def read_and_report() -> Iterator[Document]:

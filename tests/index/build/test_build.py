@@ -657,7 +657,7 @@ def test_added_documents_are_cut_into_passages_as_the_others_were(embedder, fold
     assert added > 1 and len(index) == rows + added
     passages = index.documents(range(rows, rows + added))
     assert "".join(passage.text for passage in passages) == TEXTS[4]
-    assert [(passage.id, passage.metadata) for passage in passages] == [("1", {"passage": n}) for n in range(added)]
+    assert [(passage.id, passage.metadata["passage"]) for passage in passages] == [("1", n) for n in range(added)]
     assert read_manifest(folder)["num_documents"] == 2
 
 
