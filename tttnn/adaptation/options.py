@@ -132,6 +132,23 @@ class ScoringArguments:
         check_choice("query", self.query, QUERIES)
 
 
+@dataclass
+class RunArguments:
+    """Where a run writes, what it logs, and on what it runs; the fields of `Trainer` that most runs need."""
+
+    output_dir: str | None = field(default="tttnn_output", metadata={"help": "Where journals and results go."})
+    seed: int = field(default=42, metadata={"help": "Seed of dropout, random orders and new adapters."})
+    bf16: bool = field(default=False, metadata={"help": "Train and score in mixed precision with bfloat16."})
+    fp16: bool = field(default=False, metadata={"help": "Train and score in mixed precision with float16 (GPU)."})
+    use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Logger of training losses: tensorboard, wandb, ..."}
+    )
+    run_name: str | None = field(default=None, metadata={"help": "Name of the run in that logger."})
+    logging_steps: float = field(default=500, metadata={"help": "Optimizer steps between two logged losses."})
+    disable_tqdm: bool | None = field(default=None, metadata={"help": "Show no progress bars."})
+
+
 def check_whole(options: object, **least: int) -> None:
     """Make sure that fields count something, and turn `1.0` into 1; `None` is left as it is."""
     for name, minimum in least.items():

@@ -112,11 +112,10 @@ def evaluate(argv: Sequence[str]) -> None:
             Arguments after the command.
     """
     from tttnn.documents import Document, read_documents
-    from tttnn.evaluation.options import EvaluateArguments, parse_evaluation
-    from tttnn.evaluation.run import evaluate_documents
+    from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
     from tttnn.report import document_table, import_figure, plot_curve, pooled_line
 
-    arguments, args, own = parse_evaluation(
+    evaluation = parse_evaluation(
         EvaluateArguments,
         argv,
         prog="tttnn evaluate",
@@ -125,21 +124,23 @@ def evaluate(argv: Sequence[str]) -> None:
         "the output folder; started again, an interrupted run goes on. Several processes: torchrun\n"
         "--nproc_per_node N -m tttnn evaluate ...",
     )
+    source, index, args = evaluation.source, evaluation.index, evaluation.args
     if args.score_every_neighbor:
         import_figure()  # what is missing for the picture is said before the work, not after it
 
-    def read(source: str | list[str], limit: int | None) -> list[Document]:
-        columns = (args.text_column, arguments.id_column)
-        return list(read_documents(source, *columns, arguments.split, arguments.dataset_revision, limit=limit))
+    def read(names: str | list[str], limit: int | None) -> list[Document]:
+        columns = (args.text_column, source.id_column)
+        return list(read_documents(names, *columns, source.split, source.dataset_revision, limit=limit))
 
-    if arguments.validation_limit is not None and not arguments.validation:
-        raise InputError("`--validation_limit` was passed without `--validation`. Name the validation documents.")
-    documents = read(arguments.dataset, arguments.limit)
-    validation = read(arguments.validation, arguments.validation_limit) if arguments.validation else []
-    for outcome in evaluate_documents(arguments, args, own, documents, validation):
+    chosen_on = evaluation.validation
+    if chosen_on.validation_limit is not None and not chosen_on.validation:
+        raise InputError("`--validation-limit` was passed without `--validation`. Name the validation documents.")
+    documents = read(source.dataset, source.limit)
+    validation = read(chosen_on.validation, chosen_on.validation_limit) if chosen_on.validation else []
+    for outcome in evaluate_documents(evaluation, documents, validation):
         if not outcome.is_main:
             continue
-        if len(arguments.index_fraction or []) > 1:
+        if index is not None and len(index.index_fraction or []) > 1:
             print(f"{outcome.name}:")
         print(document_table(outcome.records) if len(documents) <= 100 else pooled_line(outcome.records))
         if args.score_every_neighbor:
