@@ -180,7 +180,13 @@ def make_trainer(model, tokenizer, retriever, tmp_path):
     """Make a trainer of tiny parts; keyword arguments go to it or, if it has none of that name, to its args."""
 
     def make(**overrides):
-        parts = {"model": model, "processing_class": tokenizer, "retriever": retriever, "callbacks": None}
+        parts = {
+            "model": model,
+            "processing_class": tokenizer,
+            "retriever": retriever,
+            "callbacks": None,
+            "method": None,
+        }
         parts |= {name: overrides.pop(name) for name in list(overrides) if name in (*parts, "eval_dataset", "args")}
         defaults = {
             "output_dir": str(tmp_path / "run"),

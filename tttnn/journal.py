@@ -169,7 +169,7 @@ class Journal:
             raise OSError(
                 error.errno,
                 f"The journal '{self.path}' could not be written ({error.strerror}). Its finished documents are kept: "
-                "make room and start again to go on",
+                "make room and start again to resume",
             ) from error
 
     def close(self) -> None:

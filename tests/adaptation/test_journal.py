@@ -746,7 +746,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_no_finished_document(parts, ende
     assert json.loads((ended / "ends.json").read_text())[name] == 0
     result = json.loads((ended / f"{name}.json").read_text())
     assert result["is OSError"], result
-    for part in (str(ended / name / "journal-eval"), "could not be written", "make room and start again to go on"):
+    for part in (str(ended / name / "journal-eval"), "could not be written", "make room and start again to resume"):
         assert part in result["message"]
     assert result["restored"]
     assert result["optimizer"]

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import Embedder, NeighborRetriever
 from tttnn.cli.main import main
-from tttnn.evaluation.options import SHOWN, EvaluateArguments, parse_evaluation
+from tttnn.evaluation import EvaluateArguments, parse_evaluation
 from tttnn.evaluation.run import load_parts
 from tttnn.index.manifest import MANIFEST, read_manifest
 from tttnn.index.search import open_index
@@ -692,8 +692,9 @@ def test_a_hub_data_set_is_evaluated(evaluation, documents, tmp_path, monkeypatc
 def test_the_preset_is_the_authors_setting_and_options_override_it():
     """Values: section 1 of the project's notes on the official code; 16.0 is 4.0 squared."""
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
-    arguments, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm"])
-    assert (arguments.model, arguments.index, arguments.dataset, arguments.preset) == ("m", "i", "d", "tttlm")
+    evaluation = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm"])
+    source, args = evaluation.source, evaluation.args
+    assert (source.model, evaluation.index.index, source.dataset, source.preset) == ("m", "i", "d", "tttlm")
     expected = {
         "num_neighbors": 50,
         "order": "nearest",
@@ -718,9 +719,8 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
     assert {name: getattr(args, name) for name in expected} == expected
     overrides = ["--learning_rate", "5e-6", "--max-length", "2048", "--chunks_per_neighbor", "2", "--reset_optimizer"]
     # before and after `--preset`
-    _, args, _ = parse_evaluation(
-        EvaluateArguments, [*parts, *overrides, "--preset=tttlm", "--disable_dropout", "True"]
-    )
+    words = [*parts, *overrides, "--preset=tttlm", "--disable_dropout", "True"]
+    args = parse_evaluation(EvaluateArguments, words).args
     expected |= {
         "learning_rate": 5e-6,
         "max_length": 2048,
@@ -733,19 +733,19 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
 
 def test_without_a_preset_the_defaults_are_ours():
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
-    _, args, _ = parse_evaluation(EvaluateArguments, parts)
+    args = parse_evaluation(EvaluateArguments, parts).args
     found = (args.num_neighbors, args.query, args.reset_optimizer, args.chunks_per_neighbor, args.disable_dropout)
     assert found == (20, "prefix", True, 1, True)
-    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--chunks_per_neighbor", "all", "--adam_beta1", "0.5"])
+    args = parse_evaluation(EvaluateArguments, [*parts, "--chunks_per_neighbor", "all", "--adam_beta1", "0.5"]).args
     assert (args.chunks_per_neighbor, args.adam_beta1) == (None, 0.5)
 
 
 def test_a_flag_is_switched_off_as_the_help_says(capsys, monkeypatch):
     assert "--NAME false" in help_of("evaluate", capsys, monkeypatch)
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
-    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--disable_dropout", "false"])
+    args = parse_evaluation(EvaluateArguments, [*parts, "--disable_dropout", "false"]).args
     assert not args.disable_dropout
-    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm", "--score_every_neighbor", "false"])
+    args = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm", "--score_every_neighbor", "false"]).args
     assert not args.score_every_neighbor
 
 
@@ -769,19 +769,9 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
         monkeypatch.setattr(
             kind, "from_pretrained", lambda name, kind=kind, **options: asked.update({kind: (name, options)})
         )
-    load_parts(
-        EvaluateArguments(
-            "user/model",
-            "d",
-            "user/index",
-            dtype="bfloat16",
-            model_revision="m1",
-            index_revision="i1",
-            index_shards=[0, 3],
-            index_texts="remote",
-            embedder="e",
-        )
-    )
+    words = "--model user/model --dataset d --index user/index --dtype bfloat16 --model-revision m1 --use-cpu"
+    words += " --index-revision i1 --index-shards 0 3 --index-texts remote --embedder e"
+    load_parts(parse_evaluation(EvaluateArguments, words.split()))
     assert isinstance(asked[NeighborRetriever][1].pop("cache"), NeighborCache)
     assert asked == {
         AutoModelForCausalLM: ("user/model", {"revision": "m1", "dtype": "bfloat16"}),

@@ -47,7 +47,7 @@ class TestTimeCallback(TrainerCallback):
         args: TestTimeTrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        name: str,
+        metric_key_prefix: str,
         indices: Sequence[int],
         records: dict[int, DocumentRecord],
         settings: dict[str, Any],
@@ -56,7 +56,7 @@ class TestTimeCallback(TrainerCallback):
         """
         Before the first document of `evaluate` or `predict`.
 
-        `name` is `"eval"`, `"test"` or the `metric_key_prefix`; `indices` are the documents of this process;
+        `metric_key_prefix` is `"eval"`, `"test"`, or what was passed; `indices` are the documents of this process;
         `settings` are what the numbers depend on. `records` holds the documents that are done, by index: a callback
         that knows some from an earlier run adds them, and they are not run again. It fills up as documents are
         finished.
@@ -137,7 +137,7 @@ class JournalCallback(TestTimeCallback):
         args: TestTimeTrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        name: str,
+        metric_key_prefix: str,
         indices: Sequence[int],
         records: dict[int, DocumentRecord],
         settings: dict[str, Any],
@@ -145,7 +145,7 @@ class JournalCallback(TestTimeCallback):
     ) -> None:
         """Open the journal, add the documents that it holds, and bring back the state of a carried optimizer."""
         folder = Path(self.folder or args.output_dir or ".")
-        self.journal = Journal(folder / f"journal-{name}.jsonl", args.process_index)
+        self.journal = Journal(folder / f"journal-{metric_key_prefix}.jsonl", args.process_index)
         done = self.journal.open(settings)
         records.update({index: done[index] for index in indices if index in done})
         if 0 < len(records) < len(indices) and not args.reset_optimizer:

@@ -28,7 +28,7 @@ class DocumentProgressCallback(TestTimeCallback):
         args: TestTimeTrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        name: str,
+        metric_key_prefix: str,
         indices: Sequence[int],
         records: dict[int, DocumentRecord],
         settings: dict[str, Any],

@@ -210,14 +210,20 @@ class TestTimeTrainer(Trainer):
         self.records = sorted(gather_object(records), key=lambda record: record.index)
         return self._output(metric_key_prefix)
 
-    def _evaluate_each(self, dataloader: DataLoader[Any], name: str) -> list[DocumentRecord]:
+    def _evaluate_each(self, dataloader: DataLoader[Any], prefix: str) -> list[DocumentRecord]:
         """Run the documents of this process that no callback has a record of."""
         indices: list[int] = list(dataloader.sampler)
         records: dict[int, DocumentRecord] = {}
         with self.episodes(len(indices)) as episodes, ExitStack() as stack:
             stack.callback(dispatch, self, "on_evaluation_end")
-            settings = run_settings(self)
-            dispatch(self, "on_evaluation_begin", name=name, indices=indices, records=records, settings=settings)
+            dispatch(
+                self,
+                "on_evaluation_begin",
+                metric_key_prefix=prefix,
+                indices=indices,
+                records=records,
+                settings=run_settings(self),
+            )
             for index, document in dataloader:
                 if index in records:
                     check_same(records[index], document)
