@@ -170,7 +170,7 @@ def test_callbacks_are_given_the_parts_of_the_trainer(make):
         assert kwargs["model"] is trainer.model, name
         assert kwargs["processing_class"] is trainer.processing_class, name
         assert kwargs["optimizer"] is trainer.optimizer, name
-        assert "step" not in name or kwargs["lr_scheduler"] is not None, name
+        assert name not in STEP or kwargs["lr_scheduler"] is not None, name
     assert [step for name, step, _ in events.seen if name == "on_step_end"] == [1, 2, 3, 4]
 
 

@@ -44,9 +44,11 @@ def test_create_scheduler_makes_a_schedule_over_the_steps_it_is_told(make_traine
 
 
 def test_training_step_divides_the_loss_by_the_accumulation_steps(ready):
+    torch.manual_seed(0)  # of dropout
     loss = internals.add_gradients(ready, CHUNK, 1)
     whole = [parameter.grad.clone() for parameter in ready.model.parameters()]
     ready.model.zero_grad()
+    torch.manual_seed(0)
     assert internals.add_gradients(ready, CHUNK, 4) == pytest.approx(loss)
     for parameter, gradient in zip(ready.model.parameters(), whole, strict=True):
         torch.testing.assert_close(parameter.grad * 4, gradient)

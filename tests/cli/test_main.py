@@ -151,9 +151,9 @@ def test_help_names_no_default_where_there_is_none(capsys, monkeypatch):
 
 def test_help_shows_our_options_and_the_chosen_ones_of_trainer(capsys, monkeypatch):
     text = help_of("evaluate", capsys, monkeypatch)
-    shown = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
-    assert {"model", "index", "dataset", "preset", "limit", "num_neighbors", "exclude", *SHOWN} <= shown
-    assert not {"save_steps", "push_to_hub", "no_reset_optimizer"} & shown
+    shown = set(re.findall(r"^  --([\w-]+)", text, re.MULTILINE))
+    assert {"model", "index", "dataset", "preset", "limit", "num-neighbors", "exclude", "output-dir", "bf16"} <= shown
+    assert not {"save-steps", "push-to-hub", "no-reset-optimizer"} & shown
 
 
 def test_a_version_is_told(capsys):
