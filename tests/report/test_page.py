@@ -16,7 +16,7 @@ from tttnn.cli.main import main
 from tttnn.journal import Journal
 from tttnn.records import DocumentRecord
 from tttnn.report import write_report
-from tttnn.report.intervals import Bootstrap, PairedScores, rank_correlation
+from tttnn.report.intervals import Bootstrap, PairedScores
 from tttnn.report.page import (
     Code,
     Heading,
@@ -28,11 +28,12 @@ from tttnn.report.page import (
     html_page,
     markdown_page,
 )
-from tttnn.report.pictures.costs import pareto_front, seconds_without_curve
+from tttnn.report.pictures.costs import pareto_front, rank_correlation, seconds_without_curve
 from tttnn.report.published import published_for
 from tttnn.report.results import Grouping, contaminated
 from tttnn.report.runs import Run, differing_settings, read_runs
-from tttnn.report.study import read_study, trials_of
+from tttnn.report.study import read_study
+from tttnn.report.trials import trials_of
 
 
 FEW = Bootstrap(num_samples=200)
@@ -50,6 +51,7 @@ def make_record(index, scores, num_bytes=100, **fields):
             "num_bytes": num_bytes,
             "num_words": 10,
             "nll": [score * num_bytes * math.log(2) for score in scores],
+            "neighbor_ids": [7, 8],
             "seconds": {"retrieve": 0.5, "train": 2.0, "score": 1.0, "model": 2.0, "total": 4.0},
             **fields,
         }
@@ -106,7 +108,7 @@ def test_a_run_without_a_whole_record_is_left_out_and_named(two_runs, tmp_path):
     begun = write_run(tmp_path / "begun", [])
     runs, notes = read_runs([*two_runs, begun])
     assert [run.label for run in runs] == ["first", "second"]
-    assert notes == ["begun: left out, for it has no finished test document yet."]
+    assert notes == ["begun is left out: it has no finished test document yet."]
 
 
 def test_runs_of_which_none_has_a_record_are_an_error(tmp_path):
@@ -165,17 +167,49 @@ def test_broken_random_distances_are_an_error(two_runs):
 
 
 def test_only_settings_that_differ_set_runs_apart():
-    runs = [make_run([], order=order, seed=42) for order in ("nearest", "nearest", "random")]
+    runs = [make_run([make_record(0, [1.0])], order=order, seed=42) for order in ("nearest", "nearest", "random")]
     assert differing_settings(runs) == ({"order": "nearest"}, [{}, {}, {"order": "random"}])
 
 
 def test_without_a_majority_every_run_shows_its_setting():
-    runs = [make_run([], learning_rate=rate) for rate in (1e-4, 1e-3)]
+    runs = [make_run([make_record(0, [1.0])], learning_rate=rate) for rate in (1e-4, 1e-3)]
     assert differing_settings(runs) == ({}, [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}])
 
 
-def test_what_a_method_has_no_use_for_does_not_set_it_apart():
-    runs = [make_run([], method="none", learning_rate=1.0), make_run([], learning_rate=1e-4)]
+ALL_USES = {"num_indexed": 30, "learning_rate": 1e-4, "order": "nearest", "lora_rank": 16, "max_length": 256}
+SCORED, NO_NEIGHBORS = {"status": "scored"}, {"neighbor_ids": []}
+
+
+@pytest.mark.parametrize(
+    ("fields", "unused"),
+    [
+        ({}, set()),
+        (SCORED, {"learning_rate", "order", "lora_rank", "trainable"}),
+        (NO_NEIGHBORS, {"num_indexed", "num_neighbors", "order"}),
+        (SCORED | NO_NEIGHBORS, {"num_indexed", "num_neighbors", "learning_rate", "order", "lora_rank", "trainable"}),
+    ],
+    ids=["trains on neighbors", "reads neighbors", "trains without neighbors", "does neither"],
+)
+def test_the_records_say_which_settings_a_run_uses(fields, unused):
+    run = make_run([make_record(0, [1.0], **fields)], trainable="lora", **ALL_USES)
+    assert run.settings.keys() - run.used_settings().keys() == unused
+
+
+def test_a_run_that_found_no_neighbor_still_retrieves():
+    run = make_run([make_record(0, [1.0], status="untrained", neighbor_ids=[])])
+    assert run.used_settings()["num_neighbors"] == 2
+
+
+@pytest.mark.parametrize(("status", "method"), [("trained", "ttt, lora"), ("scored", "ttt")])
+def test_a_method_is_named_with_what_it_trains(status, method):
+    assert make_run([make_record(0, [1.0], status=status)], trainable="lora").method == method
+
+
+def test_a_setting_that_a_run_does_not_use_does_not_set_it_apart():
+    runs = [
+        make_run([make_record(0, [1.0], **SCORED, **NO_NEIGHBORS)], method="none", learning_rate=1.0),
+        make_run([make_record(0, [1.0])], learning_rate=1e-4),
+    ]
     assert differing_settings(runs) == ({}, [{}, {}])
 
 
@@ -339,10 +373,10 @@ def test_a_bootstrap_out_of_range_is_an_error(wrong):
         Bootstrap(**wrong)
 
 
-def test_the_rank_correlation_is_that_of_scipy():
-    random = np.random.default_rng(0)
-    first, second = random.integers(0, 8, 50), random.normal(size=50)  # with ties
-    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+def test_ties_share_their_mean_rank():
+    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: a covariance of 4.5 over the root of 4.5 * 5
+    correlation = rank_correlation(np.array([1.0, 5.0, 5.0, 9.0]), np.array([0.1, 0.3, 0.2, 0.4]))
+    assert correlation == pytest.approx(4.5 / math.sqrt(22.5))
 
 
 @pytest.mark.parametrize("values", [[], [1.0, 2.0], [1.0, 1.0, 1.0]])
@@ -383,12 +417,13 @@ AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
     ],
 )
 def test_published_figures_are_those_of_the_same_model_and_settings_or_marked(settings, expected):
-    published = published_for(make_run([], **{**AUTHORS, **settings}))
+    published = published_for(make_run([make_record(0, [1.0])], **{**AUTHORS, **settings}))
     assert (published.name, published.is_same) == expected
 
 
 def test_published_figures_are_those_of_the_nearest_number_of_neighbors():
-    published = published_for(make_run([], model="gpt2", query="document", num_neighbors=30))
+    run = make_run([make_record(0, [1.0])], model="gpt2", query="document", num_neighbors=30)
+    published = published_for(run)
     assert published.neighbors == 20
     assert published.figures("github") == (1.9184, 0.7842)  # the paper's result files
 
@@ -493,7 +528,7 @@ def test_a_run_that_was_interrupted_is_noted_with_what_it_was_to_evaluate(tmp_pa
     evaluation = {"num_documents": 3, "arguments": {"model": "gpt2", "max_document_bytes": 4000}}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     page = write_report([folder], tmp_path / "report", bootstrap=FEW)[0].read_text()
-    assert "run is not finished: 1 of 3 documents are there." in page
+    assert "run is not finished: it has 1 of 3 documents." in page
     assert '"max_document_bytes": 4000' in page
 
 
