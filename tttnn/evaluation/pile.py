@@ -1,4 +1,4 @@
-"""The Pile as an evaluation: its 22 tasks, their weights, and which test documents are taken."""
+"""The Pile as an evaluation: its 22 tasks, their weights, and the sample of test documents."""
 
 import random
 from collections.abc import Iterable
@@ -45,13 +45,13 @@ def parse_tasks(names: str | list[str]) -> list[str]:
 
     Args:
         names (`str` or `list[str]`):
-            `"all"`, or names of tasks, in a list or parted by commas.
+            `"all"`, or names of tasks, in a list or separated by commas.
 
     Returns:
         `list[str]`: the tasks, each once, in the order of `TASKS`.
 
     Raises:
-        `ValueError`: If there is no task of a name.
+        `ValueError`: If a name is not that of a task.
     """
     wanted = [name.strip() for item in ([names] if isinstance(names, str) else names) for name in item.split(",")]
     unknown = [name for name in wanted if name not in TASKS and name != "all"]
@@ -66,7 +66,7 @@ def task_of(document: Document | DocumentRecord) -> str:
 
     Args:
         document (`Document` or `DocumentRecord`):
-            Its metadata hold `pile_set_name`.
+            Its metadata has the field `pile_set_name`.
 
     Returns:
         `str`: a key of `TASKS`.
@@ -77,9 +77,8 @@ def task_of(document: Document | DocumentRecord) -> str:
     name = document.metadata.get("pile_set_name")
     if name not in TASK_OF_SET:
         raise InputError(
-            f"Document '{document.id}' has the `pile_set_name` {name!r}, which is none of the Pile's. Rows of Pile "
-            "files read "
-            '{"text": ..., "meta": {"pile_set_name": ...}}.'
+            f"Document '{document.id}' has the `pile_set_name` {name!r}, which is not a set of the Pile. Rows of Pile "
+            'files must look like {"text": ..., "meta": {"pile_set_name": ...}}.'
         )
     return TASK_OF_SET[name]
 
@@ -91,7 +90,7 @@ def select_documents(
     limit: int | None = None,
 ) -> dict[str, list[Document]]:
     """
-    Take the test documents that the method's authors took: of each task, shuffled, the first fifth.
+    Select the test documents of the method's authors: the first fifth of each task, after a shuffle.
 
     Args:
         documents (`Iterable[Document]`):
@@ -101,13 +100,13 @@ def select_documents(
         fraction (`float`, *optional*, defaults to `0.2`):
             Share of a task's documents, rounded down.
         limit (`int`, *optional*):
-            At most that many of each task.
+            Largest number of documents of each task.
 
     Returns:
-        `dict[str, list[Document]]`: the documents of each task that has any, in the shuffled order.
+        `dict[str, list[Document]]`: by task, in the shuffled order, without tasks that have no document.
 
     Raises:
-        `ValueError`: If nothing is left of any task, a document is of no known task, or a number is out of range.
+        `ValueError`: If no document is selected, a document has no known task, or a number is out of range.
 
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466) and its public code (`random.Random(1216)`).
     """
@@ -120,29 +119,29 @@ def select_documents(
         task = task_of(document)
         if task in by_task:
             by_task[task].append(document)
-    for task, found in by_task.items():
-        random.Random(SHUFFLE_SEED).shuffle(found)
-        by_task[task] = found[: int(fraction * len(found))][:limit]
-    selected = {task: found for task, found in by_task.items() if found}
+    for task, members in by_task.items():
+        random.Random(SHUFFLE_SEED).shuffle(members)
+        by_task[task] = members[: int(fraction * len(members))][:limit]
+    selected = {task: members for task, members in by_task.items() if members}
     if not selected:
         raise InputError(
-            f"No document is left: the data holds none of the tasks {', '.join(tasks)}, or the fraction {fraction} of "
-            "them is less than one document."
+            f"No document is left: the data has none of the tasks {', '.join(tasks)}, or the fraction {fraction} of "
+            "them is less than one document. Choose other tasks or a larger fraction."
         )
     return selected
 
 
 def pile_weights(tasks: Iterable[str]) -> tuple[str, dict[str, float]]:
     """
-    Weigh tasks as the Pile does.
+    Give tasks the weights of the Pile.
 
     Args:
         tasks (`Iterable[str]`):
             Keys of `TASKS`.
 
     Returns:
-        `tuple[str, dict[str, float]]`: `"pile_all"` with the Pile's weights as shares where all 22 tasks are there,
-        otherwise `"weighted_mean"` with those of the given tasks scaled to sum to 1.
+        `tuple[str, dict[str, float]]`: `"pile_all"` with the Pile's weights as shares for all 22 tasks, otherwise
+        `"weighted_mean"` with the weights of the given tasks scaled to a sum of 1.
     """
     weights = {task: TASKS[task][1] / 100 for task in tasks}
     if len(weights) == len(TASKS):
