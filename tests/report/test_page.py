@@ -293,6 +293,12 @@ def test_libraries_of_the_report_are_loaded_when_used():
     assert modules_after("from tttnn.report import *") & late == set()
 
 
+def test_the_model_card_names_all_learning_rates_of_an_optimizer(tmp_path):
+    folder = write_run(tmp_path / "run", [make_record(0, [2.0, 1.0])], learning_rate=[1e-5, 1e-3])
+    write_report([folder], tmp_path / "report", bootstrap=FEW)
+    assert "learning rate 1e-05 and 0.001" in (tmp_path / "report" / "model-card.md").read_text()
+
+
 @pytest.mark.parametrize(("module", "name"), [("matplotlib.figure", "matplotlib"), ("jinja2", "jinja2")])
 def test_what_is_missing_is_said_before_any_work(module, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)

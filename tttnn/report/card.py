@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.results import contaminated
 from tttnn.report.runs import Run
@@ -68,7 +70,8 @@ def _how(run: Run) -> str:
     if "order" in used:
         words.append(f"order {used['order']}")
     if "learning_rate" in used:
-        words.append(f"learning rate {used['learning_rate']:g}")
+        rates = used["learning_rate"]  # a list if an optimizer with several was passed
+        words.append(f"learning rate {' and '.join(f'{rate:g}' for rate in np.atleast_1d(rates))}")
     if used.get("num_indexed"):
         words.append(f"an index of {used['num_indexed']} documents")
     if "query" in used:
