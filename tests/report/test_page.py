@@ -27,6 +27,7 @@ from tttnn.report.page import (
     markdown_page,
 )
 from tttnn.report.pictures.costs import seconds_without_curve
+from tttnn.report.sections import settings_text
 
 
 @pytest.fixture
@@ -82,6 +83,11 @@ def test_markdown_shows_texts_as_they_are():
 )
 def test_a_text_begins_no_block_of_markdown(text, expected):
     assert escape_markdown(text) == expected
+
+
+def test_digests_of_settings_are_cut_and_names_are_not():
+    settings = {"weights": "0123456789abcdef", "index": "my corpus, 2026-11-01", "seed": 42}
+    assert settings_text(settings) == "weights 01234567, index my corpus, 2026-11-01, seed 42"
 
 
 def test_code_with_a_fence_in_it_stays_code():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from tttnn.evaluation.pile import TASKS
@@ -28,10 +29,8 @@ MEANS = {
 
 def settings_text(settings: dict[str, Any]) -> str:
     """Write settings in a line, `"order random, seed 1"`; digests are cut to 8 digits."""
-    return ", ".join(
-        f"{name} {str(value)[:8] if name in ('index', 'weights') and value else value}"
-        for name, value in settings.items()
-    )
+    cut = {name: re.sub(r"^([0-9a-f]{8})[0-9a-f]{8,}$", r"\1", str(value)) for name, value in settings.items()}
+    return ", ".join(f"{name} {value}" for name, value in cut.items())
 
 
 def overview(study: Study) -> list[Block]:
