@@ -55,7 +55,7 @@ class Episode:
         self.seed = int(np.random.SeedSequence([trainer.args.seed, index]).generate_state(1)[0])
         set_seed(self.seed)
         tokenizer = trainer.processing_class
-        self.query, self.text = split_document(tokenizer, document.text, query or trainer.args.query)
+        self.query, self.text = split_document(tokenizer, document.text, query or trainer.args.query, trainer.args.cut)
         self.scored_text = ScoredText.from_text(self.text, tokenizer, trainer.max_length)
         counts = self.scored_text.num_bytes, self.scored_text.num_words
         self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
