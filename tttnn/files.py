@@ -58,18 +58,22 @@ def locked(folder: Path) -> Iterator[None]:
             Beside it lies a hidden file, which is locked.
 
     Raises:
-        `RuntimeError`: If another process is writing there.
+        `StateError`: If another process is writing there.
+        `OSError`: If no file can be written there.
     """
     from filelock import FileLock, Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # FileLock would take some of these errors for another process
+    except OSError as error:
+        raise OSError(f"The folder '{folder}' cannot be written ({error}). Choose another one.") from error
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise StateError(
-            f"Another process is writing '{folder}'. Wait for it to end, and start again to go on."
-        ) from None
+        raise StateError(f"Another process is writing '{folder}'. Wait until it ends, then start again.") from None
     try:
         yield
     finally:

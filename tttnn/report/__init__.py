@@ -16,6 +16,7 @@ from tttnn.report.tables import document_table, markdown_table, pooled_line, tas
 
 
 __all__ = [
+    "Bootstrap",
     "bootstrap_difference",
     "document_table",
     "import_figure",

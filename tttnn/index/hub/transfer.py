@@ -104,6 +104,27 @@ def fetch_index(
     return snapshot, files
 
 
+def fetch_manifest(repo_id: str | Path, revision: str | None = None) -> Path:
+    """
+    Find the folder of an index, and download nothing but its manifest if it is on the Hub.
+
+    Args:
+        repo_id (`str` or `Path`):
+            A local folder, or the id of a dataset repo.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repo.
+
+    Returns:
+        `Path`: a folder for `read_manifest`.
+
+    Raises:
+        `FileNotFoundError`: If there is neither a folder nor an id.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+    """
+    return _local_folder(repo_id, "local") or _fetch(str(repo_id), revision, [MANIFEST])
+
+
 def _fetch(
     repo_id: str, revision: str | None, names: Sequence[str], present: Collection[str] = (), **place: Any
 ) -> Path:
