@@ -1,6 +1,7 @@
 """The command `tttnn`: it parses, runs a command, and tells what is wrong with the input in one line."""
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -87,10 +88,10 @@ def _run(words: list[str]) -> None:
 
 
 def _output_is_closed() -> bool:
-    """Whether the reader of standard output is gone, as after `| head`; what is left is then thrown away."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes it once more at its end
-        return True
-    return False
+    """Whether the reader of standard output is gone, as after `| head`; what is still buffered is then thrown away."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # a pipe without a reader is reported in any case
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
