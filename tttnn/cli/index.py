@@ -113,7 +113,7 @@ def add(argv: Sequence[str]) -> None:
     from tttnn.index.manifest import read_manifest
 
     _check_apart(arguments.source, arguments.index)
-    built = read_manifest(arguments.index)["embedder"]
+    built = read_manifest(arguments.index).embedder.to_json()
     documents = _documents(arguments)
     embedder = Embedder.from_description(built, arguments.embedder, arguments.device)
     added = add_documents(
@@ -301,7 +301,7 @@ def _size(folder: str) -> str:
     from tttnn.index.manifest import read_manifest
 
     manifest = read_manifest(folder)
-    recall, shards = manifest["recall"], len(manifest["shards"])
-    found = f", recall@{recall['top_k']} {recall['recall']:.3f}" if recall else ""
+    recall, shards = manifest.recall, len(manifest.shards)
+    found = f", recall@{recall.top_k} {recall.recall:.3f}" if recall else ""
     parts = f"{shards} shard{'s' if shards > 1 else ''}"
-    return f"{manifest['num_rows']} rows of {manifest['num_documents']} documents in {parts}{found}: {folder}"
+    return f"{manifest.num_rows} rows of {manifest.num_documents} documents in {parts}{found}: {folder}"
