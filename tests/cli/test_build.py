@@ -251,7 +251,7 @@ def test_published_files_are_stored_as_a_preset_says(tmp_path, capsys, embedder_
     assert run_main("import-tttlm", *files, "--output", tmp_path / "built", *options) == 0
     assert capsys.readouterr().out.startswith(f"Imported {len(TEXTS)} rows")
     manifest = read_manifest(tmp_path / "built")
-    assert (manifest["storage"]["preset"], manifest["recall"]["target"]) == ("ivf", 0.5)
+    assert (manifest.storage.preset, manifest.recall.target) == ("ivf", 0.5)
 
 
 def test_published_files_that_do_not_fit_are_told(tmp_path, capsys):

@@ -99,7 +99,7 @@ def _add(arguments: argparse.Namespace) -> None:
     from tttnn.index import add_documents, read_manifest
 
     _check_apart(arguments.source, arguments.index)
-    described = read_manifest(arguments.index)["embedder"]
+    described = read_manifest(arguments.index).embedder.to_json()
     documents = _documents(arguments)
     _check_devices(arguments.device)
     embedder = Embedder.from_description(described, arguments.embedder, arguments.device)
@@ -247,7 +247,7 @@ def _size(folder: str) -> str:
     from tttnn.index import read_manifest
 
     manifest = read_manifest(folder)
-    recall, shards = manifest["recall"], len(manifest["shards"])
-    found = f", recall@{recall['top_k']} {recall['recall']:.3f}" if recall else ""
+    recall, shards = manifest.recall, len(manifest.shards)
+    found = f", recall@{recall.top_k} {recall.recall:.3f}" if recall else ""
     parts = f"{shards} shard{'s' if shards > 1 else ''}"
-    return f"{manifest['num_rows']} rows of {manifest['num_documents']} documents in {parts}{found}: {folder}"
+    return f"{manifest.num_rows} rows of {manifest.num_documents} documents in {parts}{found}: {folder}"

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from typing import Any
 
 from tttnn.helptext import Parser
 
@@ -96,9 +97,15 @@ def _retrieve(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(json.dumps(asdict(neighbor), ensure_ascii=False, default=str))
             continue
-        metadata, beginning = neighbor.metadata, " ".join(neighbor.text.split())[:100]
-        lines = f", lines {metadata['start_line']}-{metadata['end_line']}" if {"start_line", "end_line"} <= {*metadata} else ""
-        print(f"{neighbor.distance:8.4f}  {metadata['id']}{lines}\n          {beginning}")
+        beginning = " ".join(neighbor.text.split())[:100]
+        print(f"{neighbor.distance:8.4f}  {_place(neighbor.metadata)}\n          {beginning}")
+
+
+def _place(metadata: dict[str, Any]) -> str:
+    """Name a document, and the lines of a passage."""
+    if {"start_line", "end_line"} <= metadata.keys():
+        return f"{metadata['id']}, lines {metadata['start_line']}-{metadata['end_line']}"
+    return str(metadata["id"])
 
 
 def add_info(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -114,26 +121,23 @@ def add_info(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from tttnn.index import fetch_manifest, read_manifest
+    from tttnn.index import FORMAT_VERSION, fetch_manifest, read_manifest
 
     manifest = read_manifest(fetch_manifest(arguments.index, arguments.revision))
-    embedder, storage, recall = manifest["embedder"], manifest["storage"], manifest["recall"]
-    tokens, revision = manifest["passage_tokens"], embedder["revision"]
-    files = [entry for shard in manifest["shards"] for entry in shard["files"].values()]
+    embedder, tokens, recall, files = manifest.embedder, manifest.passage_tokens, manifest.recall, manifest.files
+    found = f"{recall.recall:.3f} of the {recall.top_k} nearest (target: {recall.target})" if recall else "exact"
     rows = {
-        "rows": f"{manifest['num_rows']:,}",
-        "documents": f"{manifest['num_documents']:,}",
-        "passages": "no: rows are documents" if tokens is None else f"rows, of at most {tokens} tokens",
-        "shards": f"{len(manifest['shards']):,}",
-        "storage": f"{storage['preset']} (Faiss: {storage['factory']})",
-        "recall": "exact"
-        if recall is None
-        else f"{recall['recall']:.3f} of the {recall['top_k']} nearest (target: {recall['target']})",
-        "embedder": embedder["name"] + (f" at {revision}" if revision else ""),
-        "sources": ", ".join(manifest["sources"]) or "unknown",
-        "size": f"{sum(entry['bytes'] for entry in files):,} bytes in {len(files):,} files",
-        "digest": manifest["corpus_digest"],
-        "format version": manifest["format_version"],
+        "rows": f"{manifest.num_rows:,}",
+        "documents": f"{manifest.num_documents:,}",
+        "passages": f"rows, of at most {tokens} tokens" if tokens else "no: rows are documents",
+        "shards": f"{len(manifest.shards):,}",
+        "storage": f"{manifest.storage.preset} (Faiss: {manifest.storage.factory})",
+        "recall": found,
+        "embedder": embedder.name + (f" at {embedder.revision}" if embedder.revision else ""),
+        "sources": ", ".join(manifest.sources) or "unknown",
+        "size": f"{sum(file.bytes for file in files.values()):,} bytes in {len(files):,} files",
+        "digest": manifest.corpus_digest,
+        "format version": FORMAT_VERSION,
     }
     for name, value in rows.items():
         print(f"{name + ':':16}{value}")

@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from tttnn.index.build.build import IndexSettings, add_documents, build_index
     from tttnn.index.build.tttlm import import_published_index
     from tttnn.index.hub.transfer import fetch_manifest, pull_index, push_index
-    from tttnn.index.manifest import read_manifest
+    from tttnn.index.manifest import FORMAT_VERSION, read_manifest
     from tttnn.index.search import DocumentIndex, open_index
 
 __all__ = [
     "DocumentIndex",
+    "FORMAT_VERSION",
     "IndexSettings",
     "add_documents",
     "build_index",
@@ -29,6 +30,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "DocumentIndex": "search",
+        "FORMAT_VERSION": "manifest",
         "IndexSettings": "build.build",
         "add_documents": "build.build",
         "build_index": "build.build",
