@@ -62,8 +62,8 @@ def build(embedder_folder, tmp_path):
 def evaluation(model_folder, index_folder, test_set, tmp_path):
     """The arguments of an evaluation of tiny parts; later ones override earlier ones."""
     parts = ["--model", model_folder, "--index", index_folder, "--dataset", test_set]
-    options = ["--output_dir", tmp_path / "run", "--num_neighbors", 4, "--max_length", 32, "--learning_rate", 1e-3]
-    return ["evaluate", *parts, *options, "--use_cpu"]
+    options = ["--output-dir", tmp_path / "run", "--num-neighbors", 4, "--max-length", 32, "--learning-rate", 1e-3]
+    return ["evaluate", *parts, *options, "--use-cpu"]
 
 
 def run_main(*arguments):

@@ -28,7 +28,7 @@ def test_a_folder_becomes_an_index(build, corpus, tmp_path, capsys):
 
 def test_several_compressed_files_become_one_index(build, tmp_path):
     paths = [write_rows(tmp_path / f"0{part}.jsonl.zst", TEXTS[5 * part : 5 * part + 5], "body") for part in (0, 1)]
-    assert build(*paths, "--text-column", "body", "--shard-size", 4, "--max-documents", 9, "--batch-size", 2) == 0
+    assert build(*paths, "--text-column", "body", "--shard-size", 4, "--limit", 9, "--batch-size", 2) == 0
     index = open_index(tmp_path / "built")
     assert [shard.vectors.ntotal for shard in index.shards] == [4, 4, 1]
     assert [index.documents([row])[0].text for row in range(9)] == TEXTS[:9]
@@ -143,7 +143,7 @@ def write_bytes(path, content):
         (lambda folder: write_bytes(folder / "a.txt", b"caf\xe9"), [], "a.txt"),
         (lambda folder: write_bytes(folder / "a.jsonl.zst", b"no frame"), [], "a.jsonl.zst"),
         (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--batch-size", "0"], "batch_size"),
-        (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--max-documents", "-1"], "limit"),
+        (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--limit", "-1"], "limit"),
         (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--passages", "0"], "Passages of 0 tokens"),
         (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--recall-target", "2"], "`recall_target` is 2.0"),
         (lambda folder: write_rows(folder / "a.jsonl", TEXTS), ["--factory", "Nothing"], "'Nothing'"),
@@ -171,6 +171,38 @@ def test_an_index_is_not_overwritten(build, corpus, tmp_path, capsys):
     assert build(corpus) == 1
     assert f"'{tmp_path / 'built'}' is there already" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "built").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("place", ["a-file/index", "/proc/x"])
+def test_a_folder_that_cannot_be_made_is_told_as_one(place, corpus, embedder_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a-file").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    assert run_main("build-index", corpus, "--output", place, "--embedder", embedder_folder) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"tttnn build-index: error: The folder '{tmp_path / place}' cannot be written (")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda", "`--device` is 'cuda', but torch finds 0 devices of that kind here."),
+        ("cpu:1", "`--device` is 'cpu:1', but torch finds 1 devices of that kind here."),
+        ("gpu", "`--device` is 'gpu', which torch does not know."),
+    ],
+)
+@pytest.mark.parametrize("command", ["build-index", "add", "import-tttlm"])
+def test_a_device_that_is_not_there_is_told_before_the_work(
+    command, device, message, corpus, index_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    words = {
+        "build-index": [corpus, "--output", tmp_path / "built"],
+        "add": [index_folder, corpus],
+        "import-tttlm": ["--index-files", "a", "--data-files", "b", "--output", tmp_path / "built"],
+    }
+    assert run_main(command, *words[command], "--device", device) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tttnn {command}: error: {message} Pass ")
 
 
 # --- add ---
@@ -293,7 +325,7 @@ def test_an_index_inside_of_its_corpus_is_told_before_the_work(corpus, place, mo
         assert run_main("build-index", source, "--output", corpus / place) == 1
         assert run_main("add", corpus / place, source) == 1
         output = capsys.readouterr().err
-        assert output.count("would lie in the folder") == 2
+        assert output.count("would be inside the folder") == 2
     assert sorted(corpus.rglob("*")) == before
 
 

@@ -37,7 +37,7 @@ def pooled(records, position):
 
 
 def test_an_evaluation_prints_and_keeps_what_the_trainer_finds(evaluation, documents, make_trainer, tmp_path, capsys):
-    assert run_main(*evaluation, "--score_every_neighbor") == 0
+    assert run_main(*evaluation, "--score-every-neighbor") == 0
     output = capsys.readouterr()
     _, records = journal_in(tmp_path / "run")
     trainer = make_trainer(output_dir=str(tmp_path / "other run"), score_every_neighbor=True)
@@ -68,13 +68,20 @@ def test_an_evaluation_prints_and_keeps_what_the_trainer_finds(evaluation, docum
     assert "3/3" in output.err
     assert "Documents:" not in output.out
     picture = tmp_path / "run" / "curve.png"
-    assert output.out.splitlines()[-1] == str(picture)
+    assert output.out.splitlines()[-2] == str(picture)
     with Image.open(picture) as image:
         image.verify()
 
 
+def test_an_evaluation_ends_with_its_folder_and_the_command_of_a_report(evaluation, tmp_path, capsys):
+    folder = tmp_path / "my run"
+    assert run_main(*evaluation, "--limit", 1, "--output-dir", folder) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"The results are in {folder}. For a report: tttnn report '{folder}'"
+
+
 def test_without_every_score_there_is_no_picture(evaluation, tmp_path, capsys):
-    assert run_main(*evaluation, "--limit", 2, "--disable_tqdm", "True") == 0
+    assert run_main(*evaluation, "--limit", 2, "--disable-tqdm", "True") == 0
     output = capsys.readouterr()
     assert len(table_in(output.out)) == 2 + 2
     assert not (tmp_path / "run" / "curve.png").exists()
@@ -84,7 +91,7 @@ def test_without_every_score_there_is_no_picture(evaluation, tmp_path, capsys):
 
 def test_over_a_hundred_documents_are_told_in_one_line(evaluation, tmp_path, capsys):
     write_rows(tmp_path / "test.jsonl", ["a b"] * 101)
-    assert run_main(*evaluation, "--num_neighbors", 1, "--max_distance", 0, "--disable_tqdm", "True") == 0
+    assert run_main(*evaluation, "--num-neighbors", 1, "--max-distance", 0, "--disable-tqdm", "True") == 0
     output = capsys.readouterr().out
     assert "Pooled over 101 documents" in output
     assert "|" not in output
@@ -98,8 +105,8 @@ def test_a_folder_and_named_ids_are_evaluated(evaluation, corpus, tmp_path):
     assert [record["id"] for record in records] == ["0.txt", "1.txt"]
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"body": TEXTS[0], "key": "row 0"}) + "\n")
-    columns = ["--text_column", "body", "--id_column", "key", "--query", "document", "--exclude", "id"]
-    assert run_main(*evaluation, "--dataset", path, "--output_dir", tmp_path / "rows", *columns) == 0
+    columns = ["--text-column", "body", "--id-column", "key", "--query", "document", "--exclude", "id"]
+    assert run_main(*evaluation, "--dataset", path, "--output-dir", tmp_path / "rows", *columns) == 0
     _, (record,) = journal_in(tmp_path / "rows")
     assert record["id"] == "row 0"
     assert record["num_bytes"] == len(TEXTS[0].encode())
@@ -121,7 +128,7 @@ def test_a_hub_data_set_is_evaluated(evaluation, documents, tmp_path, monkeypatc
 
 def test_the_preset_is_the_authors_setting_and_options_override_it():
     """Values: section 1 of the project's notes on the official code; 16.0 is 4.0 squared."""
-    parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
+    parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use-cpu"]
     arguments, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm"])
     assert (arguments.model, arguments.index, arguments.dataset, arguments.preset) == ("m", "i", "d", "tttlm")
     expected = {
@@ -146,10 +153,10 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
         "gradient_accumulation_steps": 1,
     }
     assert {name: getattr(args, name) for name in expected} == expected
-    overrides = ["--learning_rate", "5e-6", "--max-length", "2048", "--chunks_per_neighbor", "2", "--reset_optimizer"]
+    overrides = ["--learning-rate", "5e-6", "--max-length", "2048", "--chunks-per-neighbor", "2", "--reset-optimizer"]
     # before and after `--preset`
     _, args, _ = parse_evaluation(
-        EvaluateArguments, [*parts, *overrides, "--preset=tttlm", "--disable_dropout", "True"]
+        EvaluateArguments, [*parts, *overrides, "--preset=tttlm", "--disable-dropout", "True"]
     )
     expected |= {
         "learning_rate": 5e-6,
@@ -162,26 +169,26 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
 
 
 def test_without_a_preset_the_defaults_are_ours():
-    parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
+    parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use-cpu"]
     _, args, _ = parse_evaluation(EvaluateArguments, parts)
     found = (args.num_neighbors, args.query, args.reset_optimizer, args.chunks_per_neighbor, args.disable_dropout)
     assert found == (20, "prefix", True, 1, True)
-    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--chunks_per_neighbor", "all", "--adam_beta1", "0.5"])
+    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--chunks-per-neighbor", "all", "--adam-beta1", "0.5"])
     assert (args.chunks_per_neighbor, args.adam_beta1) == (None, 0.5)
 
 
 def test_a_flag_is_switched_off_as_the_help_says(capsys, monkeypatch):
     assert "--NAME false" in help_of("evaluate", capsys, monkeypatch)
-    parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use_cpu"]
-    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--disable_dropout", "false"])
+    parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use-cpu"]
+    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--disable-dropout", "false"])
     assert not args.disable_dropout
-    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm", "--score_every_neighbor", "false"])
+    _, args, _ = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm", "--score-every-neighbor", "false"])
     assert not args.score_every_neighbor
 
 
 def test_the_preset_is_evaluated(evaluation, documents, tmp_path):
     """Every score is kept, all chunks of 8 tokens are trained on, and the optimizer is carried."""
-    assert run_main(*evaluation, "--preset", "tttlm", "--max_length", 8, "--num_neighbors", 3) == 0
+    assert run_main(*evaluation, "--preset", "tttlm", "--max-length", 8, "--num-neighbors", 3) == 0
     settings, records = journal_in(tmp_path / "run")
     assert (settings["query"], settings["reset_optimizer"], settings["chunks_per_neighbor"]) == (
         "document",
@@ -229,19 +236,19 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
         (["--model", "/missing/model"], "/missing/model"),
         (["--dataset", "/missing/test.jsonl"], "There is no file or folder at '/missing/test.jsonl'"),
         (["--preset", "tttln"], "There is no preset 'tttln'. Pass one of tttlm."),
-        (["--num_neighbors", "0"], "`num_neighbors` is 0"),
-        (["--num_neighbors", "11"], "the index holds 10 documents"),
-        (["--top_k", "3"], "`top_k` is 3, fewer than the 4 of `num_neighbors`"),
-        (["--max_steps", "5"], "`max_steps` is 5, which has no meaning here"),
+        (["--num-neighbors", "0"], "`num_neighbors` is 0"),
+        (["--num-neighbors", "11"], "the index holds 10 documents"),
+        (["--top-k", "3"], "`top_k` is 3, fewer than the 4 of `num_neighbors`"),
+        (["--max-steps", "5"], "`max_steps` is 5, which has no meaning here"),
         (["--limit", "0"], "The limit is 0 documents"),
-        (["--text_column", "body"], "has no column `body`"),
-        (["--id_column", "key"], "has no column `key`"),
-        (["--no_such_option", "1"], "--no_such_option"),
-        (["--lr_scheduler_type", "sideways"], "sideways"),
+        (["--text-column", "body"], "has no column `body`"),
+        (["--id-column", "key"], "has no column `key`"),
+        (["--no-such-option", "1"], "--no-such-option"),
+        (["--lr-scheduler-type", "sideways"], "sideways"),
         (["--dtype", "float33"], "float33"),
         (["--limit", "-1"], "limit"),
-        (["--chunks_per_neighbor", "some"], "chunks_per_neighbor"),
-        (["--learning_rate", "1e30"], "training diverged"),
+        (["--chunks-per-neighbor", "some"], "chunks_per_neighbor"),
+        (["--learning-rate", "1e30"], "training diverged"),
     ],
 )
 def test_a_wrong_evaluation_is_told(options, message, evaluation, capsys):
@@ -250,6 +257,19 @@ def test_a_wrong_evaluation_is_told(options, message, evaluation, capsys):
     assert output.out == ""
     assert output.err.splitlines()[-1].startswith("tttnn evaluate: error: ")
     assert message in output.err.splitlines()[-1]
+
+
+def test_a_logger_that_is_not_installed_is_told_before_the_work(evaluation, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    assert run_main(*evaluation, "--dataset", "/missing", "--report-to", "wandb") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tttnn evaluate: error: `--report-to` names a logger that cannot be used here: ")
+    assert line.endswith("Run `pip install wandb`.")
+
+
+def test_an_unknown_logger_is_told_with_the_known_ones(evaluation, capsys):
+    assert run_main(*evaluation, "--report-to", "paper") == 1
+    assert "paper is not supported, only" in capsys.readouterr().err
 
 
 # --- again ---
@@ -278,8 +298,8 @@ def test_more_documents_go_on_where_fewer_ended(evaluation, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--learning_rate", "0.01"], "`learning_rate` was 0.001 and is now 0.01"),
-        (["--seed", "1", "--num_neighbors", "5"], "different: num_neighbors, seed"),
+        (["--learning-rate", "0.01"], "`learning_rate` was 0.001 and is now 0.01"),
+        (["--seed", "1", "--num-neighbors", "5"], "different: num_neighbors, seed"),
         (["--preset", "tttlm"], "written with other settings"),
     ],
 )
@@ -304,14 +324,14 @@ def test_a_second_run_on_other_documents_is_refused(evaluation, documents, tmp_p
 
 
 def test_a_run_that_failed_before_its_first_document_does_not_hold_up_the_next(evaluation, capsys):
-    assert run_main(*evaluation, "--num_neighbors", 11) == 1
-    assert run_main(*evaluation, "--num_neighbors", 10) == 0
+    assert run_main(*evaluation, "--num-neighbors", 11) == 1
+    assert run_main(*evaluation, "--num-neighbors", 10) == 0
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_killed(evaluation, documents, tmp_path, capsys):
     write_rows(tmp_path / "test.jsonl", [f"{number} {documents[number % 3]}" for number in range(12)])
-    slow = [*evaluation, "--num_neighbors", "10", "--score_every_neighbor", "--disable_tqdm", "True"]
+    slow = [*evaluation, "--num-neighbors", "10", "--score-every-neighbor", "--disable-tqdm", "True"]
     journal = tmp_path / "run" / "journal-eval.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-m", "tttnn", *map(str, slow)],
@@ -337,7 +357,7 @@ def test_a_killed_run_goes_on_where_it_was_killed(evaluation, documents, tmp_pat
     # what was done is not done again
     assert journal.read_bytes().startswith(kept)
     assert [record["index"] for record in journal_in(tmp_path / "run")[1]] == list(range(12))
-    assert run_main(*slow, "--output_dir", tmp_path / "in one go") == 0
+    assert run_main(*slow, "--output-dir", tmp_path / "in one go") == 0
     assert table_in(resumed) == table_in(capsys.readouterr().out)
     one_go = journal_in(tmp_path / "in one go")[1]
     assert [record["nll"] for record in journal_in(tmp_path / "run")[1]] == [record["nll"] for record in one_go]

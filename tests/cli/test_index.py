@@ -1,12 +1,15 @@
 """The commands that move and read indexes: `retrieve`, `info`, `push` and `pull`."""
 
+import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from commands import QUERY, rename_embedder, run_main, write_rows
 from conftest import TEXTS
+from loopback_hub import LoopbackHub
 
 from tttnn.index.manifest import MANIFEST
 
@@ -40,6 +43,16 @@ def test_neighbors_are_shown_by_distance_id_and_beginning(index_folder, embedder
     for row, distance in nearest(embedder, 5):
         expected += [f"{distance:8.4f}  row {row}", " " * 10 + " ".join(TEXTS[row].split())[:100]]
     assert lines == expected
+
+
+def test_a_passage_is_shown_with_its_lines(build, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a.py", "text": "one", "start_line": 12, "end_line": 40}\n{"id": "b.py", "text": "two"}\n')
+    assert build(rows) == 0
+    capsys.readouterr()
+    assert run_main("retrieve", tmp_path / "built", "one", "--top-k", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[10:] for line in lines[::2]] == ["a.py, lines 12-40", "b.py"]
 
 
 def test_a_long_text_is_shown_by_its_first_hundred_characters(build, tmp_path, capsys):
@@ -158,3 +171,69 @@ def test_a_local_embedder_named_by_a_relative_path_is_found_at_the_next_query(
     capsys.readouterr()
     assert run_main("retrieve", "built", QUERY, "--top-k", 1) == 0
     assert "The whale" in capsys.readouterr().out
+
+
+# --- info ---
+
+
+def info_of(index, capsys):
+    capsys.readouterr()
+    assert run_main("info", index) == 0
+    return dict(re.split(r":\s+", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_info_shows_what_an_index_holds(build, embedder_folder, corpus, tmp_path, capsys):
+    assert build(corpus, "--shard-size", 4) == 0
+    built = tmp_path / "built"
+    files = [path for name in ("index", "texts", "data") for path in (built / name).iterdir()]
+    texts = [(built / "texts" / f"shard-0000{number}.jsonl").read_bytes() for number in range(3)]
+    digests = "".join(hashlib.sha256(text).hexdigest() for text in texts)
+    assert info_of(built, capsys) == {
+        "rows": "10",
+        "documents": "10",
+        "passages": "no: rows are documents",
+        "shards": "3",
+        "storage": "flat (Faiss: Flat)",
+        "recall": "exact",
+        "embedder": str(embedder_folder),
+        "sources": "corpus",
+        "size": f"{sum(path.stat().st_size for path in files):,} bytes in 12 files",
+        "digest": hashlib.sha256(digests.encode()).hexdigest(),
+        "format version": "2",
+    }
+
+
+def test_info_shows_passages_and_the_measured_recall(build, tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", ["one two three four five six " * 40])
+    assert build(rows, "--passages", 30, "--preset", "ivf") == 0
+    shown = info_of(tmp_path / "built", capsys)
+    assert shown["passages"] == "rows, of at most 30 tokens"
+    assert shown["documents"] == "1"
+    assert int(shown["rows"]) > 3
+    assert shown["storage"].startswith("ivf (Faiss: IVF")
+    assert re.fullmatch(r"[01]\.\d{3} of the \d+ nearest \(target: 0\.95\)", shown["recall"])
+
+
+def test_info_reads_the_manifest_only(index_folder, tmp_path, capsys):
+    (tmp_path / MANIFEST).write_bytes((index_folder / MANIFEST).read_bytes())
+    assert info_of(tmp_path, capsys) == info_of(index_folder, capsys)
+
+
+def test_info_of_an_index_on_the_hub_fetches_its_manifest_only(index_folder, tmp_path, monkeypatch, capsys):
+    with LoopbackHub() as hub:
+        hub.attach(monkeypatch, tmp_path / "home")
+        hub.commit("user/index", index_folder)
+        assert info_of("user/index", capsys) == info_of(index_folder, capsys)
+    fetched = {path.name for path in (tmp_path / "home").rglob("snapshots/**/*") if path.is_file()}
+    assert fetched == {MANIFEST}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [("{}", f"holds no `{MANIFEST}`"), ("{}/missing", "There is no folder '{}/missing'")],
+)
+def test_info_of_no_index_is_told(index, message, tmp_path, capsys):
+    assert run_main("info", index.format(tmp_path)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tttnn info: error: ")
+    assert message.format(tmp_path) in line
