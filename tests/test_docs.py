@@ -276,7 +276,9 @@ def table_rows(text):
     return [[cell.strip() for cell in row] for row in rows if set("".join(row)) - set("-: ")]
 
 
-@pytest.mark.parametrize("command", ["build-index", "retrieve", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command", ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "evaluate", "report"]
+)
 def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()
     section = page.split(f"## tttnn {command}\n")[1].split("\n## ")[0]
