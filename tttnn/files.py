@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tttnn.errors import StateError
 
 
@@ -28,6 +30,16 @@ def finite(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_default(value: object) -> Any:  # noqa: ANN401
+    """Give JSON numbers and lists for those of NumPy, and a string for anything else, such as a date."""
+    return finite(value.tolist()) if isinstance(value, np.number | np.bool_ | np.ndarray) else str(value)
+
+
+def json_form(value: Any) -> Any:  # noqa: ANN401
+    """Give a value as it comes back from a file of the index or the journal."""
+    return json.loads(json.dumps(finite(value), default=json_default))
 
 
 def to_json(content: dict[str, Any]) -> bytes:

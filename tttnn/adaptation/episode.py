@@ -85,16 +85,17 @@ class EpisodeTrainer(NeighborTrainer):
             candidates,
             document,
             scored_text,
-            args.num_neighbors,
-            args.order,
-            self._seed(record.index),
-            args.max_distance,
-            args.exclude,
-            args.drop_near_copies,
+            num_neighbors=args.num_neighbors,
+            order=args.order,
+            seed=self._seed(record.index),
+            max_distance=args.max_distance,
+            exclude=args.exclude,
+            drop_near_copies=args.drop_near_copies,
         )
         record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
         record.distances = [neighbor.distance for neighbor in selection.neighbors]
         record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
+        record.own_neighbors = selection.own
         record.seconds["retrieve"] += perf_counter() - start
         return selection
 
