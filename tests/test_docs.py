@@ -113,8 +113,8 @@ def hub(monkeypatch, tiny_models, tokenizer, embedder, saved_index):
         assert on_hub(name)
         return saved_index
 
-    def dataset_of(name, **options):
-        assert on_hub(name)
+    def dataset_of(path, **options):
+        assert on_hub(path)
         return PILE
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model_of)

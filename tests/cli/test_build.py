@@ -102,6 +102,16 @@ def test_an_index_of_another_corpus_is_not_overwritten(build, corpus, tmp_path, 
     assert len(open_index(tmp_path / "built")) == 10
 
 
+def test_files_of_a_folder_are_chosen_by_patterns(build, corpus, tmp_path):
+    for name in ("a.py", "b.py", "tests/c.py", "d.md"):
+        (corpus / name).parent.mkdir(exist_ok=True)
+        (corpus / name).write_text(name)
+    patterns = ["--include-files", "*.py", "--include-files", "7.*", "--exclude_files", "tests", "--exclude-files=b.*"]
+    assert build(corpus, *patterns) == 0
+    index = open_index(tmp_path / "built")
+    assert [document.id for document in index.documents(range(len(index)))] == ["7.txt", "a.py"]
+
+
 def test_ids_come_from_a_named_column(build, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "one", "key": "first"}\n{"text": "two", "key": 2}\n')
@@ -118,8 +128,8 @@ def test_a_hub_data_set_becomes_an_index(build, tmp_path, monkeypatch):
         return iter([{"text": text, "meta": {"from": "hub"}} for text in TEXTS])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert build("user/corpus", "--split", "validation", "--revision", "v1") == 0
-    expected = {"path": "user/corpus", "split": "validation", "revision": "v1", "streaming": True}
+    assert build("user/corpus", "--split", "validation", "--revision", "v1", "--dataset-config", "de") == 0
+    expected = {"path": "user/corpus", "name": "de", "split": "validation", "revision": "v1", "streaming": True}
     assert asked.items() >= expected.items()
     (document,) = open_index(tmp_path / "built").documents([3])
     assert (document.text, document.metadata) == (TEXTS[3], {"from": "hub"})

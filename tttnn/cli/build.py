@@ -158,12 +158,26 @@ def _corpus_options(parser: Parser) -> None:
         "source",
         nargs="+",
         metavar="SOURCE",
-        help=".jsonl, .jsonl.zst or .parquet files of rows, folders of files (each a text), or ids of Hub data sets",
+        help="files of rows (.jsonl, .json, .csv, .tsv or .parquet), other files and folders of files (each a text), "
+        "or ids of Hub data sets",
     )
     parser.add_argument("--text-column", default="text", help="column with the text")
     parser.add_argument("--id-column", help="column with the id (default: id, or else file and line)")
     parser.add_argument("--split", default="train", help="split of a Hub data set")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub data set")
+    parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a Hub data set")
+    parser.add_argument(
+        "--include-files",
+        action="append",
+        metavar="PATTERN",
+        help="read only files of a folder whose path in it matches, for example '*.py'; may be repeated",
+    )
+    parser.add_argument(
+        "--exclude-files",
+        action="append",
+        metavar="PATTERN",
+        help="skip files and folders whose path matches, for example 'tests'; may be repeated",
+    )
     parser.add_argument("--limit", type=int, help="read only the first N documents (default: all)", metavar="N")
     parser.add_argument(
         "--batch-size", type=int, help="texts in one forward pass of the embedder (default: 8 on a CPU, else 32)"
@@ -234,6 +248,9 @@ def _documents(arguments: argparse.Namespace) -> "Iterator[Document]":
         arguments.split,
         arguments.revision,
         limit=arguments.limit,
+        include_files=arguments.include_files or (),
+        exclude_files=arguments.exclude_files or (),
+        dataset_config=arguments.dataset_config,
     )
 
 
