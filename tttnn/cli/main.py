@@ -23,7 +23,7 @@ COMMANDS = (
     *(add_evaluate, add_report),
 )
 
-# an OSError is also what the Hub's errors are, ours and those of huggingface_hub
+# the Hub's errors, ours and those of huggingface_hub, are OSErrors
 EXPECTED = (InputError, StateError, OSError, ImportError, SafetensorError)
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv (`Sequence[str]`, *optional*):
             Arguments after the program's name. By default those of the process. Names of options may have underscores
-            in the place of dashes.
+            instead of dashes.
 
     Returns:
         `int`: 0; 1 if the input is at fault, with the error on standard error; 130 after Ctrl-C; 141 if the reader of
@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             _run(words)
-        finally:
-            sys.stdout.flush()  # while a closed pipe can still be handled
+        except SystemExit:
+            sys.stdout.flush()  # the help
+            raise
+        sys.stdout.flush()  # now, while a closed pipe can be handled
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
