@@ -113,8 +113,8 @@ def hub(monkeypatch, tiny_models, tokenizer, embedder, saved_index):
         assert on_hub(name)
         return saved_index
 
-    def dataset_of(name, **options):
-        assert on_hub(name)
+    def dataset_of(path, **options):
+        assert on_hub(path)
         return PILE
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model_of)
@@ -276,7 +276,9 @@ def table_rows(text):
     return [[cell.strip() for cell in row] for row in rows if set("".join(row)) - set("-: ")]
 
 
-@pytest.mark.parametrize("command", ["build-index", "retrieve", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command", ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "evaluate", "report"]
+)
 def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()
     section = page.split(f"## tttnn {command}\n")[1].split("\n## ")[0]

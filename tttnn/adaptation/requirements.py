@@ -154,8 +154,8 @@ def check_reading(model: PreTrainedModel, processing_class: PreTrainedTokenizerB
     if difference > PROBE_TOLERANCE[first.dtype == torch.float32] * first.abs().max():
         raise InputError(
             f"The model is a {kind} and sees the tokens that it is to predict: a change of the last token changes "
-            "what it says before. Pass a causal language model (for BERT and its kin: `is_decoder=True`, and weights that "
-            "were trained so)."
+            "what it says before. Pass a causal language model (for BERT and its kin: `is_decoder=True`, and weights "
+            "that were trained so)."
         )
 
 
