@@ -156,7 +156,8 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
     assert {name: getattr(args, name) for name in expected} == expected
     overrides = ["--learning-rate", "5e-6", "--max-length", "2048", "--chunks-per-neighbor", "2", "--reset-optimizer"]
     # before and after `--preset`
-    args = parse_evaluation(EvaluateArguments, [*parts, *overrides, "--preset=tttlm", "--disable-dropout", "True"]).args
+    words = [*parts, *overrides, "--preset=tttlm", "--disable-dropout", "True"]
+    args = parse_evaluation(EvaluateArguments, words).args
     expected |= {
         "learning_rate": 5e-6,
         "max_length": 2048,
@@ -208,7 +209,6 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
     words = "--model user/model --dataset d --index user/index --dtype bfloat16 --model-revision m1 --use-cpu"
     words += " --index-revision i1 --index-shards 0 3 --index-texts remote --embedder e"
     load_parts(parse_evaluation(EvaluateArguments, words.split()))
-    )
     assert isinstance(asked[NeighborRetriever][1].pop("cache"), NeighborCache)
     assert asked == {
         AutoModelForCausalLM: ("user/model", {"revision": "m1", "dtype": "bfloat16"}),
