@@ -298,7 +298,7 @@ def test_a_card_whose_front_matter_the_hub_refuses_ends_the_push_before_anything
 def test_an_interrupted_upload_goes_on_without_what_has_arrived(hub, folder, waits):
     lost = sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
     hub.order("PUT", lost, status=403, times=6)
-    with pytest.raises(ConnectionError, match="already sent are not sent again"):
+    with pytest.raises(ConnectionError, match="files that have arrived are not sent again"):
         push_index(folder, "user/index")
     arrived, before = {*hub.blobs}, len(hub.paths("PUT"))
     assert lost not in arrived and hub.files("user/index").keys() == {".gitattributes"}
@@ -376,12 +376,15 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, make, folder, wait
     assert (len(history), commit.oid) == (3, history[-1].sha)
 
 
-@pytest.mark.parametrize("step", ["repo", "listing", "commit"])
-def test_a_hub_that_goes_on_failing_is_a_connection_error_that_says_how_to_go_on(hub, folder, waits, step):
+@pytest.mark.parametrize("step", STEPS)
+def test_a_hub_that_keeps_failing_in_a_push_is_asked_six_times_at_any_step(hub, make, folder, waits, step):
+    push_index(make(TEXTS[:4]), "user/index", revision="v2")
     method, pattern = STEPS[step]
-    hub.order(method, pattern.replace("v2", "main"), status=503, times=1000)
-    with pytest.raises(ConnectionError, match=r"The push to 'user/index' broke off .*503.* Start it again: files"):
-        push_index(folder, "user/index")
+    pattern = pattern or sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
+    hub.order(method, pattern, status=503, times=1000)
+    with pytest.raises(ConnectionError, match=r"The push to 'user/index' failed .*503.* Run it again: files"):
+        push_index(folder, "user/index", revision="v2")
+    assert (1000 - hub.faults[-1].times, waits) == (6, [1, 2, 4, 8, 8])
 
 
 @pytest.mark.parametrize("step", ["repo", "where to send", "commit"])
@@ -581,20 +584,67 @@ def test_a_pull_goes_on_after_a_connection_that_was_reset(hub, folder, tmp_path,
     assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
 
 
-@pytest.mark.parametrize(("method", "pattern"), [("GET", "/tree/"), ("GET", "^/blobs/.*/texts/shard-00001.jsonl")])
-def test_a_hub_that_goes_on_failing_in_a_pull_is_a_connection_error_and_leaves_no_index(
-    hub, folder, tmp_path, waits, method, pattern
+@pytest.mark.parametrize(
+    ("method", "pattern", "fault", "requests"),
+    [
+        ("GET", "^/api/datasets/user/index$", {"status": 503}, 6),
+        ("GET", "^/api/datasets/user/index$", {"cut": 0}, 6),
+        ("GET", "/tree/", {"status": 503}, 6),
+        ("GET", "/tree/", {"cut": 0}, 6),
+        # huggingface_hub asks once, looks into its cache, and then backs off
+        ("HEAD", "/resolve/.*/texts/shard-00001.jsonl", {"status": 503}, 7),
+        ("HEAD", "/resolve/.*/texts/shard-00001.jsonl", {"status": 429}, 7),
+        ("GET", "/resolve/.*/tttnn_index.json", {"status": 503}, 6),
+        ("GET", "/resolve/.*/tttnn_index.json", {"status": 429}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"status": 503}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"status": 408}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"cut": 10}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"cut": 10, "reset": True}, 6),
+    ],
+)
+def test_a_hub_that_keeps_failing_in_a_pull_is_asked_six_times_at_any_step_and_leaves_no_index(
+    hub, folder, tmp_path, waits, method, pattern, fault, requests
 ):
+    push_index(folder, "user/index")
+    hub.order(method, pattern, times=1000, **fault)
+    with pytest.raises(
+        ConnectionError, match=r"The index 'user/index' \(revision .* could not be downloaded .*again:"
+    ):
+        pull_index("user/index", tmp_path / "pulled")
+    assert 1000 - hub.faults[-1].times == requests
+    assert sum(waits) < 25  # seconds
+    assert not (tmp_path / "pulled" / "tttnn_index.json").exists()
+
+
+def test_a_pull_whose_files_the_hub_does_not_list_is_not_taken_for_whole(hub, folder, tmp_path, waits, monkeypatch):
+    import tttnn.index.hub.transfer
+
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", status=403)
     with pytest.raises(HfHubHTTPError, match="403"):
-        pull_index("user/index", tmp_path / "pulled")  # so that the folder is not empty
+        pull_index("user/index", tmp_path / "pulled")
     hub.repos["datasets/user/index"].add(hub.files("user/index") | {"notes.md": b"another commit"})
     (tmp_path / "pulled" / "texts" / "shard-00001.jsonl").unlink(missing_ok=True)
-    hub.order(method, pattern, status=503, times=1000)
-    with pytest.raises(ConnectionError, match=r"The download of 'user/index' broke off .* Start again: files"):
+    read = tttnn.index.hub.transfer.read_manifest
+
+    def read_while_the_hub_begins_to_fail(path):
+        hub.order("GET", "/tree/", status=503, times=1000)
+        return read(path)
+
+    monkeypatch.setattr(tttnn.index.hub.transfer, "read_manifest", read_while_the_hub_begins_to_fail)
+    # huggingface_hub then returns the folder as it is
+    with pytest.raises(ConnectionError, match=r"could not be downloaded \(\d files have not arrived, 'texts/shard"):
         pull_index("user/index", tmp_path / "pulled")
+    assert (1000 - hub.faults[-1].times, waits) == (6, [1, 2, 4, 8, 8])
     assert not (tmp_path / "pulled" / "tttnn_index.json").exists()
+
+
+def test_without_the_hub_a_pull_and_a_push_name_the_repo_and_the_setting(hub, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match=r"'user/index' \(revision 'v1'\) could .*`HF_HUB_OFFLINE` is set"):
+        pull_index("user/index", tmp_path / "pulled", revision="v1")
+    with pytest.raises(ConnectionError, match="push to 'user/index' failed: `HF_HUB_OFFLINE` is set"):
+        push_index(folder, "user/index")
 
 
 def test_a_pull_with_a_wrong_checksum_is_an_error_and_leaves_no_index(hub, folder, tmp_path):
@@ -685,7 +735,7 @@ def test_a_pull_from_an_unknown_repo_is_the_error_of_the_hub(hub, tmp_path):
 
 def test_a_pull_from_a_hub_that_cannot_be_reached_is_a_connection_error(hub, tmp_path, waits):
     hub.close()
-    with pytest.raises(ConnectionError, match="The download of 'user/index' broke off"):
+    with pytest.raises(ConnectionError, match="The index 'user/index' .* could not be downloaded"):
         pull_index("user/index", tmp_path / "pulled")
 
 

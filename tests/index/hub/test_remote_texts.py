@@ -380,7 +380,7 @@ def test_redirects_in_a_circle_are_a_connection_error(hub, remote):
     texts_of([4], remote)
     hub.requests.clear()
     hub.order("GET", "/resolve/", status=302, headers={"Location": "/datasets/user/index/resolve/x"}, times=100)
-    with pytest.raises(ConnectionError, match="sent on 5 times, at last to '.*/datasets/user/index/resolve/x'"):
+    with pytest.raises(ConnectionError, match="redirected 5 times, at last to '.*/datasets/user/index/resolve/x'"):
         texts_of([0], remote)
     assert len(hub.requests) == 5
 

@@ -17,10 +17,11 @@ from huggingface_hub import (
     hf_hub_url,
     snapshot_download,
 )
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers
 
 from tttnn.documents import HUB_ID
-from tttnn.errors import InputError, StateError
+from tttnn.errors import HubError, InputError
 from tttnn.files import locked, to_json
 from tttnn.index.build.workspace import check_vacant
 from tttnn.index.hub.card import CARD, GENERATED, index_card
@@ -38,9 +39,12 @@ from tttnn.index.manifest import (
 )
 
 
-BROKE_OFF = "The download of '{}' broke off"
-PULL_AGAIN = "Start again: files that have arrived are not fetched a second time."
-PUSH_AGAIN = "Start it again: files already sent are not sent again."
+PULL_FAILED = "The index '{}' (revision '{}') could not be downloaded"
+PULL_AGAIN = (
+    "Check the connection and run it again: files that have arrived are not fetched a second time. An index in a "
+    "local folder needs no Hub."
+)
+PUSH_AGAIN = "Run it again: files that have arrived are not sent again."
 
 
 def fetch_index(
@@ -108,16 +112,25 @@ def _fetch(
     repo_id: str, revision: str | None, names: Sequence[str], present: Collection[str] = (), **place: Any
 ) -> Path:
     """Download files of a repo, in which some are known to be present."""
+    problem = PULL_FAILED.format(repo_id, revision or "main")
 
     def step() -> Path:
         options = {"repo_type": "dataset", "revision": revision, "allow_patterns": [*names], **place}
         folder = Path(snapshot_download(repo_id, **options))
-        # a folder is given as it is where the Hub does not list its files
+        # huggingface_hub asks for the list of files six times, and then returns a folder that is there as it is
         if lost := [name for name in names if name in present and not (folder / name).is_file()]:
-            raise StateError(f"{len(lost)} files have not arrived, the first of them '{lost[0]}'")
+            raise HubError(f"{problem} ({len(lost)} files have not arrived, '{lost[0]}' first). {PULL_AGAIN}")
         return folder
 
-    return persist(step, BROKE_OFF.format(repo_id), PULL_AGAIN)
+    try:
+        return persist(step, problem, PULL_AGAIN, partly_repeated=True)
+    except LocalEntryNotFoundError as error:  # the Hub was not asked
+        reason = "`local_files_only` is set" if place.get("local_files_only") else "`HF_HUB_OFFLINE` is set"
+        raise FileNotFoundError(
+            f"There is no folder '{repo_id}', and the index '{repo_id}' (revision '{revision or 'main'}') is not "
+            f"complete in the Hub's cache. The Hub was not asked, because {reason}. Check the name (`--index`), or "
+            f"run it once without that setting to download the index. {error}"
+        ) from error
 
 
 def _local_folder(repo_id: str | Path, texts: str) -> Path | None:
@@ -173,7 +186,7 @@ def pull_index(
     """
     folder, step = Path(folder), partial(HfApi(token=token).dataset_info, repo_id, revision=revision)
     # all files of one commit, whatever is pushed meanwhile
-    info = persist(step, BROKE_OFF.format(repo_id), PULL_AGAIN)
+    info = persist(step, PULL_FAILED.format(repo_id, revision or "main"), PULL_AGAIN)
     present = {file.rfilename for file in info.siblings or []}
     if MANIFEST not in present:
         raise FileNotFoundError(f"The repo '{repo_id}' holds no `{MANIFEST}`, so it is no index. Check its name.")
@@ -248,7 +261,7 @@ def push_index(
     """
     folder, api = Path(folder), HfApi(token=token)
     _whole_files(folder, read_manifest(folder))  # else no lock is made: in the Hub's cache it would be in the way
-    ask = partial(persist, problem=f"The push to '{repo_id}' broke off", advice=PUSH_AGAIN)
+    ask = partial(persist, problem=f"The push to '{repo_id}' failed", advice=PUSH_AGAIN)
     with locked(folder.resolve()):  # nobody adds documents meanwhile
         manifest = public_manifest(read_manifest(folder))
         additions = [CommitOperationAdd(name, folder / name) for name in _whole_files(folder, manifest)]
@@ -263,7 +276,7 @@ def push_index(
             changes, message = _changes(additions, present, card), commit_message or "Upload index"
             return api.create_commit(repo_id, changes, commit_message=message, repo_type="dataset", revision=revision)
 
-        return ask(commit)
+        return ask(commit, partly_repeated=True)
 
 
 def _changes(
