@@ -295,7 +295,7 @@ def test_a_card_whose_front_matter_the_hub_refuses_ends_the_push_before_anything
 # --- what goes wrong ---
 
 
-def test_an_interrupted_upload_goes_on_without_what_has_arrived(hub, folder, waits):
+def test_an_interrupted_upload_resumes_without_what_has_arrived(hub, folder, waits):
     lost = sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
     hub.order("PUT", lost, status=403, times=6)
     with pytest.raises(ConnectionError, match="files that have arrived are not sent again"):
@@ -660,7 +660,7 @@ def test_a_pull_over_another_index_is_an_error_that_leaves_it_as_it_was(hub, mak
     push_index(folder, "user/index")
     NeighborRetriever.from_pretrained(make(TEXTS[:4]), embedder=embedder).save_pretrained(tmp_path / "mine")
     before = files_in(tmp_path / "mine")
-    with pytest.raises(FileExistsError, match="holds another index than 'user/index'"):
+    with pytest.raises(FileExistsError, match="contains another index than 'user/index'"):
         pull_index("user/index", tmp_path / "mine")
     assert files_in(tmp_path / "mine") == before
 
@@ -682,7 +682,7 @@ def test_what_the_error_of_another_state_says_brings_a_pulled_index_up_to_date(h
     push_index(tmp_path / "index", "user/index")
     with pytest.raises(FileExistsError) as refused:
         pull_index("user/index", tmp_path / "pulled")
-    assert "without its `tttnn_index.json`: remove that file" in str(refused.value)
+    assert "remove its `tttnn_index.json` and pull again" in str(refused.value)
     (tmp_path / "pulled" / "tttnn_index.json").unlink()
     before = len(hub.requests)
     pull_index("user/index", tmp_path / "pulled")
@@ -723,7 +723,7 @@ def test_a_pull_from_a_repo_without_an_index_is_an_error_that_names_the_manifest
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "train.txt").write_text("a data set, but no index")
     hub.commit("user/texts", tmp_path / "texts")
-    with pytest.raises(FileNotFoundError, match=r"'user/texts' holds no `tttnn_index.json`"):
+    with pytest.raises(FileNotFoundError, match=r"'user/texts' has no `tttnn_index.json`"):
         pull_index("user/texts", tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
 

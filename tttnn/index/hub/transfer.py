@@ -1,4 +1,4 @@
-"""Indexes on the Hub: fetched shard by shard, left there but for a few bytes, or pushed."""
+"""Indexes on the Hub: opened from there shard by shard, pulled into a folder, or pushed."""
 
 import copy
 import re
@@ -57,36 +57,10 @@ def fetch_index(
     texts: str = "local",
 ) -> tuple[Path, dict[str, RemoteFile] | None]:
     """
-    Find the folder of an index, and download what is asked for if it lies on the Hub.
+    Find the folder of an index, and download what is asked for if it is on the Hub.
 
-    An interrupted download goes on at the next call. Texts that stay on the Hub are looked for there at once, but for
+    The second value holds the files of texts that stay on the Hub, by name. They are located at once, except with
     `local_files_only`, which asks nothing.
-
-    Args:
-        repo_id (`str` or `Path`):
-            A local folder, or the id of a dataset repo.
-        revision (`str`, *optional*):
-            Branch, tag or commit of the repo.
-        token (`str` or `bool`, *optional*):
-            Token for a private repo.
-        cache_dir (`str` or `Path`, *optional*):
-            Where downloads are kept. By default the Hub cache.
-        local_files_only (`bool`, *optional*, defaults to `False`):
-            Whether to use the Hub cache only.
-        shards (`Sequence[int]`, *optional*):
-            Numbers of the shards that are wanted. By default all.
-        texts (`str`, *optional*, defaults to `"local"`):
-            `"local"`, or `"remote"` to leave the texts on the Hub.
-
-    Returns:
-        `tuple[Path, dict[str, RemoteFile] | None]`: the folder, and the files of texts that stay on the Hub, by name.
-
-    Raises:
-        `FileNotFoundError`: If there is neither a folder nor an id, or files are not in the cache and only that is
-            used.
-        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
-        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
-        `ValueError`: If `texts` is something else, or there is no such shard, or the repo's manifest is damaged.
     """
     if (folder := _local_folder(repo_id, texts)) is not None:
         return folder, None
@@ -95,7 +69,7 @@ def fetch_index(
     snapshot = _fetch(str(repo_id), revision, [MANIFEST], **place)
     numbers = chosen_shards(read_manifest(snapshot), shards)
     patterns = [name for name in SHARD_FILES if name != VIEWER and not (name == TEXTS and texts == "remote")]
-    # by the commit, so that all files are of one, whatever is pushed meanwhile
+    # all files come from one commit, whatever is pushed meanwhile
     commit = snapshot.name
     _fetch(str(repo_id), commit, [pattern.format(number) for pattern in patterns for number in numbers], **place)
     if texts == "local":
@@ -111,7 +85,7 @@ def fetch_index(
 def _fetch(
     repo_id: str, revision: str | None, names: Sequence[str], present: Collection[str] = (), **place: Any
 ) -> Path:
-    """Download files of a repo, in which some are known to be present."""
+    """Download files of a repo; `present` names those that it is known to have."""
     problem = PULL_FAILED.format(repo_id, revision or "main")
 
     def step() -> Path:
@@ -143,7 +117,7 @@ def _local_folder(repo_id: str | Path, texts: str) -> Path | None:
         return folder
     if isinstance(repo_id, Path) or folder.exists() or not HUB_ID.fullmatch(repo_id):
         raise FileNotFoundError(
-            f"There is no folder '{repo_id}', and an id on the Hub reads 'user/name'. Check the path."
+            f"There is no folder '{repo_id}', and it is not an id on the Hub, such as 'user/name'. Check the path."
         )
     return None
 
@@ -156,10 +130,10 @@ def pull_index(
     shards: Sequence[int] | None = None,
 ) -> Path:
     """
-    Download an index into a folder: with the files for viewers and the card, or some of its shards.
+    Download an index, or some of its shards, into a folder, with the Parquet files and the card.
 
-    The manifest comes last, when all else was found whole, so that a pull that breaks off leaves no index. It goes on
-    at the next call.
+    The manifest is written last, after all files have been checked, so that an interrupted pull leaves no index. The
+    next call resumes it.
 
     Args:
         repo_id (`str`):
@@ -177,19 +151,19 @@ def pull_index(
         `Path`: the folder.
 
     Raises:
-        `FileExistsError`: If the folder holds something else.
+        `FileExistsError`: If the folder contains something else.
         `ValueError`: If there is no such shard, or the repo's manifest or a file is damaged.
-        `FileNotFoundError`: If the repo holds no index, or lacks a file of it.
-        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
-        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+        `FileNotFoundError`: If the repo contains no index, or lacks a file of it.
+        `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
+        `HfHubHTTPError`: If the Hub refuses: an unknown repo, or a token without access.
         `RuntimeError`: If another process is writing there.
     """
     folder, step = Path(folder), partial(HfApi(token=token).dataset_info, repo_id, revision=revision)
-    # all files of one commit, whatever is pushed meanwhile
+    # all files come from one commit, whatever is pushed meanwhile
     info = persist(step, PULL_FAILED.format(repo_id, revision or "main"), PULL_AGAIN)
     present = {file.rfilename for file in info.siblings or []}
     if MANIFEST not in present:
-        raise FileNotFoundError(f"The repo '{repo_id}' holds no `{MANIFEST}`, so it is no index. Check its name.")
+        raise FileNotFoundError(f"The repo '{repo_id}' has no `{MANIFEST}`, so it is not an index. Check its name.")
     fetch = partial(_fetch, repo_id, info.sha, present=present, token=token)
     with TemporaryDirectory() as aside, locked(folder.resolve()):
         fetch([MANIFEST], local_dir=aside)
@@ -205,15 +179,15 @@ def pull_index(
 
 
 def _check_pull_folder(folder: Path, manifest: Path, repo_id: str) -> None:
-    """Make sure that a folder is empty, or holds the index of a manifest or the beginning of a pull."""
+    """Make sure that a folder is empty, or contains the index of a manifest or an interrupted pull."""
     if (folder / MANIFEST).is_file():
         if (folder / MANIFEST).read_bytes() != manifest.read_bytes():
             raise FileExistsError(
-                f"'{folder}' holds another index than '{repo_id}', or another state of it. Choose another folder. One "
-                f"that was pulled is brought up to date without its `{MANIFEST}`: remove that file, and start again; "
-                "files that are the same are not fetched a second time."
+                f"'{folder}' contains another index than '{repo_id}', or another version of it. Choose another "
+                f"folder. To update a folder that was pulled, remove its `{MANIFEST}` and pull again: files that are "
+                "the same are not fetched a second time."
             )
-    elif not (folder / ".cache" / "huggingface").is_dir():  # of a pull that broke off
+    elif not (folder / ".cache" / "huggingface").is_dir():  # of an interrupted pull
         check_vacant(folder)
 
 
@@ -229,38 +203,38 @@ def push_index(
     """
     Upload an index to a dataset repo of the Hub.
 
-    All comes with one commit, which also takes out the files of an earlier index: whoever opens the repo meanwhile
-    gets the earlier one. Files that the Hub has received are not sent again, so that an interrupted upload goes on at
-    the next call. A card that somebody has written is kept, and the path of a local embedder stays here.
+    One commit adds all files and removes those of an earlier index: whoever opens the repo meanwhile gets the earlier
+    one. Files that the Hub has received are not sent again, so that the next call resumes an interrupted upload. A
+    card that somebody has written is kept. Of a local embedder's path only the last part is uploaded.
 
     Args:
         folder (`str` or `Path`):
             A whole index.
         repo_id (`str`):
-            The id of the repo, made if it is not there.
+            The id of the repo; it is created if it does not exist.
         private (`bool`, *optional*):
             Whether a new repo is private. By default the user's or organization's setting.
         token (`str` or `bool`, *optional*):
             Token with the right to write. By default the saved one.
         revision (`str`, *optional*):
-            Branch to push to, made if it is not there. By default `main`.
+            Branch to push to; it is created if it does not exist. By default `main`.
         commit_message (`str`, *optional*):
-            Of the commit.
+            Message of the commit. By default `Upload index`.
         license (`str`, *optional*):
-            The licence of the corpus, by its name on the Hub. By default that of the card before, or `unknown`.
+            The license of the corpus, by its name on the Hub. By default that of the earlier card, or `unknown`.
 
     Returns:
-        `CommitInfo`: of the commit.
+        `CommitInfo`: the commit.
 
     Raises:
-        `FileNotFoundError`: If the folder holds no whole index.
+        `FileNotFoundError`: If the folder contains no whole index.
         `ValueError`: If its manifest or a file is damaged.
         `RuntimeError`: If another process is writing there.
-        `ConnectionError`: If the Hub cannot be reached or does not serve, or a file cannot be sent, after a few tries.
-        `HfHubHTTPError`: If it refuses: a token without the right to write.
+        `ConnectionError`: If the Hub cannot be reached or fails, or a file cannot be sent, after six tries.
+        `HfHubHTTPError`: If the Hub refuses: a token without the right to write.
     """
     folder, api = Path(folder), HfApi(token=token)
-    _whole_files(folder, read_manifest(folder))  # else no lock is made: in the Hub's cache it would be in the way
+    _whole_files(folder, read_manifest(folder))  # before the lock: in the Hub's cache its file would be in the way
     ask = partial(persist, problem=f"The push to '{repo_id}' failed", advice=PUSH_AGAIN)
     with locked(folder.resolve()):  # nobody adds documents meanwhile
         manifest = public_manifest(read_manifest(folder))
@@ -286,13 +260,13 @@ def _changes(
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationDelete(name) for name in present if _is_of_an_index(name) and name not in names
     ]
-    # copies know their hashes, but nothing of an earlier try, whose commit may have come about unanswered
+    # copies keep the hashes, but not the state of an earlier try, whose commit may have been made without an answer
     operations += map(copy.copy, additions)
     return operations if card is None else [*operations, CommitOperationAdd(CARD, card)]
 
 
 def _is_of_an_index(name: str) -> bool:
-    """Whether an index has a file of this name; others in the repo are somebody's own."""
+    """Whether an index has a file of this name; other files in the repo are not touched."""
     numbers = re.findall(r"\d+", name)
     return any(name == pattern.format(int(number)) for pattern in SHARD_FILES for number in numbers)
 
@@ -313,7 +287,7 @@ def _card_to_push(
     api: HfApi,
     revision: str | None,
 ) -> bytes | None:
-    """Give the card in the folder, or else a new one; none where somebody has written the one in the repo."""
+    """Give the card in the folder, or a new one; None if somebody has written the one in the repo."""
     cards = []
     if (folder / CARD).is_file():
         cards.append((folder / CARD).read_text(encoding="utf-8"))
