@@ -1,4 +1,4 @@
-"""An index on the Hub, asked for over HTTP on 127.0.0.1: pinned, fetched once, and then at home in the cache."""
+"""An index on the Hub, over HTTP on 127.0.0.1: pinned by revision, fetched once, and then opened from the cache."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from tttnn.index.hub.card import index_card
 from tttnn.index.manifest import read_manifest
 
 
-pytestmark = pytest.mark.slow  # a process of its own imports torch and transformers
+pytestmark = pytest.mark.slow  # a separate process imports torch and transformers
 
 # `HF_ENDPOINT` must be set before huggingface_hub is imported: all that asks the Hub runs in this program, once.
 PROGRAM = """
@@ -73,7 +73,7 @@ METRIC = Path(__file__).parents[3] / "tttnn" / "metrics" / "bits_per_byte"
 
 
 def run_program(program, hub, home, *arguments):
-    """What a program printed last, in a process of its own for which the Hub is this one."""
+    """What a program printed last, in a separate process for which the Hub is this one."""
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     run = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -293,7 +293,7 @@ def test_shards_that_are_not_there_are_an_error_before_any_is_fetched(hub, embed
 # --- what goes wrong on the way ---
 
 
-def test_a_file_cut_off_in_the_middle_is_fetched_from_there_on(hub, embedder, waits, monkeypatch):
+def test_a_file_cut_off_in_the_middle_is_resumed_from_there(hub, embedder, waits, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50)  # what is written at a time
     hub.order("GET", "^/blobs/.*/texts/shard-00000.jsonl", cut=120)
     retriever = NeighborRetriever.from_pretrained("user/index", embedder=embedder)
@@ -341,9 +341,7 @@ def test_a_download_waits_as_long_as_the_hub_asks(hub, embedder, waits):
 
 
 @pytest.mark.parametrize(("method", "pattern"), [("GET", "/revision/main"), ("GET", "^/blobs/.*/shard-00001.faiss")])
-def test_a_hub_that_goes_on_failing_is_a_connection_error_that_says_how_to_go_on(
-    hub, embedder, waits, method, pattern
-):
+def test_a_hub_that_keeps_failing_is_a_connection_error_that_says_how_to_resume(hub, embedder, waits, method, pattern):
     hub.order(method, pattern, status=503, times=1000)
     with pytest.raises(ConnectionError, match=r"The index 'user/index' .* could not be downloaded .*503.* again"):
         NeighborRetriever.from_pretrained("user/index", embedder=embedder)

@@ -1,4 +1,4 @@
-"""An index pushed to a Hub on 127.0.0.1 and pulled from it: one commit, nothing sent twice, nothing of others lost."""
+"""An index pushed to a Hub on 127.0.0.1 and pulled from it: one commit, nothing sent twice, no other file lost."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_the_path_of_a_local_embedder_stays_here(hub, embedder, tmp_path):
     assert json.loads(arrived["tttnn_index.json"])["embedder"] == local.describe() | {"name": "./minilm"}
     with pytest.raises(ValueError, match=r"'\./minilm', a relative path, .* Pass it"):
         NeighborRetriever.from_pretrained("user/index").retrieve([QUERY], top_k=1)
-    # where it was built, it goes on without being passed
+    # on the machine that built it, the embedder need not be passed
     expected = found(NeighborRetriever.from_pretrained(tmp_path / "index"))
     assert found(NeighborRetriever.from_pretrained("user/index", embedder=local)) == expected
 
@@ -240,7 +240,7 @@ def test_the_example_of_the_card_runs(hub, retriever, capsys):
     )
 
 
-def test_a_card_that_was_made_is_made_anew(hub, make, folder):
+def test_a_generated_card_is_generated_again(hub, make, folder):
     push_index(folder, "user/index")
     push_index(make(TEXTS[:4]), "user/index")
     assert "of 4 documents" in hub.files("user/index")["README.md"].decode()
@@ -334,7 +334,7 @@ def test_a_store_whose_address_has_expired_is_asked_at_a_new_one(hub, folder, wa
     assert files_in(folder).items() <= hub.files("user/index").items()
 
 
-# Every request of a push, by method and path, and the answers that pass.
+# Every request of a push, by method and path.
 STEPS = {
     "repo": ("POST", "/api/repos/create"),
     "branch": ("POST", "/branch/v2"),
@@ -350,7 +350,7 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_push_goes_on_after_an_answer_that_passes(hub, make, folder, waits, step, status):
+def test_a_push_survives_a_transient_answer(hub, make, folder, waits, step, status):
     push_index(make(TEXTS[:4]), "user/index", revision="v2")
     method, pattern = STEPS[step]
     pattern = pattern or sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
@@ -516,7 +516,7 @@ def test_a_second_pull_fetches_nothing(hub, folder, tmp_path):
     assert len([path for path in hub.paths("GET") if "shard-" in path]) == before
 
 
-def test_a_download_cut_off_in_the_middle_of_a_file_goes_on_from_there(hub, folder, tmp_path, waits, monkeypatch):
+def test_a_download_cut_off_in_the_middle_of_a_file_resumes_from_there(hub, folder, tmp_path, waits, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50)  # what is written at a time
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00001.jsonl", cut=120)
@@ -526,7 +526,7 @@ def test_a_download_cut_off_in_the_middle_of_a_file_goes_on_from_there(hub, fold
     assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
 
 
-def test_a_download_that_fails_goes_on_without_the_files_that_have_arrived(hub, folder, tmp_path):
+def test_a_download_that_fails_resumes_without_the_files_that_have_arrived(hub, folder, tmp_path):
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", status=403)
     with pytest.raises(HfHubHTTPError):
@@ -538,8 +538,8 @@ def test_a_download_that_fails_goes_on_without_the_files_that_have_arrived(hub, 
     assert again == {name.format(n) for name in SHARD for n in range(3)} - arrived
 
 
-@pytest.mark.slow  # a process of its own
-def test_a_pull_that_was_killed_goes_on(hub, folder, tmp_path):
+@pytest.mark.slow  # a separate process
+def test_a_pull_that_was_killed_resumes(hub, folder, tmp_path):
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", cut=10, hold=True)
     program = "import sys; from tttnn.index.hub.transfer import pull_index; pull_index('user/index', sys.argv[1])"
@@ -569,7 +569,7 @@ def test_a_pull_that_was_killed_goes_on(hub, folder, tmp_path):
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_pull_goes_on_after_an_answer_that_passes(hub, folder, tmp_path, waits, method, pattern, status):
+def test_a_pull_survives_a_transient_answer(hub, folder, tmp_path, waits, method, pattern, status):
     push_index(folder, "user/index")
     hub.order(method, pattern, status=status, times=2)
     pull_index("user/index", tmp_path / "pulled")
@@ -577,7 +577,7 @@ def test_a_pull_goes_on_after_an_answer_that_passes(hub, folder, tmp_path, waits
     assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
 
 
-def test_a_pull_goes_on_after_a_connection_that_was_reset(hub, folder, tmp_path, waits):
+def test_a_pull_survives_a_connection_that_was_reset(hub, folder, tmp_path, waits):
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00001.jsonl", cut=120, reset=True)
     pull_index("user/index", tmp_path / "pulled")
