@@ -132,7 +132,9 @@ def activation_checkpointing(trainer: "TestTimeTrainer") -> Iterator[None]:
     """
     Turn activation checkpointing on inside, if the arguments ask for it, with the options that they have.
 
-    Relies on: `activation_checkpointing_enable` and `_disable` of the model, and its `is_activation_checkpointing`.
+    Relies on: `activation_checkpointing_enable` and `_disable` of the model, its `is_activation_checkpointing`, and
+    `disable_input_require_grads`, which removes the hooks on the embeddings that enabling registers and disabling
+    leaves there.
     """
     args, model = trainer.args, trainer.model
     if not args.activation_checkpointing or model.is_activation_checkpointing:
@@ -143,6 +145,7 @@ def activation_checkpointing(trainer: "TestTimeTrainer") -> Iterator[None]:
         yield
     finally:
         model.activation_checkpointing_disable()
+        model.disable_input_require_grads()
 
 
 def is_sharded(trainer: "TestTimeTrainer") -> bool:

@@ -28,7 +28,7 @@ class Snapshot:
 
     Frozen parameters are not copied, so that the snapshot of a PEFT model has the size of its adapters. `close` also
     puts back what a user may have done to the model: another precision or device, other embeddings, merged or added
-    adapters, hooks, the plain attributes beside a buffer.
+    adapters, the plain attributes beside a buffer. Hooks are left: transformers registers its own when it needs them.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -104,9 +104,9 @@ class Snapshot:
 
 
 class _Place:
-    """What stands in a module: its children, parameters and hooks, and its plain attributes."""
+    """What stands in a module: its children, parameters and plain attributes."""
 
-    TABLES = ("_modules", "_parameters", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    TABLES = ("_modules", "_parameters")
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
