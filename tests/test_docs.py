@@ -47,7 +47,7 @@ from tttnn.methods import METHODS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-MODULES = sorted((ROOT / "tttnn").glob("*.py"))
+MODULES = sorted((ROOT / "tttnn").rglob("*.py"))
 
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 HUB = {
@@ -259,7 +259,8 @@ def docstring_examples():
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 docstring = ast.get_docstring(node) or ""
                 if "```" in docstring:
-                    name = path.stem if isinstance(node, ast.Module) else f"{path.stem}.{node.name}"
+                    place = path.relative_to(ROOT).with_suffix("").as_posix()
+                    name = place if isinstance(node, ast.Module) else f"{place}:{node.name}"
                     yield pytest.param(docstring, id=name)
 
 
