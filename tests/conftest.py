@@ -186,6 +186,7 @@ def make_trainer(model, tokenizer, retriever, tmp_path):
             "retriever": retriever,
             "callbacks": None,
             "method": None,
+            "optimizers": (None, None),
         }
         parts |= {name: overrides.pop(name) for name in list(overrides) if name in (*parts, "eval_dataset", "args")}
         defaults = {

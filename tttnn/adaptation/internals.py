@@ -13,16 +13,33 @@ import torch
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 
+# The arguments of `Trainer` that its optimizer is made of.
+OPTIMIZER_ARGUMENTS = (
+    *("optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+
 if TYPE_CHECKING:
     from tttnn.adaptation.trainer import TestTimeTrainer
 
 
 def prepare_optimizer(trainer: "TestTimeTrainer") -> torch.optim.Optimizer:
     """
-    Make the optimizer, unless there is one, and let accelerate wrap it once.
+    Make the optimizer, unless one was passed, and let accelerate wrap it once.
+
+    It is made again if its arguments or the trainable parameters have changed since.
 
     Relies on: `create_optimizer` keeps an optimizer that is there; `accelerator.prepare` marks what it has wrapped.
     """
+    args, parameters = trainer.args, trainer.model.parameters()
+    wanted = (
+        [getattr(args, name) for name in OPTIMIZER_ARGUMENTS],
+        [id(parameter) for parameter in parameters if parameter.requires_grad],
+    )
+    if trainer.made_optimizer_of not in (None, wanted):
+        trainer.optimizer = None  # type: ignore[assignment]
+    if trainer.optimizer is None:
+        trainer.made_optimizer_of = wanted
     trainer.create_optimizer()
     trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
     trainer.callback_handler.optimizer = trainer.optimizer

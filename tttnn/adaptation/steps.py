@@ -56,6 +56,11 @@ class OptimizerState:
             for group in self.optimizer.param_groups
         ]
         self.scale = internals.reset_scaler(trainer)
+        # an optimizer that was passed may have a state of its user's
+        self.state = {
+            parameter: {name: _copy(value) for name, value in values.items()}
+            for parameter, values in self.optimizer.state.items()
+        }
         self.reset()
 
     def reset(self) -> None:
@@ -64,6 +69,11 @@ class OptimizerState:
         internals.reset_scaler(self.trainer, self.scale)
         for group, initial in zip(self.optimizer.param_groups, self.groups, strict=True):
             group.update(initial)
+
+    def close(self) -> None:
+        """Give the optimizer back with the state that it had."""
+        self.reset()
+        self.optimizer.state.update(self.state)
 
 
 def train_on(
@@ -157,3 +167,7 @@ def check_weights(parameters: Sequence[torch.Tensor]) -> None:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
+
+
+def _copy(value: object) -> object:
+    return value.clone() if isinstance(value, torch.Tensor) else value

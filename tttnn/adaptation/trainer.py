@@ -1,5 +1,6 @@
 """`TestTimeTrainer`: a step on each neighbor of a document, a score before and after, the weights as they were."""
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -85,7 +86,7 @@ class TestTimeTrainer(Trainer):
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
-    _is_running = False
+    _running: "weakref.ref[OptimizerState] | None" = None
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class TestTimeTrainer(Trainer):
         model.config.use_cache = use_cache  # Trainer switches it off for good
         self.retriever: Retriever | None = retriever
         self.records: list[DocumentRecord] = []
+        self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
         context = context_length(model)
         self.max_length = args.max_length if context is None else min(args.max_length, context)
@@ -294,7 +296,7 @@ class TestTimeTrainer(Trainer):
             yield self.model
 
     def _check_free(self) -> None:
-        if self._is_running:
+        if self._running is not None and self._running() is not None:
             raise StateError(
                 "An episode is running: `adapt`, `episodes`, `evaluate` and `predict` cannot be called from its "
                 "callbacks, because they share one optimizer. Call them before or after it."
@@ -308,9 +310,10 @@ class TestTimeTrainer(Trainer):
         optimizer = OptimizerState(self)
         steps = num_documents * args.num_neighbors * int(args.chunks_per_neighbor or 1) * int(args.num_train_epochs)
         with ExitStack() as stack:
-            stack.callback(setattr, self, "_is_running", False)
-            self._is_running = True
-            stack.callback(undisturbed, optimizer.reset)
+            stack.callback(setattr, self, "_running", None)
+            # weakly: an interrupt between two lines cannot leave the mark behind
+            self._running = weakref.ref(optimizer)
+            stack.callback(undisturbed, optimizer.close)
             stack.enter_context(internals.training_state(self, steps))
             stack.enter_context(torch.inference_mode(False))  # which turns gradients on as well
             stack.enter_context(prepared_for_training(self.model, args.disable_dropout))
