@@ -27,6 +27,8 @@ from transformers import (
 from tttnn import Neighbor, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
 
 
+pytest_plugins = ["commands"]  # the fixtures of the command line
+
 # a shell that starts the tests in the background has Ctrl-C ignored, and some tests are about Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # for tiny models a second thread only waits

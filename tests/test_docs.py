@@ -114,8 +114,8 @@ def hub(monkeypatch, tiny_models, tokenizer, embedder, saved_index):
         assert on_hub(name)
         return saved_index
 
-    def dataset_of(name, **options):
-        assert on_hub(name)
+    def dataset_of(path, **options):
+        assert on_hub(path)
         return PILE
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model_of)
@@ -278,7 +278,9 @@ def table_rows(text):
     return [[cell.strip() for cell in row] for row in rows if set("".join(row)) - set("-: ")]
 
 
-@pytest.mark.parametrize("command", ["build-index", "retrieve", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command", ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "evaluate", "report"]
+)
 def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()
     section = page.split(f"## tttnn {command}\n")[1].split("\n## ")[0]
@@ -307,7 +309,7 @@ def test_every_name_of_a_door_is_in_the_reference():
     pages = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
     shown = {name.split(".")[-1] for name in re.findall(r"^::: (\S+)$", pages, re.M)}
     for path in MODULES:
-        if path.name == "__init__.py":
+        if path.name == "__init__.py" and path.parent.name != "cli":  # which has a page of its own, with its options
             door = import_module(".".join(path.relative_to(ROOT).parent.parts))
             names = {name for name in getattr(door, "__all__", []) if not name.isupper()}
             assert names <= shown, f"`{path}` hands out names that no page under docs/reference/ shows"

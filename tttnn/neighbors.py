@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Any, Protocol, runtime_checkable
 
-from tttnn.documents import check_text
+from tttnn.documents import Document, check_text
 from tttnn.errors import InputTypeError
 
 
@@ -119,10 +119,10 @@ def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
     """
     if isinstance(neighbors, str):
         raise InputTypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
-    found = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
-    for neighbor in found:
+    made = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
+    for neighbor in made:
         check_text(neighbor.text, f"neighbor {neighbor.id}")
-    return found
+    return made
 
 
 @dataclass
@@ -134,11 +134,35 @@ class Selection:
         neighbors (`list[Neighbor]`):
             In the order of training.
         overlaps (`list[float]`):
-            Of each, its overlap with the scored text (see `overlap`).
+            The overlap of each one with the scored text (see `tttnn.selection.overlap`).
         near_copies (`list[int]`):
-            Ids of the neighbors that overlap it by at least one half, those that were dropped for it included.
+            Ids of the neighbors that nearly copy the scored text, the document or the part before the scored text;
+            those that were dropped for it are included.
+        own (`list[int]`):
+            Ids of the chosen neighbors that come from the document itself, by their id or source.
     """
 
     neighbors: list[Neighbor] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
+
+
+class Selector(Protocol):
+    """Chooses among the candidates of a document; `tttnn.selection.SELECTORS` has those of the library."""
+
+    def __call__(
+        self,
+        candidates: list[Neighbor],
+        document: Document,
+        scored_text: str,
+        *,
+        num_neighbors: int,
+        order: str,
+        seed: int,
+        max_distance: float | None,
+        exclude: str | None,
+        drop_near_copies: bool,
+    ) -> Selection:
+        """Choose; the arguments are those of `tttnn.selection.select`."""
+        ...

@@ -89,7 +89,9 @@ OTHERS = [
     ("method", "option", "values"), [(method, option, values) for method, option, *values in OTHERS]
 )
 def test_an_option_of_another_method_is_refused_by_its_name(method, option, values):
-    with pytest.raises(ValueError, match=f"'{option}' is no option of the method {method}".replace("+", r"\+")):
+    with pytest.raises(
+        ValueError, match=f"'{option.replace('_', '-')}' is no option of the method {method}".replace("+", r"\+")
+    ):
         parse(method, option, *values)
 
 

@@ -218,7 +218,7 @@ def test_a_manifest_that_parses_serves_where_it_is_used(indexes, changes):
         return
     assert index_card(manifest, "user/name").startswith("---\n")
     try:
-        WordEmbedder().check(manifest["embedder"])
+        WordEmbedder().check(manifest.embedder.to_json())
     except ValueError as error:
         assert "Pass the embedder that built it" in str(error)
 

@@ -63,6 +63,12 @@ class TestTimeTrainingArguments(
         query (`str`, *optional*, defaults to `"prefix"`):
             `"prefix"`: the first half of a document, at most 1024 tokens, finds its neighbors, and the rest is scored.
             `"document"`: the whole document finds them and is scored, as in the paper.
+        cut (`str`, *optional*, defaults to `"text"`):
+            Where a prefix ends. `"text"`: the string is cut after the characters of half of its tokens, so that query
+            and scored part are the text, to the byte. `"tokens"`: the two halves of the tokens are decoded, as the
+            official code does; where decoding does not invert encoding, another text is scored.
+        router_aux_loss (`bool`, *optional*, defaults to `False`):
+            Whether the load-balancing loss of a mixture of experts is added to the loss of each step.
         max_length (`int`, *optional*, defaults to `1024`):
             Tokens in a training chunk and in a scoring window, capped at the model's context.
         max_distance (`float`, *optional*):

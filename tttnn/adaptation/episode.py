@@ -17,7 +17,7 @@ from tttnn.adaptation.steps import Chunks, OptimizerState, check_weights, in_mod
 from tttnn.adaptation.windows import encode, split_document, training_chunks
 from tttnn.documents import Document, as_documents, check_text
 from tttnn.errors import InputError, StateError
-from tttnn.neighbors import Neighbor, Retriever, Selection, as_neighbors
+from tttnn.neighbors import Neighbor, Retriever, as_neighbors
 from tttnn.records import DocumentRecord, digest
 from tttnn.selection import select
 
@@ -55,7 +55,7 @@ class Episode:
         self.seed = int(np.random.SeedSequence([trainer.args.seed, index]).generate_state(1)[0])
         set_seed(self.seed)
         tokenizer = trainer.processing_class
-        self.query, self.text = split_document(tokenizer, document.text, query or trainer.args.query)
+        self.query, self.text = split_document(tokenizer, document.text, query or trainer.args.query, trainer.args.cut)
         self.scored_text = ScoredText.from_text(self.text, tokenizer, trainer.max_length)
         counts = self.scored_text.num_bytes, self.scored_text.num_words
         self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
@@ -91,14 +91,12 @@ class Episode:
             exclude=args.exclude,
             drop_near_copies=args.drop_near_copies,
         )
-        self._use(selection)
-        self.record.seconds["retrieve"] += perf_counter() - start
-
-    def _use(self, selection: Selection) -> None:
-        self.neighbors = selection.neighbors
-        self.record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
-        self.record.distances = [neighbor.distance for neighbor in selection.neighbors]
-        self.record.overlaps, self.record.near_copies = selection.overlaps, selection.near_copies
+        record, self.neighbors = self.record, selection.neighbors
+        record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
+        record.distances = [neighbor.distance for neighbor in selection.neighbors]
+        record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
+        record.own_neighbors = selection.own
+        record.seconds["retrieve"] += perf_counter() - start
 
     def chunks_of(self, neighbor: Neighbor) -> Chunks:
         """

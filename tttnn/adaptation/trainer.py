@@ -20,8 +20,9 @@ from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.episode import Episodes, num_candidates
 from tttnn.adaptation.method import Method, TestTimeTraining
 from tttnn.adaptation.progress import DocumentProgressCallback
-from tttnn.adaptation.requirements import check_model, check_processes, context_length
+from tttnn.adaptation.requirements import check_adapters, check_model, check_processes, check_reading, context_length
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
+from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.settings import run_settings
 from tttnn.adaptation.steps import NotFiniteError, OptimizerState
 from tttnn.adaptation.windows import prefix_token_id
@@ -127,6 +128,8 @@ class TestTimeTrainer(Trainer):
         self.records: list[DocumentRecord] = []
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
+        check_reading(self.model, processing_class)
+        check_adapters(self.model, bool(args.activation_checkpointing))
         context = context_length(model)
         self.max_length = args.max_length if context is None else min(args.max_length, context)
         if self.max_length < 2:
@@ -325,6 +328,27 @@ class TestTimeTrainer(Trainer):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Give the names of all parameters: the method decays every one."""
         return [name for name, _ in model.named_parameters()]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:  # noqa: ANN401
+        """
+        Give the mean loss of the next token, computed from the logits: the loss of some models is not shifted.
+
+        `train` has the loss of the model itself, as `Trainer`.
+        """
+        if self._running is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, **({"output_router_logits": True} if self.args.router_aux_loss else {}))
+        loss = next_token_loss(outputs.logits, labels)
+        if self.args.router_aux_loss:
+            loss = loss + self.model.config.get_text_config().router_aux_loss_coef * outputs.aux_loss
+        return (loss, outputs) if return_outputs else loss
 
     def compute_loss_context_manager(self) -> ExitStack:
         """Enter the context of mixed precision, if `bf16` or `fp16` ask for it."""

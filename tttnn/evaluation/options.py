@@ -21,6 +21,7 @@ from tttnn.adaptation import (
     TrainableArguments,
 )
 from tttnn.errors import InputError
+from tttnn.helptext import HelpFormatter, dashed, misspelled, suggestion
 from tttnn.methods import METHODS, KnnLM, Method
 
 
@@ -163,7 +164,7 @@ def parse_evaluation(
     Raises:
         `ValueError`: If a value is out of range, or an option is none of the method's.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = dashed(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--method", default="ttt")
     first.add_argument("--preset")
@@ -181,16 +182,20 @@ def parse_evaluation(
         description=description,
         epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false turns a flag off. "
         "The options shown are those of the method: `--method METHOD --help` shows another's.",
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     if chosen.preset is not None:
         # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
         names = {item.name for group in groups for item in fields(group)}
         parser.set_defaults(**{name: value for name, value in PRESETS[chosen.preset].items() if name in names})
-    *values, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is no option of the method {chosen.method}. `--help` shows them.")
+    unknown = misspelled(argv, parser._option_string_actions)
+    if unknown is not None:
+        hint = suggestion(unknown, parser._option_string_actions)
+        raise InputError(f"{unknown!r} is no option of the method {chosen.method}.{hint} `--help` shows its options.")
+    *values, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        raise InputError(f"{rest[0]!r} belongs to no option. Put a value after its option.")
     parsed = dict(zip(groups, values, strict=True))
     _check_options({word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}, parsed)
     rates = parsed.get(RateArguments, RateArguments()).learning_rates or []
@@ -240,8 +245,3 @@ def _check_options(names: set[str], parsed: dict[type, Any]) -> None:
         if name in names and kind != trainable:
             option = name.replace("_", "-")
             raise InputError(f"`--{option}` is for `--trainable {kind}`, and that is {trainable}. Leave one out.")
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)

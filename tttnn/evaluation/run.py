@@ -131,7 +131,8 @@ def evaluate_documents(
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
     if whole is not None and outcomes[0].is_main:
-        queries = [split_document(parts["processing_class"], item.text, args.query)[0] for item in documents]
+        tokenizer = parts["processing_class"]
+        queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
         keep_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
     return outcomes
 

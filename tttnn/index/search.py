@@ -17,8 +17,8 @@ from tttnn.index.manifest import (
     SHARD_FILES,
     TEXTS,
     VECTORS,
+    Manifest,
     check_file,
-    chosen_shards,
     manifest_bytes,
     parse_manifest,
 )
@@ -226,16 +226,16 @@ def open_index(
     folder = Path(folder)
     content = manifest_bytes(folder)  # once, for an `add` may put another in its place
     manifest = parse_manifest(content, folder / MANIFEST)
-    numbers = chosen_shards(manifest, shards)
+    numbers = manifest.chosen_shards(shards)
     opened, start = [], 0
-    for number, entry in enumerate(manifest["shards"]):
+    for number, entry in enumerate(manifest.shards):
         if number in numbers:
             opened.append(_open_shard(folder, manifest, number, start, verify, remote))
-        start += entry["rows"]
+        start += entry.rows
     _check_alike(opened, folder)
     digest = hashlib.sha256(content + (b"" if shards is None else str(numbers).encode())).hexdigest()
-    search, passage_tokens = manifest["storage"]["search"], manifest["passage_tokens"]
-    return DocumentIndex(opened, manifest["embedder"], digest, search, folder, passage_tokens)
+    embedder, search = manifest.embedder.to_json(), manifest.storage.search
+    return DocumentIndex(opened, embedder, digest, search, folder, manifest.passage_tokens)
 
 
 def _check_alike(shards: list[Shard], folder: Path) -> None:
@@ -258,28 +258,28 @@ def _check_alike(shards: list[Shard], folder: Path) -> None:
 
 def _open_shard(
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     number: int,
     start: int,
     verify: bool,
     remote: Mapping[str, RemoteFile] | None,
 ) -> Shard:
-    entry, vectors_path = manifest["shards"][number], folder / VECTORS.format(number)
+    entry, vectors_path = manifest.shards[number], folder / VECTORS.format(number)
     offsets, texts = folder / OFFSETS.format(number), folder / TEXTS.format(number)
     for name in (pattern.format(number) for pattern in SHARD_FILES):
         if name == TEXTS.format(number) and remote is not None:
             continue
         # the files for viewers are not opened here, and may be left out
         if folder / name in (vectors_path, offsets, texts) or verify and (folder / name).is_file():
-            check_file(folder / name, entry["files"][name], verify)
-    vectors = read_vectors(vectors_path, manifest["storage"]["preset"])
-    if (vectors.ntotal, vectors.d) != (entry["rows"], manifest["embedder"]["dimension"]):
+            check_file(folder / name, entry.files[name], verify)
+    vectors = read_vectors(vectors_path, manifest.storage.preset)
+    if (vectors.ntotal, vectors.d) != (entry.rows, manifest.embedder.dimension):
         raise InputError(
-            f"Shard {number} of '{folder}' should hold {entry['rows']} rows of dimension "
-            f"{manifest['embedder']['dimension']}, but has {vectors.ntotal} vectors of dimension {vectors.d}. "
+            f"Shard {number} of '{folder}' should hold {entry.rows} rows of dimension "
+            f"{manifest.embedder.dimension}, but has {vectors.ntotal} vectors of dimension {vectors.d}. "
             "Fetch or build the index anew."
         )
     if remote is None:
-        return Shard(vectors, TextStore(texts, entry["rows"]), start)
+        return Shard(vectors, TextStore(texts, entry.rows), start)
     name = TEXTS.format(number)
-    return Shard(vectors, RemoteTexts(remote[name], offsets, entry["rows"], entry["files"][name]["bytes"]), start)
+    return Shard(vectors, RemoteTexts(remote[name], offsets, entry.rows, entry.files[name].bytes), start)

@@ -246,7 +246,7 @@ class NeighborRetriever:
         if isinstance(self.index, IndexSubset):
             raise InputError("This is a part of an index, drawn by `subset`. Save the whole one.")
         if self.index.folder is not None:
-            opened, there = len(self.index.shards), len(read_manifest(self.index.folder)["shards"])
+            opened, there = len(self.index.shards), len(read_manifest(self.index.folder).shards)
             if opened < there:
                 raise InputError(
                     f"Of the {there} shards of '{self.index.folder}' {opened} are open, and an index is saved whole. "

@@ -20,7 +20,7 @@ from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings, add_documents, build_index, index_in_memory
 from tttnn.index.build.save import write_index
 from tttnn.index.build.workspace import STATE, STORAGE
-from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, VECTORS, VIEWER, read_manifest
+from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, VECTORS, VIEWER, Storage, read_manifest
 from tttnn.index.manifest import TEXTS as TEXTS_FILE
 from tttnn.index.search import open_index
 
@@ -199,17 +199,17 @@ def test_the_rows_of_all_shards_are_the_corpus_in_its_order(folder):
 def test_the_manifest_says_what_was_built(folder):
     build_index(iter(DOCUMENTS), WordEmbedder(), folder, SETTINGS, sources=["a/corpus", "b.jsonl"])
     manifest = read_manifest(folder)
-    assert manifest["sources"] == ["a/corpus", "b.jsonl"]
-    assert (manifest["num_rows"], manifest["num_documents"]) == (50, 50)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 20}
-    assert (manifest["recall"], manifest["passage_tokens"]) == (None, None)
-    assert manifest["faiss_version"] == faiss.__version__
-    assert manifest["embedder"]["name"] == "words of 32"
+    assert manifest.sources == ["a/corpus", "b.jsonl"]
+    assert (manifest.num_rows, manifest.num_documents) == (50, 50)
+    assert manifest.storage == Storage("flat", "Flat", {}, 20)
+    assert (manifest.recall, manifest.passage_tokens) == (None, None)
+    assert manifest.faiss_version == faiss.__version__
+    assert manifest.embedder.name == "words of 32"
 
 
 def test_a_corpus_of_whole_shards_has_no_empty_one(folder):
     build_index(DOCUMENTS[:40], WordEmbedder(), folder, SETTINGS)
-    assert [shard["rows"] for shard in read_manifest(folder)["shards"]] == [20, 20]
+    assert [shard.rows for shard in read_manifest(folder).shards] == [20, 20]
 
 
 def test_a_stream_is_read_one_window_ahead_of_what_is_embedded(folder, monkeypatch):
@@ -238,8 +238,8 @@ def test_the_documents_of_passages_are_counted(embedder, folder):
     documents = [Document(f"{row}", text) for row, text in enumerate(TEXTS)]
     build_index(documents, Embedder(embedder), folder, IndexSettings(shard_size=7, passage_tokens=16))
     manifest = read_manifest(folder)
-    assert manifest["passage_tokens"] == 16
-    assert manifest["num_documents"] == len(TEXTS) < manifest["num_rows"]
+    assert manifest.passage_tokens == 16
+    assert manifest.num_documents == len(TEXTS) < manifest.num_rows
     index = open_index(folder)
     texts = {document.id: "" for document in documents}
     for passage in index.documents(range(len(index))):
@@ -252,7 +252,7 @@ def test_documents_with_a_field_named_passage_are_counted_too(folder, value):
     build_index(
         [Document(f"{row}", text, {"passage": value}) for row, text in enumerate("abc")], WordEmbedder(), folder
     )
-    assert read_manifest(folder)["num_documents"] == 3
+    assert read_manifest(folder).num_documents == 3
 
 
 @pytest.mark.parametrize("target", [0, -1, 1.01])
@@ -506,8 +506,8 @@ def test_a_shard_has_as_many_rows_as_half_a_gibibyte_holds(folder, monkeypatch):
     monkeypatch.setattr("tttnn.index.vectors.MAX_SHARD_BYTES", 2000)  # for the 512 MiB
     build_index(DOCUMENTS, WordEmbedder(), folder)
     manifest = read_manifest(folder)
-    assert manifest["storage"]["shard_size"] == 15  # of 4 * 32 bytes
-    assert [shard["rows"] for shard in manifest["shards"]] == [15, 15, 15, 5]
+    assert manifest.storage.shard_size == 15  # of 4 * 32 bytes
+    assert [shard.rows for shard in manifest.shards] == [15, 15, 15, 5]
 
 
 def test_an_index_of_any_shard_size_will_do_where_none_is_asked_for(folder):
@@ -608,11 +608,9 @@ def test_added_documents_get_the_next_rows_and_the_files_of_the_others_stay(fold
     index = open_index(folder)
     assert [(shard.start, len(shard)) for shard in index.shards] == [(0, 20), (20, 20), (40, 10), (50, 20), (70, 10)]
     assert index.documents(range(80)) == [*DOCUMENTS, *MORE]
-    assert (new["num_rows"], new["num_documents"], new["sources"]) == (80, 80, ["first", "second"])
-    assert [new[name] for name in ("embedder", "storage", "recall")] == [
-        old[name] for name in ("embedder", "storage", "recall")
-    ]
-    assert new["corpus_digest"] != old["corpus_digest"]
+    assert (new.num_rows, new.num_documents, new.sources) == (80, 80, ["first", "second"])
+    assert (new.embedder, new.storage, new.recall) == (old.embedder, old.storage, old.recall)
+    assert new.corpus_digest != old.corpus_digest
     assert [*folder.parent.glob("index*")] == [folder]
 
 
@@ -658,7 +656,7 @@ def test_added_documents_are_cut_into_passages_as_the_others_were(embedder, fold
     passages = index.documents(range(rows, rows + added))
     assert "".join(passage.text for passage in passages) == TEXTS[4]
     assert [(passage.id, passage.metadata) for passage in passages] == [("1", {"passage": n}) for n in range(added)]
-    assert read_manifest(folder)["num_documents"] == 2
+    assert read_manifest(folder).num_documents == 2
 
 
 @pytest.mark.parametrize("preset", ["flat", "ivf", "scale"])
@@ -746,7 +744,7 @@ def test_documents_that_were_added_before_the_last_are_added(folder):
 def test_documents_added_to_an_index_from_memory_share_a_shard(folder):
     write_index(index_in_memory(DOCUMENTS[:3], WordEmbedder()), folder)
     add_documents(MORE, WordEmbedder(), folder)
-    assert [shard["rows"] for shard in read_manifest(folder)["shards"]] == [3, 30]
+    assert [shard.rows for shard in read_manifest(folder).shards] == [3, 30]
 
 
 def test_another_embedder_cannot_add(folder):

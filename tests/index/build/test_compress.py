@@ -14,7 +14,7 @@ from build_program import WordEmbedder, files_of, make_documents
 import tttnn.index.build.compress
 from tttnn import Document
 from tttnn.index.build.build import IndexSettings, build_index
-from tttnn.index.manifest import MANIFEST, VECTORS, read_manifest
+from tttnn.index.manifest import MANIFEST, VECTORS, Recall, read_manifest
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
 from tttnn.index.vectors import read_vectors
@@ -82,11 +82,11 @@ def build(tmp_path_factory):
 def read_into_memory(folder):
     """The same files, read by Faiss without a map."""
     manifest, shards, start = read_manifest(folder), [], 0
-    for number, entry in enumerate(manifest["shards"]):
+    for number, entry in enumerate(manifest.shards):
         vectors = faiss.read_index(str(folder / VECTORS.format(number)))
-        shards.append(Shard(vectors, DOCUMENTS[start : start + entry["rows"]], start))
-        start += entry["rows"]
-    return DocumentIndex(shards, manifest["embedder"], "", manifest["storage"]["search"])
+        shards.append(Shard(vectors, DOCUMENTS[start : start + entry.rows], start))
+        start += entry.rows
+    return DocumentIndex(shards, manifest.embedder.to_json(), "", manifest.storage.search)
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, *FACTORIES])
@@ -101,7 +101,7 @@ def test_a_mapped_index_finds_just_what_its_files_find_in_memory(preset, build, 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale", "IVF4,SQ8", "IVF4,PQ4x4fs,Refine(SQ8)"])
 def test_the_manifest_says_how_thoroughly_to_search(preset, build):
-    index, search = open_index(build(preset)), read_manifest(build(preset))["storage"]["search"]
+    index, search = open_index(build(preset)), read_manifest(build(preset)).storage.search
     assert search.keys() == ({"nprobe"} if index.shards[0].exact is None else {"nprobe", "k_factor"})
     assert (index.nprobe, index.k_factor) == (search["nprobe"], search.get("k_factor", 1))
 
@@ -160,20 +160,20 @@ def recall_of(folder, search, queries, vectors):
 def test_the_recorded_recall_is_what_numpy_finds(preset, build, embedder, vectors):
     manifest = read_manifest(build(preset))
     tuning, measuring = recorded_queries(embedder)
-    recall, search = manifest["recall"], manifest["storage"]["search"]
-    assert recall == {
-        "top_k": 20,
-        "recall": pytest.approx(recall_of(build(preset), search, measuring, vectors), abs=1e-9),
-        "target": 0.95,
-        "num_queries": 200,
-        "num_rows": 600,
-    }
-    assert 0 < recall["recall"] <= 1
+    recall, search = manifest.recall, manifest.storage.search
+    assert recall == Recall(
+        top_k=20,
+        recall=pytest.approx(recall_of(build(preset), search, measuring, vectors), abs=1e-9),
+        target=0.95,
+        num_queries=200,
+        num_rows=600,
+    )
+    assert 0 < recall.recall <= 1
 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale"])
 def test_the_settings_are_the_cheapest_that_reach_the_target(preset, build, embedder, vectors):
-    search = read_manifest(build(preset))["storage"]["search"]
+    search = read_manifest(build(preset)).storage.search
     tuning, _ = recorded_queries(embedder)
     assert recall_of(build(preset), search, tuning, vectors) >= 0.95
     assert search["nprobe"] > 1
@@ -285,10 +285,10 @@ def test_rows_may_be_converted_in_any_number_of_pieces(preset, build, tmp_path, 
 def test_a_target_that_is_missed_is_warned_of_and_stays_in_the_manifest(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="tttnn"):
         build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings("PQ2x2", recall_target=0.99))
-    recall = read_manifest(tmp_path / "index")["recall"]
-    assert recall["recall"] < 0.9 and recall["target"] == 0.99
+    recall = read_manifest(tmp_path / "index").recall
+    assert recall.recall < 0.9 and recall.target == 0.99
     (record,) = caplog.records
-    assert f"finds {100 * recall['recall']:.1f} %, less than the 99.0 % that were asked for" in record.getMessage()
+    assert f"finds {100 * recall.recall:.1f} %, less than the 99.0 % that were asked for" in record.getMessage()
     assert "No settings of search reached them. Take the preset 'flat'" in record.getMessage()
 
 
@@ -306,8 +306,8 @@ def test_a_target_that_only_the_queries_of_the_choice_reach_may_be_asked_for_hig
 def test_a_target_that_is_reached_is_not_warned_of(preset, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="tttnn"):
         build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings(preset, recall_target=0.8))
-    recall = read_manifest(tmp_path / "index")["recall"]
-    assert recall["recall"] >= recall["target"] == 0.8
+    recall = read_manifest(tmp_path / "index").recall
+    assert recall.recall >= recall.target == 0.8
     assert caplog.records == []
 
 
@@ -320,7 +320,7 @@ def test_an_index_of_few_documents_finds_them_all(preset, number, tmp_path, embe
     found = index.search(embedder.encode_query(TEXTS[:number]), number)
     assert [pairs[0][1] for pairs in found] == list(range(number))
     assert [sorted(row for _, row in pairs) for pairs in found] == [list(range(number))] * number
-    assert read_manifest(tmp_path / "index")["recall"]["num_rows"] == number
+    assert read_manifest(tmp_path / "index").recall.num_rows == number
 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale"])

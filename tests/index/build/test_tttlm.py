@@ -17,7 +17,7 @@ from tttnn.embedding import TTTLM
 from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings
 from tttnn.index.build.tttlm import import_published_index
-from tttnn.index.manifest import MANIFEST, read_manifest
+from tttnn.index.manifest import MANIFEST, Storage, read_manifest
 from tttnn.index.search import open_index
 
 
@@ -98,12 +98,12 @@ def test_neighbors_are_those_of_brute_force(files, tmp_path):
 def test_the_manifest_says_that_the_vectors_came_from_elsewhere(files, tmp_path):
     import_published_index(*files, tmp_path / "index")
     manifest = read_manifest(tmp_path / "index")
-    assert manifest["sources"] == ["00.jsonl", "01.jsonl", "02.jsonl"]
-    assert (manifest["num_documents"], manifest["num_rows"], manifest["recall"]) == (82, 82, None)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 2**29 // 96}
-    embedder = manifest["embedder"]
-    assert (embedder["name"], embedder["model"], embedder["max_seq_length"]) == ("tttlm", TTTLM[0], 512)
-    assert (embedder["dimension"], embedder["probe"]) == (DIMENSION, None)
+    assert manifest.sources == ["00.jsonl", "01.jsonl", "02.jsonl"]
+    assert (manifest.num_documents, manifest.num_rows, manifest.recall) == (82, 82, None)
+    assert manifest.storage == Storage("flat", "Flat", {}, 2**29 // 96)
+    embedder = manifest.embedder
+    assert (embedder.name, embedder.model, embedder.max_seq_length) == ("tttlm", TTTLM[0], 512)
+    assert (embedder.dimension, embedder.probe) == (DIMENSION, None)
 
 
 def test_an_embedder_of_another_dimension_cannot_query_it(files, tmp_path, embedder):
@@ -115,7 +115,7 @@ def test_an_embedder_of_another_dimension_cannot_query_it(files, tmp_path, embed
 def test_metadata_named_passage_counts_as_a_document(files, tmp_path):
     write_lines(files[1][2], [json.dumps({"text": "a", "passage": "b"})] * 7)
     import_published_index(*files, tmp_path / "index")
-    assert read_manifest(tmp_path / "index")["num_documents"] == 82
+    assert read_manifest(tmp_path / "index").num_documents == 82
 
 
 # --- stored otherwise than exactly ---
@@ -131,10 +131,10 @@ def of_this_dimension(tokenizer, tmp_path_factory):
 def test_vectors_are_stored_as_a_preset_says_with_the_recall_measured(files, tmp_path, preset, of_this_dimension):
     import_published_index(*files, tmp_path / "index", IndexSettings(preset, recall_target=0.9), of_this_dimension)
     manifest = read_manifest(tmp_path / "index")
-    assert manifest["storage"]["preset"] == preset
-    assert (manifest["recall"]["target"], manifest["recall"]["num_rows"]) == (0.9, 82)
-    assert manifest["recall"]["recall"] > 0.7
-    assert (manifest["embedder"]["name"], manifest["embedder"]["probe"]) == ("tttlm", None)
+    assert manifest.storage.preset == preset
+    assert (manifest.recall.target, manifest.recall.num_rows) == (0.9, 82)
+    assert manifest.recall.recall > 0.7
+    assert (manifest.embedder.name, manifest.embedder.probe) == ("tttlm", None)
     index, vectors = open_index(tmp_path / "index"), np.concatenate(VECTORS)
     assert [len(shard) for shard in index.shards] == [*SIZES]
     assert all(type(shard.vectors) is not faiss.IndexFlatL2 for shard in index.shards)
@@ -188,7 +188,7 @@ def test_other_settings_than_those_of_an_import_of_which_only_the_move_was_left_
     assert_nothing(tmp_path)
     monkeypatch.setattr("tttnn.embedding._tttlm", None)  # no embedder is needed for the move
     import_published_index(*files, tmp_path / "index", first)
-    assert read_manifest(tmp_path / "index")["storage"]["preset"] == first.preset
+    assert read_manifest(tmp_path / "index").storage.preset == first.preset
 
 
 def test_a_folder_that_is_not_empty_is_told_before_an_embedder_is_loaded(files, tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ def test_an_embedder_that_gives_another_vector_for_the_first_text_is_warned_of(
     index.reset()
     index.add(same.encode_document(texts[::-1]))
     faiss.write_index(index, str(files[0][0]))
-    loaded = Embedder.from_description(read_manifest(tmp_path / "same")["embedder"], of_this_dimension)
+    loaded = Embedder.from_description(read_manifest(tmp_path / "same").embedder.to_json(), of_this_dimension)
     import_published_index(*files, tmp_path / "other", IndexSettings("ivf", recall_target=0.1), loaded)
     assert f"The embedder '{of_this_dimension}' gives another vector for the first text of" in caplog.text
 

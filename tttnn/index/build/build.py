@@ -17,8 +17,17 @@ from tttnn.index.build.compress import choose_storage, convert_shards
 from tttnn.index.build.passages import split_into_passages
 from tttnn.index.build.resume import UnfinishedBuild, embedded_windows, holds, no_document
 from tttnn.index.build.workspace import check_vacant, intact, move_index, unfinished_folder
-from tttnn.index.build.writers import FLAT_STORAGE
-from tttnn.index.manifest import MANIFEST, TEXTS, VECTORS, check_file, make_manifest, read_manifest
+from tttnn.index.manifest import (
+    MANIFEST,
+    TEXTS,
+    VECTORS,
+    EmbedderDescription,
+    Manifest,
+    ShardEntry,
+    Storage,
+    check_file,
+    read_manifest,
+)
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
 from tttnn.index.texts import document_to_line
@@ -152,12 +161,14 @@ def build_index(
         kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
         build = UnfinishedBuild(unfinished, kept, size)
         choose_storage(unfinished, settings.preset, settings.recall_target)
-        shards, storage, recall = build.add_shards(rows, embedder, batch_size, show_progress_bar), FLAT_STORAGE, None
+        shards = build.add_shards(rows, embedder, batch_size, show_progress_bar)
+        storage, recall = Storage("flat", "Flat", {}, build.shard_size), None
         if settings.preset != "flat":
-            storage, recall = convert_shards(unfinished, shards, embedder, settings.preset, settings.recall_target)
-        storage, described = {**storage, "shard_size": build.shard_size}, build.settings["embedder"]
-        manifest = make_manifest(shards, described, storage, settings.passage_tokens, sources, recall)
-        write_json(unfinished / MANIFEST, manifest)
+            chosen = settings.preset, settings.recall_target
+            storage, recall = convert_shards(unfinished, shards, build.shard_size, embedder, *chosen)
+        made_by = EmbedderDescription.from_json(build.settings["embedder"])
+        manifest = Manifest.of(shards, made_by, storage, settings.passage_tokens, sources, recall)
+        write_json(unfinished / MANIFEST, manifest.to_json())
         move_index(unfinished, folder)
     return True
 
@@ -204,35 +215,36 @@ def add_documents(
     read_manifest(folder)
     with locked(folder):
         manifest = read_manifest(folder)
-        embedder.check(manifest["embedder"])
-        rows = _rows(documents, embedder, manifest["passage_tokens"])
-        unfinished, first = unfinished_folder(folder), len(manifest["shards"])
+        embedder.check(manifest.embedder.to_json())
+        rows = _rows(documents, embedder, manifest.passage_tokens)
+        unfinished, first = unfinished_folder(folder), len(manifest.shards)
         if (unfinished / MANIFEST).is_file():  # all is made, and a part perhaps moved
             return _end_adding(unfinished, folder, rows, first)
-        kept = {"added_to": manifest["corpus_digest"], "passage_tokens": manifest["passage_tokens"]}
-        build = UnfinishedBuild(unfinished, kept, manifest["storage"]["shard_size"], first)
+        kept = {"added_to": manifest.corpus_digest, "passage_tokens": manifest.passage_tokens}
+        build = UnfinishedBuild(unfinished, kept, manifest.storage.shard_size, first)
         new = build.add_shards(rows, embedder, batch_size, show_progress_bar)
-        if _is_repeated(new, manifest["shards"]):  # after a kill at the very end, say
+        if _is_repeated(new, manifest.shards):  # after a kill at the very end, say
             build.remove()
             return 0
-        if (preset := manifest["storage"]["preset"]) != "flat":
-            _convert_added(folder, unfinished, new, embedder, preset, first)
-        write_json(unfinished / MANIFEST, _with_added(manifest, new, sources))
+        if manifest.storage.preset != "flat":
+            _convert_added(folder, unfinished, new, embedder, manifest.storage, first)
+        write_json(unfinished / MANIFEST, _with_added(manifest, new, sources).to_json())
         move_index(unfinished, folder)
-    return sum(entry["rows"] for entry in new)
+    return sum(entry.rows for entry in new)
 
 
-def _with_added(manifest: dict[str, Any], new: list[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
-    shards, named = [*manifest["shards"], *new], [*manifest["sources"], *sources]
-    tokens, recall = manifest["passage_tokens"], manifest["recall"]
-    return make_manifest(shards, manifest["embedder"], manifest["storage"], tokens, named, recall)
+def _with_added(manifest: Manifest, new: list[ShardEntry], sources: Sequence[str]) -> Manifest:
+    shards, named = [*manifest.shards, *new], [*manifest.sources, *sources]
+    tokens, recall = manifest.passage_tokens, manifest.recall
+    return Manifest.of(shards, manifest.embedder, manifest.storage, tokens, named, recall)
 
 
 def _convert_added(
-    folder: Path, unfinished: Path, shards: list[dict[str, Any]], embedder: Embedder, preset: str, first_shard: int
+    folder: Path, unfinished: Path, shards: list[ShardEntry], embedder: Embedder, storage: Storage, first_shard: int
 ) -> None:
     open_index(folder, shards=[0])  # which verifies the file
-    convert_shards(unfinished, shards, embedder, preset, like=folder / VECTORS.format(0), first_shard=first_shard)
+    size, preset, like = storage.shard_size, storage.preset, folder / VECTORS.format(0)
+    convert_shards(unfinished, shards, size, embedder, preset, like=like, first_shard=first_shard)
 
 
 def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:
@@ -255,16 +267,16 @@ def _is_done(
 def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]) -> bool:
     """Whether a folder holds the index that a build would make; the corpus is read, but nothing is embedded."""
     manifest = read_manifest(folder)
-    storage, recall = manifest["storage"], manifest["recall"]
-    target = settings.recall_target if recall is None else recall["target"]
-    size = settings.shard_size and storage["shard_size"]
-    found = IndexSettings(storage["preset"], size, manifest["passage_tokens"], target)
-    if found != settings or not same_embedder(described, manifest["embedder"]):
+    storage, recall = manifest.storage, manifest.recall
+    target = settings.recall_target if recall is None else recall.target
+    size = settings.shard_size and storage.shard_size
+    found = IndexSettings(storage.preset, size, manifest.passage_tokens, target)
+    if found != settings or not same_embedder(described, manifest.embedder.to_json()):
         return False
-    if not all(holds(entry, number, rows) for number, entry in enumerate(manifest["shards"])) or any(rows):
+    if not all(holds(entry, number, rows) for number, entry in enumerate(manifest.shards)) or any(rows):
         return False
     try:
-        for name, file in (pair for entry in manifest["shards"] for pair in entry["files"].items()):
+        for name, file in manifest.files.items():
             check_file(folder / name, file)
     except (FileNotFoundError, ValueError) as error:
         raise InputError(
@@ -276,9 +288,9 @@ def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings
 def _end_adding(unfinished: Path, folder: Path, rows: Iterator[Document], first_shard: int) -> int:
     """Move what an interrupted call had made, and give its number of rows if it had the same documents."""
     with intact(unfinished):
-        new = list(enumerate(read_manifest(unfinished)["shards"]))[first_shard:]
+        new = list(enumerate(read_manifest(unfinished).shards))[first_shard:]
     move_index(unfinished, folder)
-    num_rows = sum(entry["rows"] for _, entry in new)
+    num_rows = sum(entry.rows for _, entry in new)
     if not all(holds(entry, number, rows) for number, entry in new):
         raise InputError(
             f"An interrupted call had added {num_rows} rows of other documents to '{folder}', and its end is done "
@@ -292,7 +304,7 @@ def _end_adding(unfinished: Path, folder: Path, rows: Iterator[Document], first_
     return num_rows
 
 
-def _is_repeated(new: list[dict[str, Any]], shards: list[dict[str, Any]]) -> bool:
+def _is_repeated(new: list[ShardEntry], shards: list[ShardEntry]) -> bool:
     """Whether the last shards of an index hold the texts of new ones already, so that these were the last added."""
-    digests = [entry["files"][TEXTS.format(number)]["sha256"] for number, entry in enumerate([*shards, *new])]
+    digests = [entry.files[TEXTS.format(number)].sha256 for number, entry in enumerate([*shards, *new])]
     return digests[-2 * len(new) : -len(new)] == digests[-len(new) :]

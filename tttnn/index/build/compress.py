@@ -15,7 +15,7 @@ from tttnn.errors import InputError
 from tttnn.files import write_json
 from tttnn.index.build.workspace import CONVERTED, STORAGE, intact
 from tttnn.index.build.writers import ROWS_PER_COPY
-from tttnn.index.manifest import TEXTS, VECTORS, describe_file
+from tttnn.index.manifest import TEXTS, VECTORS, FileEntry, Recall, ShardEntry, Storage
 from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
 from tttnn.index.texts import TextStore
@@ -66,13 +66,14 @@ def choose_storage(folder: Path, preset: str, recall_target: float) -> None:
 
 def convert_shards(
     folder: Path,
-    shards: list[dict[str, Any]],
+    shards: list[ShardEntry],
+    shard_size: int,
     embedder: Embedder,
     preset: str,
     recall_target: float = 0.95,
     like: Path | None = None,
     first_shard: int = 0,
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+) -> tuple[Storage, Recall | None]:
     """
     Turn the exact shards of a build into those of a preset.
 
@@ -83,8 +84,10 @@ def convert_shards(
     Args:
         folder (`Path`):
             Of the unfinished build.
-        shards (`list[dict[str, Any]]`):
+        shards (`list[ShardEntry]`):
             Their entries for the manifest; those of the vectors' files are changed.
+        shard_size (`int`):
+            Rows in a shard.
         embedder (`Embedder`):
             For the queries.
         preset (`str`):
@@ -97,7 +100,7 @@ def convert_shards(
             Number of the first of `shards`.
 
     Returns:
-        `tuple[dict, dict]`: `storage` and `recall` for the manifest; no recall where `like` is given.
+        `tuple[Storage, Recall]`: `storage` and `recall` for the manifest; no recall where `like` is given.
 
     Raises:
         `ValueError`: If Faiss cannot make such an index.
@@ -105,10 +108,13 @@ def convert_shards(
     names = [VECTORS.format(first_shard + number) for number in range(len(shards))]
     done, converted = folder / DONE, folder / CONVERTED
     if not done.is_file():
-        starts = np.cumsum([0] + [entry["rows"] for entry in shards]).tolist()
+        starts = np.cumsum([0] + [entry.rows for entry in shards]).tolist()
         exact = _OpenedInTurn([folder / name for name in names], "flat", starts[:-1])
         factory = factory_for(preset, starts[-1], embedder.dimension)
-        result: dict[str, Any] = {"storage": {"preset": preset, "factory": factory, "search": {}}, "recall": None}
+        result: dict[str, Any] = {
+            "storage": {"preset": preset, "factory": factory, "search": {}, "shard_size": shard_size},
+            "recall": None,
+        }
         template = _trained(folder / TRAINED, factory, exact) if like is None else _emptied(like)
         for number, name in enumerate(names):
             _convert(exact[number].vectors, template, converted / name)
@@ -120,10 +126,11 @@ def convert_shards(
     for name, entry in zip(names, shards, strict=True):
         if (converted / name).is_file():
             os.replace(converted / name, folder / name)
-        entry["files"][name] = describe_file(folder / name)
+        entry.files[name] = FileEntry.of(folder / name)
     with intact(folder):
         result = json.loads(done.read_bytes())
-        return result["storage"], result["recall"]
+        recall = result["recall"]
+        return Storage.from_json(result["storage"]), None if recall is None else Recall.from_json(recall)
 
 
 def _trained(path: Path, factory: str, exact: Sequence[Shard]) -> Any:  # noqa: ANN401
@@ -170,9 +177,9 @@ def _convert(exact: Any, trained: Any, path: Path) -> None:  # noqa: ANN401
     os.replace(str(path) + ".tmp", path)
 
 
-def _queries(folder: Path, shards: list[dict[str, Any]], embedder: Embedder) -> np.ndarray:
+def _queries(folder: Path, shards: list[ShardEntry], embedder: Embedder) -> np.ndarray:
     """Embed the first halves of texts that are drawn, seeded, from all."""
-    counts = [entry["rows"] for entry in shards]
+    counts = [entry.rows for entry in shards]
     ends = np.cumsum(counts)
     chosen = np.random.default_rng(1).choice(ends[-1], min(NUM_QUERIES, int(ends[-1])), replace=False)
     stores = [TextStore(folder / TEXTS.format(number), count) for number, count in enumerate(counts)]

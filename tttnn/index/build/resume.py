@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tttnn.errors import InputError
 from tttnn.files import write_json
 from tttnn.index.build.workspace import FOLDERS, STATE, check_own, check_sizes, intact, remove_build
 from tttnn.index.build.writers import ShardWriter, VectorWriter
-from tttnn.index.manifest import TEXTS, VECTORS
+from tttnn.index.manifest import TEXTS, VECTORS, ShardEntry
 from tttnn.index.texts import document_to_line
 
 
@@ -84,7 +85,7 @@ class UnfinishedBuild:
         self.settings = settings
         self.shard_size = shard_size
         self.first_shard = first_shard
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[ShardEntry] = []
         self.num_rows = 0  # of the shard that is under way
         self.complete = False  # whether the corpus has come to its end
         check_own(folder)
@@ -101,10 +102,13 @@ class UnfinishedBuild:
         with intact(self.folder):
             found = json.loads((self.folder / STATE).read_bytes())
             # the settings of the first start, so that the files become what they would have been
-            self.settings, self.shards, self.complete = found["settings"], found["shards"], found["complete"]
+            self.settings, self.complete = found["settings"], found["complete"]
+            self.shards = [
+                ShardEntry.from_json(entry, self.first_shard + n) for n, entry in enumerate(found["shards"])
+            ]
             self.shard_size, self.num_rows = found["shard_size"], found["num_rows"]
             different = _different(asked, self.settings)
-            files = {name: file for entry in self.shards for name, file in entry["files"].items()}
+            files = {name: file for entry in self.shards for name, file in entry.files.items()}
             # vectors may have been converted since, and are looked at when they are moved
             check_sizes({name: file for name, file in files.items() if not name.startswith("index/")}, self.folder)
         if different:
@@ -128,12 +132,12 @@ class UnfinishedBuild:
 
     def _note(self, num_rows: int, complete: bool = False) -> None:
         self.num_rows, self.complete = num_rows, complete
-        names = ("settings", "shard_size", "shards", "num_rows", "complete")
-        write_json(self.folder / STATE, {name: getattr(self, name) for name in names})
+        names, shards = ("settings", "shard_size", "num_rows", "complete"), {"shards": [*map(asdict, self.shards)]}
+        write_json(self.folder / STATE, {name: getattr(self, name) for name in names} | shards)
 
     def add_shards(
         self, rows: Iterator[Document], embedder: Embedder, batch_size: int | None, show_progress_bar: bool
-    ) -> list[dict[str, Any]]:
+    ) -> list[ShardEntry]:
         """
         Go past the rows that are embedded, and embed all others.
 
@@ -148,21 +152,21 @@ class UnfinishedBuild:
                 Whether to count the rows on a bar.
 
         Returns:
-            `list[dict[str, Any]]`: the entry of each shard, also of those that were finished before.
+            `list[ShardEntry]`: the entry of each shard, also of those that were finished before.
 
         Raises:
             `ValueError`: If there is no document, the corpus is another, or what was written before is damaged.
         """
         done = 0
         for number, entry in enumerate(self.shards, self.first_shard):
-            done += entry["rows"]
+            done += entry.rows
             if not holds(entry, number, rows):
                 raise self._other_corpus(f"up to row {done} they differ")
-        if (self.complete or self.shards and self.shards[-1]["rows"] < self.shard_size) and any(rows):
+        if (self.complete or self.shards and self.shards[-1].rows < self.shard_size) and any(rows):
             raise self._other_corpus(f"that one had {done} rows, and this one has more")
         with tqdm(desc="Embedding", unit="row", initial=done + self.num_rows, disable=not show_progress_bar) as bar:
             while self._add_shard(rows, embedder, batch_size, done, bar):
-                done += self.shards[-1]["rows"]
+                done += self.shards[-1].rows
         if not self.shards:
             self.remove()
             raise no_document()
@@ -214,12 +218,12 @@ def _different(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
     return names
 
 
-def holds(entry: dict[str, Any], number: int, rows: Iterator[Document]) -> bool:
+def holds(entry: ShardEntry, number: int, rows: Iterator[Document]) -> bool:
     """
     Compare a shard with a corpus.
 
     Args:
-        entry (`dict[str, Any]`):
+        entry (`ShardEntry`):
             Of the shard in the manifest.
         number (`int`):
             Of the shard.
@@ -230,10 +234,10 @@ def holds(entry: dict[str, Any], number: int, rows: Iterator[Document]) -> bool:
         `bool`: whether the shard holds just these.
     """
     count, digest = 0, hashlib.sha256()
-    for row in islice(rows, entry["rows"]):
+    for row in islice(rows, entry.rows):
         count += 1
         digest.update(document_to_line(row))
-    return (count, digest.hexdigest()) == (entry["rows"], entry["files"][TEXTS.format(number)]["sha256"])
+    return (count, digest.hexdigest()) == (entry.rows, entry.files[TEXTS.format(number)].sha256)
 
 
 def no_document() -> ValueError:

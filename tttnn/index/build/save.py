@@ -2,12 +2,19 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from tttnn.files import locked, write_json
 from tttnn.index.build.workspace import FOLDERS, STATE, check_own, check_vacant, move_index, remove_build
-from tttnn.index.build.writers import FLAT_STORAGE, ROWS_PER_COPY, ShardWriter
-from tttnn.index.manifest import MANIFEST, check_file, make_manifest, read_manifest
+from tttnn.index.build.writers import ROWS_PER_COPY, ShardWriter
+from tttnn.index.manifest import (
+    MANIFEST,
+    EmbedderDescription,
+    Manifest,
+    ShardEntry,
+    Storage,
+    check_file,
+    read_manifest,
+)
 from tttnn.index.search import DocumentIndex
 from tttnn.index.vectors import default_shard_size, import_faiss
 
@@ -47,19 +54,19 @@ def _write(index: DocumentIndex, folder: Path) -> None:
         (unfinished / name).mkdir(exist_ok=True)
     if index.folder is not None:
         manifest = read_manifest(index.folder)
-        for name, entry in (pair for shard in manifest["shards"] for pair in shard["files"].items()):
+        for name, entry in manifest.files.items():
             if not name.startswith("data/") or (index.folder / name).is_file():  # the viewer's files are not fetched
                 check_file(index.folder / name, entry)
                 shutil.copyfile(index.folder / name, unfinished / name)
     else:
         shards = [_write_shard(index, number, unfinished) for number in range(len(index.shards))]
-        storage = {**FLAT_STORAGE, "shard_size": default_shard_size(index.shards[0].vectors.d)}
-        manifest = make_manifest(shards, index.embedder, storage, index.passage_tokens)
-    write_json(unfinished / MANIFEST, manifest)
+        storage = Storage("flat", "Flat", {}, default_shard_size(index.shards[0].vectors.d))
+        manifest = Manifest.of(shards, EmbedderDescription.from_json(index.embedder), storage, index.passage_tokens)
+    write_json(unfinished / MANIFEST, manifest.to_json())
     move_index(unfinished, folder)
 
 
-def _write_shard(index: DocumentIndex, number: int, folder: Path) -> dict[str, Any]:
+def _write_shard(index: DocumentIndex, number: int, folder: Path) -> ShardEntry:
     shard, vectors = index.shards[number], import_faiss().IndexFlatL2(index.shards[number].vectors.d)
     writer = ShardWriter(folder, number, index.passage_tokens is not None)
     writer.add(shard.documents[row] for row in range(len(shard)))

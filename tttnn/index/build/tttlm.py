@@ -18,8 +18,8 @@ from tttnn.index.build.build import IndexSettings
 from tttnn.index.build.compress import choose_storage, convert_shards
 from tttnn.index.build.resume import UnfinishedBuild
 from tttnn.index.build.workspace import check_vacant, intact, move_index, unfinished_folder
-from tttnn.index.build.writers import FLAT_STORAGE, ShardWriter
-from tttnn.index.manifest import MANIFEST, make_manifest, read_manifest
+from tttnn.index.build.writers import ShardWriter
+from tttnn.index.manifest import MANIFEST, EmbedderDescription, Manifest, Storage, read_manifest
 from tttnn.index.vectors import check_factory, default_shard_size, read_vectors
 
 
@@ -104,7 +104,7 @@ def _embedder_of(
     device: str | None,
 ) -> Embedder:
     """Load the embedder of the files, and see whether it gives the vector that they have of the first text."""
-    described = _embedder(vectors.d)
+    described = _embedder(vectors.d).to_json()
     if not isinstance(embedder, Embedder):
         embedder = Embedder.from_description(described, embedder, device)
     embedder.check(described)
@@ -124,8 +124,8 @@ def _check_same(unfinished: Path, sources: list[str], settings: IndexSettings) -
     """Make sure that an import of which only the move is left is the one that is asked for."""
     with intact(unfinished):
         manifest = read_manifest(unfinished)
-    target = settings.recall_target if manifest["recall"] is None else manifest["recall"]["target"]
-    found = manifest["sources"], manifest["storage"]["preset"], target
+    target = settings.recall_target if manifest.recall is None else manifest.recall.target
+    found = manifest.sources, manifest.storage.preset, target
     asked = sources, settings.preset, settings.recall_target
     if found != asked:
         raise InputError(
@@ -137,13 +137,12 @@ def _check_same(unfinished: Path, sources: list[str], settings: IndexSettings) -
 def _write_manifest(
     build: UnfinishedBuild, dimension: int, sources: list[str], settings: IndexSettings, embedder: Embedder | None
 ) -> None:
-    storage, recall = FLAT_STORAGE, None
+    storage, recall = Storage("flat", "Flat", {}, build.shard_size), None
     if embedder is not None:
-        given = build.shards, embedder, settings.preset, settings.recall_target
+        given = build.shards, build.shard_size, embedder, settings.preset, settings.recall_target
         storage, recall = convert_shards(build.folder, *given)
-    storage = {**storage, "shard_size": build.shard_size}
-    manifest = make_manifest(build.shards, _embedder(dimension), storage, sources=sources, recall=recall)
-    write_json(build.folder / MANIFEST, manifest)
+    manifest = Manifest.of(build.shards, _embedder(dimension), storage, sources=sources, recall=recall)
+    write_json(build.folder / MANIFEST, manifest.to_json())
 
 
 def _open(index_files: Sequence[str | Path], data_files: Sequence[str | Path]) -> list[Any]:
@@ -188,17 +187,17 @@ def _counted(documents: Iterable[Document], progress: tqdm) -> Iterator[Document
         progress.update()
 
 
-def _embedder(dimension: int) -> dict[str, Any]:
+def _embedder(dimension: int) -> EmbedderDescription:
     """Describe the embedder of the method's authors, without loading it; what it would give is not known here."""
-    return {
-        "name": "tttlm",
-        "revision": None,
-        "model": TTTLM[0],
-        "pooling": ["mean"],
-        "normalized": False,
-        "max_seq_length": TTTLM[2],
-        "dimension": dimension,
-        "query_prompt": "",
-        "document_prompt": "",
-        "probe": None,
-    }
+    return EmbedderDescription(
+        name="tttlm",
+        revision=None,
+        pooling=["mean"],
+        normalized=False,
+        max_seq_length=TTTLM[2],
+        dimension=dimension,
+        query_prompt="",
+        document_prompt="",
+        probe=None,
+        model=TTTLM[0],
+    )

@@ -5,10 +5,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tttnn.errors import InputError
-from tttnn.index.manifest import MANIFEST, read_manifest
+from tttnn.index.manifest import MANIFEST, FileEntry, ShardEntry, read_manifest
 
 
 FOLDERS = ("index", "texts", "data")
@@ -82,12 +81,12 @@ def intact(unfinished: Path) -> Iterator[None]:
         ) from error
 
 
-def check_sizes(files: dict[str, dict[str, Any]], *folders: Path) -> None:
+def check_sizes(files: dict[str, FileEntry], *folders: Path) -> None:
     """
     Make sure that files are there whole; they are not read.
 
     Args:
-        files (`dict[str, dict[str, Any]]`):
+        files (`dict[str, FileEntry]`):
             Their entries in the manifest.
         folders (`Path`):
             In one of which each should be; the first that has it counts.
@@ -100,8 +99,8 @@ def check_sizes(files: dict[str, dict[str, Any]], *folders: Path) -> None:
         sizes = [(folder / name).stat().st_size for folder in folders if (folder / name).is_file()]
         if not sizes:
             raise FileNotFoundError(f"'{name}' is missing")
-        if sizes[0] != entry["bytes"]:
-            raise InputError(f"'{name}' should have {entry['bytes']} bytes, but has {sizes[0]}")
+        if sizes[0] != entry.bytes:
+            raise InputError(f"'{name}' should have {entry.bytes} bytes, but has {sizes[0]}")
 
 
 def move_index(unfinished: Path, folder: Path) -> None:
@@ -121,8 +120,8 @@ def move_index(unfinished: Path, folder: Path) -> None:
         `ValueError`: If a file is neither here nor there, or is cut.
     """
     with intact(unfinished):
-        shards = read_manifest(unfinished)["shards"]
-    files = {name: entry for shard in shards[_num_present(folder, shards) :] for name, entry in shard["files"].items()}
+        shards = read_manifest(unfinished).shards
+    files = {name: entry for shard in shards[_num_present(folder, shards) :] for name, entry in shard.files.items()}
     here = [name for name in files if (unfinished / name).is_file()]  # others were moved before a kill
     # an index without files for viewers may be saved again
     needed = {name: entry for name, entry in files.items() if name in here or not name.startswith("data/")}
@@ -138,13 +137,13 @@ def move_index(unfinished: Path, folder: Path) -> None:
     _remove_empty(unfinished)
 
 
-def _num_present(folder: Path, shards: list[dict[str, Any]]) -> int:
+def _num_present(folder: Path, shards: list[ShardEntry]) -> int:
     """Count the shards of the index in a folder, which is to hold nothing but the beginning of what comes there."""
-    there = read_manifest(folder)["shards"] if (folder / MANIFEST).is_file() else []
+    there = read_manifest(folder).shards if (folder / MANIFEST).is_file() else []
     if there:
         free = there == shards[: len(there)]
     else:
-        names = {name for shard in shards for name in shard["files"]}
+        names = {name for shard in shards for name in shard.files}
         free = all(path.is_dir() or path.relative_to(folder).as_posix() in names for path in folder.rglob("*"))
     if not free:
         raise FileExistsError(

@@ -17,7 +17,8 @@ from tttnn.index.manifest import (
     TEXTS,
     VECTORS,
     VIEWER,
-    describe_file,
+    FileEntry,
+    ShardEntry,
 )
 from tttnn.index.texts import TextStore, document_to_line
 from tttnn.index.vectors import import_faiss
@@ -27,7 +28,6 @@ from tttnn.index.vectors import import_faiss
 ROWS_PER_GROUP = 1000
 BYTES_PER_GROUP = 8 << 20
 ROWS_PER_COPY = 16_384
-FLAT_STORAGE: dict[str, Any] = {"preset": "flat", "factory": "Flat", "search": {}}
 
 
 class ShardWriter:
@@ -83,7 +83,7 @@ class ShardWriter:
         self.num_documents += not (self.of_passages and document.metadata["passage"] > 0)
         return document
 
-    def finish(self, vectors: Any) -> dict[str, Any]:  # noqa: ANN401
+    def finish(self, vectors: Any) -> ShardEntry:  # noqa: ANN401
         """
         Write the other files.
 
@@ -92,15 +92,15 @@ class ShardWriter:
                 Of the rows.
 
         Returns:
-            `dict[str, Any]`: the shard's entry in the manifest: rows, documents, and size and sha256 of each file.
+            `ShardEntry`: the shard's entry in the manifest: rows, documents, and size and sha256 of each file.
         """
         self.texts.close()
         self._write_viewer()
         import_faiss().write_index(vectors, str(self.folder / VECTORS.format(self.number)))
         files = {
-            name.format(self.number): describe_file(self.folder / name.format(self.number)) for name in SHARD_FILES
+            name.format(self.number): FileEntry.of(self.folder / name.format(self.number)) for name in SHARD_FILES
         }
-        return {"rows": self.num_rows, "documents": self.num_documents, "files": files}
+        return ShardEntry(self.num_rows, self.num_documents, files)
 
     def _write_viewer(self) -> None:
         import pyarrow

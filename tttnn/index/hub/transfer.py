@@ -21,7 +21,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from tttnn.documents import HUB_ID
 from tttnn.errors import InputError, StateError
-from tttnn.files import locked, to_json
+from tttnn.files import locked
 from tttnn.index.build.workspace import check_vacant
 from tttnn.index.hub.card import CARD, GENERATED, index_card
 from tttnn.index.hub.remote_texts import RemoteFile, locate_files
@@ -31,9 +31,8 @@ from tttnn.index.manifest import (
     SHARD_FILES,
     TEXTS,
     VIEWER,
+    Manifest,
     check_file,
-    chosen_shards,
-    public_manifest,
     read_manifest,
 )
 
@@ -89,7 +88,7 @@ def fetch_index(
 
     place: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     snapshot = _fetch(str(repo_id), revision, [MANIFEST], **place)
-    numbers = chosen_shards(read_manifest(snapshot), shards)
+    numbers = read_manifest(snapshot).chosen_shards(shards)
     patterns = [name for name in SHARD_FILES if name != VIEWER and not (name == TEXTS and texts == "remote")]
     # by the commit, so that all files are of one, whatever is pushed meanwhile
     commit = snapshot.name
@@ -102,6 +101,27 @@ def fetch_index(
     if not local_files_only:
         locate_files(files.values())
     return snapshot, files
+
+
+def fetch_manifest(repo_id: str | Path, revision: str | None = None) -> Path:
+    """
+    Find the folder of an index, and download nothing but its manifest if it is on the Hub.
+
+    Args:
+        repo_id (`str` or `Path`):
+            A local folder, or the id of a dataset repo.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repo.
+
+    Returns:
+        `Path`: a folder for `read_manifest`.
+
+    Raises:
+        `FileNotFoundError`: If there is neither a folder nor an id.
+        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+    """
+    return _local_folder(repo_id, "local") or _fetch(str(repo_id), revision, [MANIFEST])
 
 
 def _fetch(
@@ -182,8 +202,8 @@ def pull_index(
         fetch([MANIFEST], local_dir=aside)
         manifest = read_manifest(aside)
         _check_pull_folder(folder, Path(aside) / MANIFEST, repo_id)
-        numbers = chosen_shards(manifest, shards)
-        files = {name: entry for number in numbers for name, entry in manifest["shards"][number]["files"].items()}
+        numbers = manifest.chosen_shards(shards)
+        files = {name: entry for number in numbers for name, entry in manifest.shards[number].files.items()}
         fetch([*files, CARD], local_dir=folder)
         for name, entry in files.items():
             check_file(folder / name, entry)
@@ -250,9 +270,9 @@ def push_index(
     _whole_files(folder, read_manifest(folder))  # else no lock is made: in the Hub's cache it would be in the way
     ask = partial(persist, problem=f"The push to '{repo_id}' broke off", advice=PUSH_AGAIN)
     with locked(folder.resolve()):  # nobody adds documents meanwhile
-        manifest = public_manifest(read_manifest(folder))
+        manifest = read_manifest(folder).public()
         additions = [CommitOperationAdd(name, folder / name) for name in _whole_files(folder, manifest)]
-        additions.append(CommitOperationAdd(MANIFEST, to_json(manifest)))
+        additions.append(CommitOperationAdd(MANIFEST, manifest.to_bytes()))
         ask(partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True))
         if revision is not None:
             ask(partial(api.create_branch, repo_id, branch=revision, repo_type="dataset", exist_ok=True))
@@ -284,17 +304,16 @@ def _is_of_an_index(name: str) -> bool:
     return any(name == pattern.format(int(number)) for pattern in SHARD_FILES for number in numbers)
 
 
-def _whole_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    files = {name: entry for shard in manifest["shards"] for name, entry in shard["files"].items()}
-    for name, entry in files.items():
+def _whole_files(folder: Path, manifest: Manifest) -> list[str]:
+    for name, entry in manifest.files.items():
         check_file(folder / name, entry)
-    return list(files)
+    return [*manifest.files]
 
 
 def _card_to_push(
     folder: Path,
     repo_id: str,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     license: str | None,
     present: list[str],
     api: HfApi,
