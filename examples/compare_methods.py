@@ -12,12 +12,14 @@ sample, or on `--validation`. The sweep resumes after a kill. `--only` selects s
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import pile_eval
 from pile_eval import PileArguments
 
 from tttnn.evaluation import evaluate_documents, parse_evaluation
+from tttnn.helptext import dashed
 
 
 # By name: the options of each, for a number of neighbors that a single step takes together.
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--validation", nargs="+", default=[])
     parser.add_argument("--validation-limit", type=int, default=1)
     parser.add_argument("--output-dir", type=Path, required=True)
-    own, shared = parser.parse_known_args()
+    own, shared = parser.parse_known_args(dashed(sys.argv[1:]))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "carried-optimizer" in own.only:
         raise ValueError("A carried optimizer takes one process. Leave `carried-optimizer` out by --only.")
     for name in own.only:

@@ -1,15 +1,15 @@
 """The journal: records on disk, under the settings that their numbers depend on, from which a run resumes."""
 
+import fcntl
 import glob
 import json
-from contextlib import ExitStack
+import os
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from tttnn.documents import Document
 from tttnn.errors import InputError, StateError
-from tttnn.files import locked
 from tttnn.records import DocumentRecord, digest
 
 
@@ -77,7 +77,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
         if (version := header["tttnn_journal"]) not in READ_VERSIONS:
             raise InputError(f"version {version}")
         rows = [_checked(line, number, path, version) for number, line in enumerate(lines, 1)]
-        return header["settings"], [DocumentRecord.from_json(row) for row in rows[1:]]
+        settings = {**IN_VERSION_2, **header["settings"]} if version == 2 else header["settings"]
+        return settings, [DocumentRecord.from_json(row) for row in rows[1:]]
     except DamagedLineError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -125,7 +126,6 @@ class Journal:
         self.first = Path(path)
         self.path = self.first if rank == 0 else self.first.with_name(f"{self.first.stem}.rank{rank}.jsonl")
         self._file: FileIO | None = None
-        self._lock = ExitStack()
 
     def open(self, settings: dict[str, Any]) -> dict[int, DocumentRecord]:
         """
@@ -144,15 +144,21 @@ class Journal:
         """
         settings = json.loads(json.dumps(settings, default=str))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(locked(self.path))
+        # unbuffered: after a failed write nothing is left to fail again on closing
+        file = self._file = FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, or its process ends
+        except BlockingIOError:
+            self.close()
+            raise StateError(
+                f"Another process is writing '{self.path}'. Wait until it ends, or choose another folder."
+            ) from None
         done: dict[int, DocumentRecord] = {}
         for path in self.files():
             done |= {record.index: record for record in self._read(path, settings)}
-        content = self.path.read_bytes() if self.path.is_file() else b""
+        content = self.path.read_bytes()
         # a line that a kill has cut does not count: the document is run again
         whole = content[: content.rfind(b"\n") + 1] if content.count(b"\n") > 1 else b""
-        # unbuffered: after a failed write nothing is left to fail again on closing
-        file = self._file = self.path.open("r+b" if content else "wb", buffering=0)
         file.seek(len(whole))
         file.truncate()
         if not whole:
@@ -169,7 +175,6 @@ class Journal:
         written, records = _parse(path)
         if not records:
             return []  # nothing is done, so nothing to protect
-        written = {**IN_VERSION_2, **written}
         different = [name for name in {**written, **settings} if written.get(name) != settings.get(name)]
         if different:
             name = different[0]
@@ -207,7 +212,6 @@ class Journal:
             ) from error
 
     def close(self) -> None:
-        """Close the file, if it was opened, and give its lock back."""
+        """Close the file, if it was opened; its lock ends with that."""
         if self._file is not None:
             self._file.close()
-        self._lock.close()

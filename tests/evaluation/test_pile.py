@@ -391,7 +391,7 @@ def test_untrained_documents_are_named(pile_eval, parts, dataset, tmp_path, monk
     options = ["--tasks", "github", "--limit", 1, "--max_distance", 0, "--dataset", *dataset, "--output_dir", tmp_path]
     output = run_script(pile_eval, monkeypatch, capsys, [*parts, *options])
     row = sample_of_the_authors(10)[0]
-    assert f"Untrained, and counted so: 00.jsonl:{1 + row}" in output
+    assert f"Could not be trained on; scored with the original model: 00.jsonl:{1 + row}" in output
     documents, *_, ratio, _ = table_in(output)["github"]
     assert (documents, ratio) == ("1", "1.000")
 

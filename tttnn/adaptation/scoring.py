@@ -190,7 +190,7 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits (`torch.Tensor`):
-            Of shape `(1, tokens, vocabulary)`.
+            Of shape `(1, tokens, vocabulary)`; before them those of virtual tokens, if a prompt is trained.
         labels (`torch.Tensor`):
             int64 of shape `(1, tokens)`; -100 where a token is no target.
 
@@ -198,4 +198,4 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`: a scalar in nats, NaN without a target.
     """
     targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].flatten()
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, -2), targets.to(logits.device))
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, -2)[-len(targets) :], targets.to(logits.device))

@@ -115,8 +115,9 @@ def _characters_of(processing_class: PreTrainedTokenizerBase, text: str, token_i
     """Say how many characters of a text its first `number` tokens are; a character that a token cuts is not."""
     decoded = _decode(processing_class, token_ids[:number])
     shared = len(os.path.commonprefix([decoded, text]))
-    if not decoded[shared:].strip("\ufffd") and (number == 0) == (decoded == ""):
-        return shared  # byte-level BPE; the rest of a character that is cut decodes to U+FFFD
+    # in byte-level BPE decoding inverts encoding, but for a character that is cut: up to three of its bytes are U+FFFD
+    if decoded[shared:] in ("", *("\ufffd" * number for number in (1, 2, 3))) and (number == 0) == (decoded == ""):
+        return shared
     if processing_class.is_fast:
         encoded = processing_class(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return int(encoded["offset_mapping"][number][0])
