@@ -1,13 +1,12 @@
 """
-Compare test-time training with its variants and baselines on the Pile's tasks: one command, one report.
+Compare test-time training with its variants and other methods on the Pile's tasks: one command, one report.
 
     python examples/compare_methods.py --model gpt2 --index user/pile-index --dataset user/pile-test --tasks all \
         --output-dir runs/compare
 
-Each comparison is a run of `examples/pile_eval.py` in a folder of its own; they share documents, neighbors and
-windows. What is chosen, learning rates and the weights of kNN-LM, is chosen on the `--validation-limit` documents of
-each task that follow the sample, or on `--validation`. Killed and started again, the sweep goes on where it was.
-`--only` takes some of the comparisons.
+Each comparison is a run of `examples/pile_eval.py` in its own folder. All share documents, neighbors and windows.
+Learning rates and the weights of kNN-LM are chosen on the `--validation-limit` documents of each task that follow the
+sample, or on `--validation`. The sweep resumes after a kill. `--only` selects some of the comparisons.
 """
 
 import argparse

@@ -4,10 +4,10 @@ The Pile evaluation of test-time training on nearest neighbors: bits per byte, t
     accelerate launch examples/pile_eval.py --model gpt2 --index user/pile-index --dataset user/pile-test --tasks all
 
 `--dataset` takes Pile-format data, rows of {"text", "meta": {"pile_set_name"}}: `.jsonl` or `.jsonl.zst` files, or a
-Hub data set. Of each task, the authors' sample is taken: shuffled by seed 1216, the first fifth, then the first
-`--limit`. `--preset tttlm` runs the authors' setting, and `--method` what it is compared with. Settings are chosen on
-`--validation` documents, or on the `--validation-limit` documents of each task that follow the sample. Several
-processes share the documents: `torchrun --nproc-per-node 2 ...`.
+Hub data set. The authors' sample of each task is evaluated: shuffled with seed 1216, the first fifth. `--limit` takes
+only its first documents. `--preset tttlm` uses the authors' settings, and `--method` runs another method. Settings are
+chosen on `--validation` documents, or on the `--validation-limit` documents of each task that follow the sample.
+Several processes share the documents: `torchrun --nproc-per-node 2 ...`.
 """
 
 from collections.abc import Iterable

@@ -43,6 +43,13 @@ def test_what_is_done_to_the_model_inside_adapt_is_undone(trainer, documents, ch
     assert [record.nll for record in trainer.records] == scores
 
 
+def test_hidden_states_are_given_again_after_a_context_in_which_they_were_asked_for(model):
+    tokens = torch.tensor([[1, 2, 3]])
+    for _ in range(2):
+        with restored(model), torch.no_grad():
+            assert len(model(tokens, output_hidden_states=True).hidden_states) > 1
+
+
 def test_the_length_of_a_rotary_cache_goes_back_with_its_buffer(tokenizer, retriever, tmp_path):
     config = CONFIGS["llama"](len(tokenizer))
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}

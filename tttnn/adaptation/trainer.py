@@ -255,7 +255,7 @@ class TestTimeTrainer(Trainer):
 
         ```python
         with trainer.episodes() as episodes:
-            record = episodes.run("def parse_args(argv):\n    parser = ArgumentParser()\n")
+            record = episodes.run("def parse_args(argv): return ArgumentParser().parse_args(argv)")
         ```
         """
         self._check_free()
