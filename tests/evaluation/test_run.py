@@ -327,7 +327,7 @@ def records_in(folder):
     found = {}
     for path in sorted(folder.rglob("journal-*.jsonl")):
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        found[str(path.relative_to(folder))] = [{**line, "seconds": None} for line in lines]
+        found[str(path.relative_to(folder))] = [{**line, "seconds": None, "checksum": None} for line in lines]
     return found
 
 
