@@ -44,10 +44,12 @@ def test_what_is_done_to_the_model_inside_adapt_is_undone(trainer, documents, ch
 
 
 def test_hidden_states_are_given_again_after_a_context_in_which_they_were_asked_for(model):
-    tokens = torch.tensor([[1, 2, 3]])
-    for _ in range(2):
+    tokens, num_hooks = torch.tensor([[1, 2, 3]]), []
+    for _ in range(3):
         with restored(model), torch.no_grad():
             assert len(model(tokens, output_hidden_states=True).hidden_states) > 1
+        num_hooks.append(sum(len(module._forward_hooks) for module in model.modules()))
+    assert num_hooks[0] == num_hooks[1] == num_hooks[2]
 
 
 def test_the_length_of_a_rotary_cache_goes_back_with_its_buffer(tokenizer, retriever, tmp_path):

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from tttnn import Document
 from tttnn.embedding import Embedder
 from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
+from tttnn.journal import Journal, read_journal
 from tttnn.methods import METHODS, KnnArguments
 from tttnn.report import write_report
 from tttnn.report.intervals import Bootstrap
@@ -334,11 +335,14 @@ def records_in(folder):
 def report_of(folder, monkeypatch):
     """The files of a report of all runs in a folder, after all seconds in their journals have been made the same."""
     for path in sorted(folder.rglob("journal-*.jsonl")):
-        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-        for line in lines:
-            if "seconds" in line:
-                line["seconds"] = {"retrieve": 1.0, "train": 2.0, "score": 1.0, "model": 2.0, "total": 4.0}
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        settings, records = read_journal(path)
+        path.unlink()
+        journal = Journal(path)
+        journal.open(settings)
+        for record in records:
+            record.seconds = {"retrieve": 1.0, "train": 2.0, "score": 1.0, "model": 2.0, "total": 4.0}
+            journal.append(record)
+        journal.close()
     monkeypatch.chdir(folder)
     write_report(NAMES, "report", bootstrap=Bootstrap(num_samples=200))
     return {path.name: path.read_bytes() for path in sorted((folder / "report").iterdir())}

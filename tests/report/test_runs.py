@@ -140,7 +140,7 @@ def test_a_setting_that_a_run_does_not_use_does_not_set_it_apart():
 
 AUTHORS = {"num_neighbors": 50, "chunks_per_neighbor": None, "reset_optimizer": False, "disable_dropout": False}
 AUTHORS |= {"max_distance": 16.0, "learning_rate": 2e-5, "max_length": 1024, "score_every_neighbor": True}
-AUTHORS |= {"order": "nearest", "weight_decay": 0.01, "max_grad_norm": 1.0}
+AUTHORS |= {"cut": "tokens", "order": "nearest", "weight_decay": 0.01, "max_grad_norm": 1.0}
 AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
 
@@ -149,6 +149,8 @@ AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
     [
         ({"model": "gpt2", "query": "document"}, ("gpt2", True)),
         ({"model": "openai-community/gpt2", "query": "prefix"}, ("gpt2-split", True)),
+        ({"model": "openai-community/gpt2", "query": "prefix", "cut": "text"}, ("gpt2-split", False)),
+        ({"model": "gpt2", "query": "document", "cut": "text"}, ("gpt2", True)),
         ({"model": "gpt2-large", "query": "document"}, ("gpt2-large", True)),
         (
             {"model": "EleutherAI/gpt-neo-1.3B", "query": "document", "learning_rate": 5e-6, "max_length": 2048},

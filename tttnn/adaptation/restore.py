@@ -112,7 +112,6 @@ class _Place:
         self.module = module
         self.tables = {name: dict(vars(module)[name]) for name in self.TABLES}
         self.attributes = _plain(vars(module))
-        self.names = {*vars(module)}
         self.is_merged = _is_tuner(module) and bool(module.merged)
 
     def unmerge(self) -> None:
@@ -125,9 +124,6 @@ class _Place:
             if [*map(id, current.values())] != [*map(id, table.values())] or [*current] != [*table]:
                 current.clear()
                 current.update(table)
-        # transformers marks a model in which it has installed hooks, and would not install them again
-        for name in _plain(vars(self.module)).keys() - self.names:
-            del vars(self.module)[name]
         vars(self.module).update(
             {name: [*value] if isinstance(value, list) else value for name, value in self.attributes.items()}
         )

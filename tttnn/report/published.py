@@ -45,6 +45,8 @@ def published_for(run: Run) -> Published | None:
     neighbors = min(published_figures()["neighbors"], key=lambda number: abs(number - wanted))
     query = used.get("query", "prefix")
     preset = {name: value for name, value in PRESETS["tttlm"].items() if name != "optim"}  # one AdamW or the other
+    if query == "document":
+        del preset["cut"]  # nothing is cut
     for name, published in published_figures()["runs"].items():
         settings = published["settings"]
         if used.get("model") in (settings["model"], settings["model"].split("/")[1]) and query == settings["query"]:
