@@ -128,7 +128,7 @@ class TestTimeTrainer(Trainer):
         self.records: list[DocumentRecord] = []
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
-        check_reading(self.model, processing_class)
+        check_reading(self.model, processing_class, args.router_aux_loss)
         check_adapters(self.model, bool(args.activation_checkpointing))
         context = context_length(model)
         self.max_length = args.max_length if context is None else min(args.max_length, context)
@@ -298,8 +298,12 @@ class TestTimeTrainer(Trainer):
             self.model.eval()
             yield self.model
 
+    @property
+    def _is_running(self) -> bool:
+        return self._running is not None and self._running() is not None
+
     def _check_free(self) -> None:
-        if self._running is not None and self._running() is not None:
+        if self._is_running:
             raise StateError(
                 "An episode is running: `adapt`, `episodes`, `evaluate` and `predict` cannot be called from its "
                 "callbacks, because they share one optimizer. Call them before or after it."
@@ -341,7 +345,7 @@ class TestTimeTrainer(Trainer):
 
         `train` has the loss of the model itself, as `Trainer`.
         """
-        if self._running is None:
+        if not self._is_running:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs, **({"output_router_logits": True} if self.args.router_aux_loss else {}))
@@ -356,6 +360,17 @@ class TestTimeTrainer(Trainer):
 
     def _output(self, prefix: str) -> EvalLoopOutput:
         records = self.records
+        self._warn_of(records)
+        predictions = nll_matrix(records)
+        label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
+        metrics: dict[str, Any] = dict(summarize(records))
+        if self.compute_metrics is not None:
+            metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
+        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
+        return EvalLoopOutput(predictions, label_ids, metrics, len(records))
+
+    def _warn_of(self, records: list[DocumentRecord]) -> None:
+        """Tell what makes a result other than it seems: documents that were not trained on, and contaminated ones."""
         untrained = [record.index for record in records if record.status == "untrained"]
         if untrained:
             logger.warning(
@@ -365,13 +380,14 @@ class TestTimeTrainer(Trainer):
         copies = sum(bool({*record.near_copies} & {*record.neighbor_ids}) for record in records)
         if copies:
             logger.warning(
-                f"{copies} of {len(records)} documents have a near-copy of the scored text among the neighbors that "
-                "are used. Set `drop_near_copies`, or report the result without these documents too."
+                f"{copies} of {len(records)} documents have a near-copy of the document among the neighbors that are "
+                "used. Set `drop_near_copies`, or report the result without these documents too."
             )
-        predictions = nll_matrix(records)
-        label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
-        metrics: dict[str, Any] = dict(summarize(records))
-        if self.compute_metrics is not None:
-            metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
-        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
-        return EvalLoopOutput(predictions, label_ids, metrics, len(records))
+        own = [record for record in records if {*record.own_neighbors} & {*record.neighbor_ids}]
+        if own:
+            passages = sum(len({*record.own_neighbors} & {*record.neighbor_ids}) for record in own)
+            logger.warning(
+                f"{len(own)} of {len(records)} documents are among their own neighbors: {passages} neighbors that are "
+                'used have the id or the source of their document. Set `exclude="id"` (or "source"; on a command '
+                "line `--exclude id`), or report the result without these documents too."
+            )
