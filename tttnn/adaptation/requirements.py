@@ -128,8 +128,8 @@ def check_reading(
             Whether the loss of a mixture of experts is asked for.
 
     Raises:
-        `ValueError`: If it is an encoder-decoder, no mixture of experts where one is needed, has no head, cannot read, has a smaller vocabulary than the
-            tokenizer, or sees the tokens that it is to predict.
+        `ValueError`: If it is an encoder-decoder, no mixture of experts where one is needed, has no head, cannot read,
+            has a smaller vocabulary than the tokenizer, or sees the tokens that it is to predict.
     """
     kind = type(model.get_base_model() if is_peft(model) else model).__name__  # type: ignore[operator]
     if model.config.is_encoder_decoder:
