@@ -52,6 +52,8 @@ class DocumentRecord:
             included.
         own_neighbors (`list[int]`):
             Ids of the neighbors that come from the document itself, by their id or source.
+        weights (`list[float]`):
+            Factors of the losses of the neighbors, if they do not all count once.
         train_loss (`list[float]`):
             Mean loss per token of each neighbor at the time of its step, in nats; one pass after another. NaN for a
             neighbor without a target.
@@ -79,6 +81,7 @@ class DocumentRecord:
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
     own_neighbors: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     num_scored_tokens: int = 0
     num_trained_tokens: int = 0

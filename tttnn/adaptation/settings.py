@@ -1,12 +1,14 @@
 """What the numbers of a run depend on, for its journal."""
 
 from dataclasses import fields
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
-from tttnn.neighbors import describe_retriever
+from tttnn.neighbors import Selector, describe_retriever
 from tttnn.records import digest
+from tttnn.selection import select
 
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         "tokenizer": trainer.processing_class.name_or_path,
         "revision": getattr(trainer.model.config, "_commit_hash", None),  # set by transformers if it came from the Hub
         **describe_retriever(trainer.retriever),
+        **({} if trainer.selector is select else {"selector": _name(trainer.selector)}),
         "optimizer": repr(trainer.optimizer.defaults),
         "early_stopping": [],
     }
@@ -62,3 +65,8 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
             for name, value in callback.settings().items():
                 settings[name] = [*settings.get(name, []), value]
     return settings
+
+
+def _name(selector: Selector) -> str:
+    """Name a selector the same in every process: the representation of a function holds its address."""
+    return selector.__qualname__ if isinstance(selector, FunctionType) else repr(selector)

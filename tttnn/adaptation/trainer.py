@@ -29,9 +29,9 @@ from tttnn.adaptation.windows import prefix_token_id
 from tttnn.documents import as_documents
 from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
-from tttnn.neighbors import Neighbor, Prepared, Retriever
+from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector
 from tttnn.records import DocumentRecord, nll_matrix, summarize
-from tttnn.selection import check_exclude
+from tttnn.selection import check_exclude, select
 
 
 logger = logging.get_logger(__name__)
@@ -56,6 +56,9 @@ class TestTimeTrainer(Trainer):
             with `neighbors` needs none.
         method (`Method`, *optional*):
             How a document is scored: one of `tttnn.methods`. By default `TestTimeTraining()`, a step on each neighbor.
+        selector (`Selector`, *optional*):
+            Chooses the neighbors among the candidates, and may weigh them: one of `tttnn.selection.SELECTORS`, or a
+            function of the same form. By default `tttnn.selection.select`, the nearest.
         processing_class (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         eval_dataset (`Dataset` or `list`, or a `dict` of them, *optional*):
@@ -97,6 +100,7 @@ class TestTimeTrainer(Trainer):
         *,
         processing_class: PreTrainedTokenizerBase,
         method: Method | None = None,
+        selector: Selector = select,
         eval_dataset: Any = None,  # noqa: ANN401
         train_dataset: Any = None,  # noqa: ANN401
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
@@ -125,6 +129,7 @@ class TestTimeTrainer(Trainer):
         )
         model.config.use_cache = use_cache  # Trainer switches it off for good
         self.retriever: Retriever | None = retriever
+        self.selector = selector
         self.records: list[DocumentRecord] = []
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
@@ -347,11 +352,12 @@ class TestTimeTrainer(Trainer):
         """
         if not self._is_running:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")
+        labels, weight = inputs.pop("labels"), inputs.pop("loss_weight")
         outputs = model(**inputs, **({"output_router_logits": True} if self.args.router_aux_loss else {}))
         loss = next_token_loss(outputs.logits, labels)
         if self.args.router_aux_loss:
             loss = loss + self.model.config.get_text_config().router_aux_loss_coef * outputs.aux_loss
+        loss = loss * weight
         return (loss, outputs) if return_outputs else loss
 
     def compute_loss_context_manager(self) -> ExitStack:
