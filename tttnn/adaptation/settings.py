@@ -30,16 +30,9 @@ TRAINER_FIELDS = (
 
 def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     """
-    Say what the numbers of a run depend on.
+    Say what the numbers of a run depend on, inside of `episodes`.
 
     The learning rate is the one in the optimizer's groups: an optimizer that was passed has its own.
-
-    Args:
-        trainer (`TestTimeTrainer`):
-            Inside of `episodes`, with its optimizer.
-
-    Returns:
-        `dict[str, Any]`: by name.
     """
     groups = (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments)
     names = [item.name for group in groups for item in fields(group) if item.name not in NO_NUMBER]
