@@ -176,11 +176,13 @@ def pull(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
 
     from tttnn.index.hub.transfer import pull_index
-    from tttnn.index.search import open_index
+    from tttnn.index.manifest import read_manifest
 
     pull_index(arguments.repo_id, arguments.output, arguments.revision, shards=arguments.shards)
-    index = open_index(arguments.output, shards=arguments.shards)
-    print(f"Downloaded {len(index)} rows in {len(index.shards)} shards: {arguments.output}")
+    manifest = read_manifest(arguments.output)
+    numbers = manifest.chosen_shards(arguments.shards)
+    rows = sum(manifest.shards[number].rows for number in numbers)
+    print(f"Downloaded {rows} rows in {len(numbers)} shards: {arguments.output}")
 
 
 def import_tttlm(argv: Sequence[str]) -> None:
@@ -215,10 +217,10 @@ def import_tttlm(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
 
     from tttnn.index.build.build import IndexSettings
-    from tttnn.index.build.tttlm import import_published_index
+    from tttnn.index.build.tttlm import import_tttlm_index
 
     settings = IndexSettings(arguments.factory or arguments.preset, recall_target=arguments.recall_target)
-    import_published_index(
+    import_tttlm_index(
         arguments.index_files,
         arguments.data_files,
         arguments.output,

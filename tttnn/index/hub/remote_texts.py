@@ -133,8 +133,6 @@ class RemoteTexts:
     """
     Documents of a shard that stay on the Hub, of which each is fetched by a request for its bytes.
 
-    `texts[row]` fetches one, with the errors of `RemoteFile.read`; `fetch_remote` fetches many at a time.
-
     Args:
         file (`RemoteFile`):
             The `.jsonl` file.
@@ -153,7 +151,11 @@ class RemoteTexts:
         self.file = file
         self.offsets = read_offsets(Path(offsets), num_rows, num_bytes)
 
-    def __getitem__(self, row: int) -> Document:
+    def fetch(self, rows: Sequence[int]) -> list[Document]:
+        """Fetch the documents of rows, one after the other; an index asks for many rows at a time."""
+        return [self._read(row) for row in rows]
+
+    def _read(self, row: int) -> Document:
         where = f"Row {row} of '{self.file.url}'"
         start, end = line_of(self.offsets, row, where)
         return document_from_line(self.file.read(start, end, where), where)
@@ -177,29 +179,3 @@ def locate_files(files: Iterable[RemoteFile]) -> None:
     """
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         list(pool.map(RemoteFile.locate, files))
-
-
-def fetch_remote(wanted: Sequence[tuple[RemoteTexts, int]]) -> list[Document]:
-    """
-    Fetch documents of one shard or several, many at a time.
-
-    Args:
-        wanted (`Sequence[tuple[RemoteTexts, int]]`):
-            Each a shard and a row of it.
-
-    Returns:
-        `list[Document]`: in the order of `wanted`.
-
-    Raises:
-        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
-        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
-        `ValueError`: If a line or its offsets are damaged.
-    """
-    # One row of each shard goes ahead: where a store's address has expired, it gets the new one for the others.
-    ahead = {texts: (texts, row) for texts, row in reversed(wanted)}
-    others = [pair for pair in dict.fromkeys(wanted) if pair != ahead[pair[0]]]
-    found: dict[tuple[RemoteTexts, int], Document] = {}
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        for pairs in ([*ahead.values()], others):
-            found |= zip(pairs, pool.map(lambda pair: pair[0][pair[1]], pairs), strict=True)
-    return [found[pair] for pair in wanted]

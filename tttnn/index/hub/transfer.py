@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,16 +22,18 @@ from huggingface_hub.utils import build_hf_headers
 from tttnn.documents import HUB_ID
 from tttnn.errors import InputError, StateError
 from tttnn.files import locked
-from tttnn.index.build.workspace import check_vacant
+from tttnn.index.build.unfinished import check_vacant, is_under_way, settle
 from tttnn.index.hub.card import CARD, GENERATED, index_card
-from tttnn.index.hub.remote_texts import RemoteFile, locate_files
+from tttnn.index.hub.remote_texts import RemoteFile, RemoteTexts, locate_files
 from tttnn.index.hub.retry import persist
 from tttnn.index.manifest import (
     MANIFEST,
+    OFFSETS,
     SHARD_FILES,
     TEXTS,
     VIEWER,
     Manifest,
+    ShardEntry,
     check_file,
     read_manifest,
 )
@@ -50,7 +52,7 @@ def fetch_index(
     local_files_only: bool = False,
     shards: Sequence[int] | None = None,
     texts: str = "local",
-) -> tuple[Path, dict[str, RemoteFile] | None]:
+) -> tuple[Path, Callable[[int, ShardEntry], RemoteTexts] | None]:
     """
     Find the folder of an index, and download what is asked for if it lies on the Hub.
 
@@ -74,7 +76,7 @@ def fetch_index(
             `"local"`, or `"remote"` to leave the texts on the Hub.
 
     Returns:
-        `tuple[Path, dict[str, RemoteFile] | None]`: the folder, and the files of texts that stay on the Hub, by name.
+        `tuple[Path, Callable | None]`: the folder, and what opens the texts of a shard that stay on the Hub.
 
     Raises:
         `FileNotFoundError`: If there is neither a folder nor an id, or files are not in the cache and only that is
@@ -97,10 +99,15 @@ def fetch_index(
         return snapshot, None
     headers, names = build_hf_headers(token=token), [TEXTS.format(number) for number in numbers]
     urls = [hf_hub_url(str(repo_id), name, repo_type="dataset", revision=commit) for name in names]
-    files = {name: RemoteFile(url, headers) for name, url in zip(names, urls, strict=True)}
+    files = {number: RemoteFile(url, headers) for number, url in zip(numbers, urls, strict=True)}
     if not local_files_only:
         locate_files(files.values())
-    return snapshot, files
+
+    def open_texts(number: int, entry: ShardEntry) -> RemoteTexts:
+        size = entry.files[TEXTS.format(number)].bytes
+        return RemoteTexts(files[number], snapshot / OFFSETS.format(number), entry.rows, size)
+
+    return snapshot, open_texts
 
 
 def _fetch(
@@ -180,6 +187,7 @@ def pull_index(
     with TemporaryDirectory() as aside, locked(folder.resolve()):
         fetch([MANIFEST], local_dir=aside)
         manifest = read_manifest(aside)
+        settle(folder)
         _check_pull_folder(folder, Path(aside) / MANIFEST, repo_id)
         numbers = manifest.chosen_shards(shards)
         files = {name: entry for number in numbers for name, entry in manifest.shards[number].files.items()}
@@ -246,6 +254,9 @@ def push_index(
         `HfHubHTTPError`: If it refuses: a token without the right to write.
     """
     folder, api = Path(folder), HfApi(token=token)
+    if is_under_way(folder):
+        with locked(folder.resolve()):
+            settle(folder)
     _whole_files(folder, read_manifest(folder))  # else no lock is made: in the Hub's cache it would be in the way
     ask = partial(persist, problem=f"The push to '{repo_id}' broke off", advice=PUSH_AGAIN)
     with locked(folder.resolve()):  # nobody adds documents meanwhile
