@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import TEXTS
 from made_indexes import change_manifest, index_of_ten, make_index, whole_numbers
+from tttnn.index.build.resume import embedded_windows
 
 from tttnn import Document, Embedder
 from tttnn.index.build.build import IndexSettings, build_index, index_in_memory
-from tttnn.index.build.resume import embedded_windows
 from tttnn.index.build.save import write_index
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
@@ -139,9 +139,9 @@ def test_a_document_that_is_asked_for_twice_is_read_once():
         def __init__(self, start):
             self.start = start
 
-        def __getitem__(self, row):
-            read.append(self.start + row)
-            return Document(f"id {self.start + row}", "x")
+        def fetch(self, rows):
+            read.extend(self.start + row for row in rows)
+            return [Document(f"id {self.start + row}", "x") for row in rows]
 
     index = index_of_ten()
     for shard in index.shards:

@@ -59,7 +59,9 @@ def check_vacant(folder: Path) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_dir():
+        return {path.name for path in folder.iterdir()}
+    return {folder.name} if folder.exists() else set()
 
 
 def is_under_way(folder: Path) -> bool:
@@ -166,9 +168,8 @@ class UnfinishedIndex:
         if self.first_shard == 0:
             check_vacant(self.folder)
         else:
-            for name in _names(self.folder / WORK) - {STATE + ".tmp"}:
-                self._refuse(self.folder / WORK / name)
-            for path in self._later_files(self.first_shard):
+            foreign = [self.folder / WORK] if _names(self.folder / WORK) - {STATE + ".tmp"} else []
+            for path in (*foreign, *self._later_files(self.first_shard)):
                 self._refuse(path)
         self._make_folders()
         self._note()
