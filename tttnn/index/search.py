@@ -37,18 +37,6 @@ class Index(Protocol):
     embedder: dict[str, Any]
     digest: str
 
-    @property
-    def nprobe(self) -> int | None:
-        """The inverted lists that are looked into."""
-
-    @property
-    def k_factor(self) -> int:
-        """The candidates that are ranked again for each row that is asked for."""
-
-    @property
-    def is_prefixed(self) -> bool:
-        """Whether fewer rows are always the first of more: not if some are ranked again, or a graph is walked."""
-
     def __len__(self) -> int:
         """Give the number of rows."""
 
@@ -194,7 +182,7 @@ class DocumentIndex:
 
     @property
     def is_prefixed(self) -> bool:
-        """Whether fewer rows are always the first of more."""
+        """Whether fewer rows are always the first of more: not if some are ranked again, or a graph is walked."""
         return self.shards[0].is_plain  # shards are stored alike
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import constants
 
-from tttnn.index import Index
+from tttnn.index.search import DocumentIndex
+from tttnn.index.vectors import import_faiss
 
 
 logger = logging.getLogger(__name__)
@@ -44,13 +45,13 @@ class NeighborCache:
         self._turn = RLock()
 
     def search(
-        self, index: Index, embed: Callable[[list[str]], np.ndarray], texts: list[str], top_k: int
+        self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str], top_k: int
     ) -> list[Pairs]:
         """
         Find the nearest rows of each text; embed and search only what is not known.
 
         Args:
-            index (`Index`):
+            index (`DocumentIndex`):
                 Where to search.
             embed (`Callable`):
                 Gives the vectors of texts, float32 of shape `(n, dimension)`.
@@ -64,7 +65,7 @@ class NeighborCache:
         """
         with self._turn:
             # deeper than asked for where that changes nothing, so that more neighbors are there for the next run
-            depth, only = (max(top_k, DEPTH), None) if index.is_prefixed else (top_k, top_k)
+            depth, only = (max(top_k, DEPTH), None) if _is_prefixed(index) else (top_k, top_k)
             path = self.folder / f"rows-{_name([index.digest, index.nprobe, index.k_factor, only])}.jsonl"
             rows, keys = self._read(path), [_key(text) for text in texts]
             texts_of = dict(zip(keys, texts, strict=True))
@@ -75,12 +76,12 @@ class NeighborCache:
                     self._append(path, {"key": key, "top_k": depth, "found": pairs})
             return [[(distance, row) for distance, row in rows[key]["found"][:top_k]] for key in keys]
 
-    def embed(self, index: Index, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
+    def embed(self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
         """
         Embed texts; those only whose vectors are not known.
 
         Args:
-            index (`Index`):
+            index (`DocumentIndex`):
                 Whose embedder this is.
             embed (`Callable`):
                 Gives the vectors of texts, float32 of shape `(n, dimension)`.
@@ -132,6 +133,13 @@ class NeighborCache:
                 os.close(descriptor)
         except OSError as error:
             logger.info("What a query found cannot be kept in '%s' for the next time: %s", path, error)
+
+
+def _is_prefixed(index: DocumentIndex) -> bool:
+    """Whether fewer rows are always the first of more: not where some are ranked again, or a graph is walked."""
+    faiss = import_faiss()
+    # shards are stored alike
+    return isinstance(index.shards[0].vectors, faiss.IndexFlat | faiss.IndexIVFFlat)
 
 
 def _name(content: object) -> str:

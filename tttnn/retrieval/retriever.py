@@ -11,17 +11,12 @@ from sentence_transformers import SentenceTransformer
 from tttnn.documents import Document, as_documents, check_text
 from tttnn.embedding import Embedder
 from tttnn.errors import InputError, InputTypeError
-from tttnn.index import (
-    DocumentIndex,
-    Index,
-    IndexSubset,
-    fetch_index,
-    index_in_memory,
-    open_index,
-    push_index,
-    read_manifest,
-    write_index,
-)
+from tttnn.index.build.build import index_in_memory
+from tttnn.index.build.save import write_index
+from tttnn.index.hub.transfer import fetch_index, push_index
+from tttnn.index.manifest import read_manifest
+from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.subset import IndexSubset
 from tttnn.neighbors import Neighbor
 from tttnn.retrieval.cache import NeighborCache
 
@@ -34,7 +29,7 @@ class NeighborRetriever:
     `NeighborRetriever.from_documents`.
 
     Args:
-        index (`Index`):
+        index (`DocumentIndex`):
             Vectors and documents.
         embedder (`Embedder`, *optional*):
             Embeds the queries. By default the one that the index names, loaded at the first query.
@@ -47,7 +42,9 @@ class NeighborRetriever:
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
     """
 
-    def __init__(self, index: Index, embedder: Embedder | None = None, cache: NeighborCache | None = None) -> None:
+    def __init__(
+        self, index: DocumentIndex, embedder: Embedder | None = None, cache: NeighborCache | None = None
+    ) -> None:
         self.index = index
         self.cache = cache
         self._embedder = embedder
@@ -206,7 +203,8 @@ class NeighborRetriever:
             `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
             `FileNotFoundError`: If its texts were left on the Hub.
         """
-        return write_index(self._whole_index(), save_directory)
+        self._check_whole()
+        return write_index(self.index, save_directory)
 
     def push_to_hub(
         self,
@@ -241,14 +239,15 @@ class NeighborRetriever:
             `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
             `FileNotFoundError`: If not all of its files were fetched.
         """
-        index, options = self._whole_index(), (private, token, revision, commit_message, license)
-        if index.folder is not None:
-            return push_index(index.folder, repo_id, *options)
+        self._check_whole()
+        options = (private, token, revision, commit_message, license)
+        if self.index.folder is not None:
+            return push_index(self.index.folder, repo_id, *options)
         with TemporaryDirectory() as folder:
-            return push_index(write_index(index, Path(folder) / "index"), repo_id, *options)
+            return push_index(write_index(self.index, Path(folder) / "index"), repo_id, *options)
 
-    def _whole_index(self) -> DocumentIndex:
-        if not isinstance(self.index, DocumentIndex):
+    def _check_whole(self) -> None:
+        if isinstance(self.index, IndexSubset):
             raise InputError("This is a part of an index, drawn by `subset`. Save the whole one.")
         if self.index.folder is not None:
             opened, there = len(self.index.shards), len(read_manifest(self.index.folder).shards)
@@ -257,7 +256,6 @@ class NeighborRetriever:
                     f"Of the {there} shards of '{self.index.folder}' {opened} are open, and an index is saved whole. "
                     "Open all of them: `from_pretrained` without `shards`."
                 )
-        return self.index
 
     def retrieve(self, texts: list[str], top_k: int = 50) -> list[list[Neighbor]]:
         """

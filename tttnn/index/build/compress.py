@@ -97,7 +97,7 @@ def draw_queries(folder: Path, shards: list[ShardEntry], embedder: Embedder) -> 
 
 
 def measure(
-    exact: Sequence[Shard], stored: Sequence[Shard], queries: np.ndarray, target: float
+    exact: Sequence[Shard], stored: Sequence[Shard], trained: Path, queries: np.ndarray, target: float
 ) -> tuple[dict[str, int], Recall]:
     """Choose how thoroughly to search on half of the queries, and measure the recall on the other half."""
     num_rows, half = exact[-1].start + len(exact[-1]), len(queries) // 2
@@ -113,7 +113,7 @@ def measure(
         results = search_shards(stored, queries[part], top_k, search.get("nprobe"), k_factors)
         return [recall(result, part) for result in results]
 
-    chosen, reached = tune(stored[0].vectors, tried, target)
+    chosen, reached = tune(import_faiss().read_index(str(trained)), tried, target)
     k_factors = [chosen.get("k_factor", 1)]
     results = search_shards(stored, queries[half:], top_k, chosen.get("nprobe"), k_factors)[0]
     measured = recall(results, slice(half, None))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tttnn.files import locked
 from tttnn.index.build.unfinished import UnfinishedIndex
-from tttnn.index.manifest import EmbedderDescription, Manifest, read_manifest
+from tttnn.index.manifest import EmbedderDescription, Manifest, check_file, read_manifest
 from tttnn.index.search import DocumentIndex
 from tttnn.index.vectors import default_shard_size
 
@@ -30,11 +30,15 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
             fetched.
     """
     folder = Path(folder).resolve()
+    if index.folder is not None:
+        manifest = read_manifest(index.folder)
+        for name, entry in manifest.files.items():
+            if not name.startswith("data/") or (index.folder / name).is_file():  # viewers' files are not fetched
+                check_file(index.folder / name, entry)
     kept = {"saved": index.digest, "passage_tokens": index.passage_tokens}
     with locked(folder):
         build = UnfinishedIndex(folder, kept, default_shard_size(index.shards[0].vectors.d))
         if index.folder is not None:
-            manifest = read_manifest(index.folder)
             build.copy(index.folder, manifest)
         else:
             for shard in index.shards[len(build.shards) :]:

@@ -33,7 +33,6 @@ from tttnn.index.manifest import (
     Recall,
     ShardEntry,
     Storage,
-    check_file,
     note_built,
     read_manifest,
 )
@@ -355,8 +354,11 @@ class UnfinishedIndex:
         search: dict[str, int] = {}
         recall = None
         if like is None:
-            queries = draw_queries(self.folder, self.shards, embedder)
-            search, recall = measure(exact, OpenedInTurn(paths, preset, starts[:-1]), queries, recall_target)
+            stored, queries = (
+                OpenedInTurn(paths, preset, starts[:-1]),
+                draw_queries(self.folder, self.shards, embedder),
+            )
+            search, recall = measure(exact, stored, work / TRAINED, queries, recall_target)
         for place, file in enumerate(self.stored):
             files = {**self.shards[place].files, VECTORS.format(self.first_shard + place): file}
             self.shards[place] = replace(self.shards[place], files=files)
@@ -368,14 +370,12 @@ class UnfinishedIndex:
 
     def copy(self, source: Path, manifest: Manifest) -> None:
         """Copy the files of an index; those for viewers may be missing."""
-        for name, entry in manifest.files.items():
+        for name in manifest.files:
             is_viewer = name.startswith("data/")
-            if is_viewer and not (source / name).is_file():
-                continue
-            check_file(source / name, entry)
-            path = self.folder / WORK / Path(name).name if is_viewer else self.folder / name
-            shutil.copyfile(source / name, path)
-            sync(path)
+            if not is_viewer or (source / name).is_file():
+                path = self.folder / WORK / Path(name).name if is_viewer else self.folder / name
+                shutil.copyfile(source / name, path)
+                sync(path)
 
     def finish(self, manifest: Manifest) -> None:
         """Put the manifest in place, and then the files for viewers."""
