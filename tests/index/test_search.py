@@ -13,6 +13,7 @@ from tttnn import Document, Embedder
 from tttnn.index.build.build import IndexSettings, build_index, index_in_memory
 from tttnn.index.build.save import write_index
 from tttnn.index.build.windows import embedded_windows
+from tttnn.index.manifest import MANIFEST
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
 from tttnn.index.vectors import read_vectors
@@ -174,8 +175,8 @@ def test_a_corpus_is_embedded_shard_by_shard_as_its_documents_come(embedder, tmp
 
     def documents():
         for row, text in enumerate(TEXTS):
-            # the last file of a shard
-            finished.append(len(list((tmp_path / "index.unfinished" / "index").glob("*.faiss"))))
+            # of the last files of a shard
+            finished.append(len(list((tmp_path / "index" / "texts").glob("*.offsets.npy"))))
             yield Document(str(row), text)
 
     assert build_index(documents(), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=4), batch_size=2)
@@ -245,7 +246,7 @@ def test_a_document_with_a_vector_that_is_not_finite_is_named_by_its_row(embedde
             build_index(documents, poisoned, tmp_path / "index", IndexSettings(shard_size=20), batch_size=1)
         else:
             index_in_memory(documents, poisoned, batch_size=1)
-    assert not (tmp_path / "index").exists()
+    assert not (tmp_path / "index" / MANIFEST).exists()
 
 
 def test_the_digest_of_an_index_in_memory_follows_its_documents_and_its_embedder(embedder):

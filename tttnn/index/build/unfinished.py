@@ -153,7 +153,7 @@ class UnfinishedIndex:
         self.growing: Growing | None = None
         self.complete = False  # whether the corpus has come to its end
         # what was trained for a preset, and the Faiss files that were made from it
-        self.preset = ""
+        self.preset = "flat"
         self.trained: FileEntry | None = None
         self.stored: list[FileEntry] = []
         if is_under_way(folder):
@@ -170,11 +170,11 @@ class UnfinishedIndex:
             foreign = [self.folder / WORK] if _names(self.folder / WORK) - {STATE + ".tmp"} else []
             for path in (*foreign, *self._later_files(self.first_shard)):
                 self._refuse(path)
+        (self.folder / WORK).mkdir(parents=True, exist_ok=True)
+        self._note()  # before anything else is in the folder: by its state a build is known to be one
         self._make_folders()
-        self._note()
 
     def _make_folders(self) -> None:
-        (self.folder / WORK).mkdir(parents=True, exist_ok=True)
         for name in FOLDERS[:2]:
             (self.folder / name).mkdir(exist_ok=True)
         for path in (self.folder, self.folder.parent):
@@ -223,8 +223,9 @@ class UnfinishedIndex:
 
     def _note(self) -> None:
         """Write the state; the files that it names are on disk, and so must be their names."""
-        for name in (WORK, *FOLDERS[:2]):
-            sync(self.folder / name)
+        for path in (self.folder / name for name in (WORK, *FOLDERS[:2])):
+            if path.is_dir():
+                sync(path)
         state = {
             "settings": self.settings,
             "first_shard": self.first_shard,
