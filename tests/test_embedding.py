@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS
+from conftest import TEXTS, save_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, processors
+from tokenizers import BertWordPieceTokenizer, Tokenizer, processors
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
@@ -541,9 +541,115 @@ def test_more_of_a_long_text_is_taken_where_its_beginning_has_few_tokens(tmp_pat
     assert shown == [" ".join((words * 6)[:11])]
 
 
-def test_a_long_text_without_white_space_stays_whole(embedder, shown):
-    Embedder(embedder).encode_document(["x" * 10_000])
+UNBROKEN = {
+    "letters": "x" * 10_000,
+    "words": "whale" * 4_000,
+    "signs": "東京" * 5_000,
+    "base64": "QUJDREVG+/abc09" * 1_000,
+    "one word and the rest": "the " + "x" * 10_000,
+    "white space far away": "x" * 10_000 + " " + "y" * 10_000,
+}
+
+
+@pytest.fixture(scope="module")
+def pieces_embedder(tmp_path_factory):
+    """An embedder with word pieces, for which a long word is one unknown token."""
+    folder = tmp_path_factory.mktemp("pieces")
+    trained = BertWordPieceTokenizer()
+    trained.train_from_iterator(TEXTS, vocab_size=300, min_frequency=1, special_tokens=["[UNK]", "[PAD]"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=64
+    )
+    save_bert(tokenizer, folder, hidden_size=16, max_position_embeddings=64)
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("text", UNBROKEN.values(), ids=UNBROKEN)
+@pytest.mark.parametrize("kind", ["embedder", "pieces_embedder"])
+def test_a_long_text_with_hardly_any_white_space_has_the_vector_of_the_whole(kind, text, request):
+    model = request.getfixturevalue(kind)
+    assert np.array_equal(Embedder(model).encode_document([text]), model.encode([text]))
+
+
+@pytest.mark.parametrize("text", UNBROKEN.values(), ids=UNBROKEN)
+def test_of_a_long_text_with_hardly_any_white_space_the_beginning_reaches_the_model(embedder, shown, text):
+    Embedder(embedder).encode_document([text])
+    assert shown == [text[:1024]]  # 64 tokens of 16 characters
+
+
+def test_a_long_word_that_is_one_token_is_read_to_its_end(pieces_embedder, monkeypatch):
+    shown, encode = [], pieces_embedder.encode_document
+    monkeypatch.setattr(
+        pieces_embedder, "encode_document", lambda texts, **named: shown.extend(texts) or encode(texts, **named)
+    )
+    Embedder(pieces_embedder).encode_document(["x" * 10_000])
     assert shown == ["x" * 10_000]
+
+
+# --- truncated texts ---
+
+
+def words_of(number):
+    """A text of tokens that stand for one character each."""
+    return "^" * number
+
+
+@pytest.mark.parametrize(("number", "truncated"), [(1, 0), (63, 0), (64, 0), (65, 1), (1000, 1), (5000, 1)])
+def test_a_text_is_truncated_if_it_has_more_tokens_than_are_read(embedder, number, truncated):
+    counted = Embedder(embedder)
+    counted.encode_document([words_of(number)])
+    assert (counted.num_encoded, counted.num_truncated) == (1, truncated)
+
+
+def test_truncated_texts_are_counted_over_batches_and_calls(embedder):
+    counted = Embedder(embedder)
+    for _ in range(2):
+        counted.encode_document([words_of(number) for number in (3, 70, 64, 99, 5000, 1, 2)], batch_size=2)
+    counted.encode_document([])
+    assert (counted.num_encoded, counted.num_truncated) == (14, 6)
+
+
+def test_a_prompt_takes_tokens_from_the_text(prompted):
+    counted = Embedder(prompted)
+    counted.encode_document([words_of(60)])
+    assert counted.num_truncated == 1
+
+
+def test_queries_are_not_counted(embedder):
+    counted = Embedder(embedder)
+    counted.encode_query([words_of(100)])
+    assert (counted.num_encoded, counted.num_truncated) == (0, 0)
+
+
+def test_special_tokens_count_as_tokens(plain_folder):
+    counted = Embedder(plain_folder)  # reads 40 tokens, two of which are special
+    counted.encode_document([words_of(38), words_of(39)])
+    assert counted.num_truncated == 1
+
+
+def test_an_embedder_that_reads_all_truncates_nothing(tokenizer):
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu")
+    counted = Embedder(static)
+    counted.encode_document([words_of(5000)])
+    assert (counted.num_encoded, counted.num_truncated) == (1, 0)
+
+
+def test_the_share_of_truncated_texts_is_reported_with_the_way_out(embedder, caplog):
+    counted = Embedder(embedder)
+    counted.encode_document([words_of(70)])
+    with counted.reported_truncation():
+        counted.encode_document([words_of(number) for number in (3, 70, 80, 90)])
+        assert caplog.messages == []
+    (message,) = caplog.messages
+    assert message.startswith("3 of 4 texts (75%) are longer than the 64 tokens that")
+    assert "--passages" in message and "passage_tokens=" in message
+
+
+def test_nothing_is_reported_where_all_was_read(embedder, caplog):
+    counted = Embedder(embedder)
+    with counted.reported_truncation():
+        counted.encode_document([words_of(64)])
+    assert caplog.messages == []
 
 
 # --- devices ---
@@ -576,11 +682,12 @@ def test_one_device_needs_no_processes(embedder, monkeypatch, device):
 
 
 @pytest.mark.slow
-def test_several_processes_give_the_vectors_of_one(plain_folder):
+def test_several_processes_give_the_vectors_of_one_and_count_the_same_texts(plain_folder):
     texts = [f"{text} {number}" for number in range(3) for text in TEXTS]
-    expected = Embedder(str(plain_folder), device="cpu").encode_document(texts, batch_size=4)
-    found = Embedder(str(plain_folder), device=["cpu", "cpu"]).encode_document(texts, batch_size=4)
-    assert found == pytest.approx(expected, abs=1e-6)
+    one, two = (Embedder(str(plain_folder), device=device) for device in ("cpu", ["cpu", "cpu"]))
+    expected = one.encode_document(texts, batch_size=4)
+    assert two.encode_document(texts, batch_size=4) == pytest.approx(expected, abs=1e-6)
+    assert 0 < one.num_truncated == two.num_truncated < len(texts)
 
 
 # --- the embedder of the method's authors ---

@@ -1,8 +1,10 @@
 """Texts to vectors: a thin layer over sentence-transformers that says which embedder made an index."""
 
+import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from threading import Lock
@@ -13,21 +15,25 @@ import numpy as np
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import BatchEncoding
 
 from tttnn.documents import check_text
 from tttnn.errors import InputError, InputTypeError, StateError
 
 
+logger = logging.getLogger(__name__)
+
 # Embedded once when an index is built and again when it is opened: another embedder gives another vector, under
 # whatever name or path it was loaded.
 PROBE = "The quick brown fox jumps over the lazy dog; 0123456789 def f(x): return x"
 PROBE_TOLERANCE = 0.02  # relative; half precision on another device stays below it
-# Of a longer text this many characters for each token that is read are tried first.
+# Of a longer text, this many characters for each token that is read are tried first.
 CHARACTERS_PER_TOKEN = 16
+WHITE_SPACE = re.compile(r"\s")
 # The embedder of the method's authors: model, tokenizer, tokens that are read.
 TTTLM = ("socialfoundations/roberta-large-pile-lr2e-5-bs16-8gpu-1700000", "FacebookAI/roberta-base", 512)
-# A model's own files may ask sentence-transformers for what runs code of theirs: a pickle that is read without limits,
-# kernels from the Hub. What is passed has the last word.
+# A model's files may ask sentence-transformers for what runs their code: a pickle that is read without limits, kernels
+# from the Hub. What is passed here overrides them.
 NO_CODE = {"weights_only": True, "allow_all_kernels": False}
 
 
@@ -38,31 +44,37 @@ class Embedder:
     A plain transformer without sentence-transformers files gets the attention-masked mean of its last hidden state,
     special tokens included, as the method's authors used. Several threads may use one embedder; they take turns.
 
-    No code of a model is run: its classes are those of sentence-transformers and transformers, and weights that it has
-    as a pickle only are read by torch's restricted reader.
+    No code of a model is run: its classes are those of sentence-transformers and transformers, and weights that exist
+    only as a pickle are read by torch's restricted reader.
+
+    `num_encoded` counts the texts that `encode_document` has embedded, and `num_truncated` those of them that were
+    longer than `max_seq_length`, so that only their beginnings were embedded. Tokenizers in Python do not tell.
 
     Args:
         model (`str`, `Path` or `SentenceTransformer`):
             Hub id or folder of the model, or the loaded model itself. `"tttlm"` is the RoBERTa-large of the method's
             authors, with RoBERTa's tokenizer and 512 tokens.
         revision (`str`, *optional*):
-            Branch, tag or commit, where `model` is a Hub id. That of `"tttlm"` is of its weights and configuration,
-            for the tokenizer is in another repo.
+            Branch, tag or commit, if `model` is a Hub id. For `"tttlm"` it is that of the weights and configuration;
+            the tokenizer is in another repo.
         max_seq_length (`int`, *optional*):
             Tokens of a text that are read. By default the model's own.
         device (`str` or `list[str]`, *optional*):
             Where it runs. By default sentence-transformers decides. For several devices, `["cuda:0", "cuda:1"]` or
-            `["cpu", "cpu"]`, a process is started on each at the first long list of texts.
+            `["cpu", "cpu"]`, a process starts on each at the first long list of texts.
         query_prompt (`str`, *optional*):
             What is put before each query. By default the model's own prompt, if it has one.
         document_prompt (`str`, *optional*):
             What is put before each document. By default the model's own prompt, if it has one.
 
     Raises:
-        `ValueError`: If a loaded model has another `max_seq_length` than the given one.
+        `ValueError`: If a loaded model has a `max_seq_length` that differs from the given one.
 
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
     """
+
+    num_encoded = 0
+    num_truncated = 0
 
     def __init__(
         self,
@@ -139,7 +151,12 @@ class Embedder:
             `ValueError`: If a vector is not finite, or a text holds a lone surrogate.
             `TypeError`: If a text is not a string.
         """
-        return self._encode(self.model.encode_document, texts, self.document_prompt, batch_size, first_row)
+        vectors, num_truncated = self._encode(
+            self.model.encode_document, texts, self.document_prompt, batch_size, first_row
+        )
+        self.num_encoded += len(texts)
+        self.num_truncated += num_truncated
+        return vectors
 
     def encode_query(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
         """
@@ -157,7 +174,24 @@ class Embedder:
         Raises:
             `ValueError`, `TypeError`: As `encode_document`.
         """
-        return self._encode(self.model.encode_query, texts, self.query_prompt, batch_size)
+        return self._encode(self.model.encode_query, texts, self.query_prompt, batch_size)[0]
+
+    @contextmanager
+    def reported_truncation(self) -> Iterator[None]:
+        """
+        Warn at the end if documents that were embedded inside the `with` block were truncated.
+
+        Only what `encode_document` embeds inside counts.
+        """
+        num_encoded, num_truncated = self.num_encoded, self.num_truncated
+        yield
+        num_encoded, num_truncated = self.num_encoded - num_encoded, self.num_truncated - num_truncated
+        if num_truncated:
+            logger.warning(
+                f"{num_truncated} of {num_encoded} texts ({num_truncated / num_encoded:.0%}) are longer than the "
+                f"{self.max_seq_length} tokens that '{self.name}' reads; only their beginnings were embedded. To find "
+                "the rest too, index passages: `--passages`, or `passage_tokens=`."
+            )
 
     def _encode(
         self,
@@ -166,7 +200,8 @@ class Embedder:
         prompt: str,
         batch_size: int | None,
         first_row: int = 0,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, int]:
+        """Embed texts, and count those that were truncated."""
         if isinstance(texts, str):
             raise InputTypeError("A list of texts is needed, and one string was given. Put it into a list.")
         batch_size = self.default_batch_size if batch_size is None else batch_size
@@ -174,16 +209,20 @@ class Embedder:
             raise InputError(f"`batch_size` is {batch_size}. Pass at least 1.")
         texts = [check_text(text, f"row {first_row + row}") or " " for row, text in enumerate(texts)]
         if not texts:
-            return np.empty((0, self.dimension), dtype=np.float32)
+            return np.empty((0, self.dimension), dtype=np.float32), 0
+        counts: list[int] = []
         with self._turn:  # a tokenizer serves one thread at a time
             texts = [self._shorten(text, prompt) for text in texts]
             # sorted here as well, so that the pieces that several processes get are of texts of one length
             order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
             ordered = [texts[row] for row in order]
             pool = self._processes() if len(texts) > batch_size else None
-            found = encode(ordered, prompt=prompt, batch_size=batch_size, show_progress_bar=False, pool=pool)
+            if pool is not None:  # whose processes count nothing
+                counts.append(_num_truncated(self.model.preprocess(ordered, prompt=prompt)))
+            with self.model.register_forward_pre_hook(lambda _, inputs: counts.append(_num_truncated(inputs[0]))):
+                encoded = encode(ordered, prompt=prompt, batch_size=batch_size, show_progress_bar=False, pool=pool)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        vectors[order] = found
+        vectors[order] = encoded
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             rows = (broken[:5] + first_row).tolist()
@@ -191,37 +230,41 @@ class Embedder:
                 f"The embedder '{self.name}' gave vectors that are not finite for rows {rows}. Load it in float32, or "
                 "check its weights."
             )
-        return vectors
+        return vectors, sum(counts)
 
     def _shorten(self, text: str, prompt: str) -> str:
-        """Cut off, at a white space, what the model does not read, so that a book is not tokenized to its end."""
+        """Cut off what the model does not read, so that a book is not tokenized to its end."""
         limit = self.max_seq_length
         length = len(text) if limit is None else CHARACTERS_PER_TOKEN * limit
         while length < len(text):
-            space = re.compile(r"\s").search(text, length)
-            if space is None:
-                return text
-            cut = text[: space.start()]
-            read = self.model.tokenizer(prompt + cut, truncation=True, max_length=cast(int, limit) + 1)
-            if len(read["input_ids"]) > cast(int, limit):
+            space = WHITE_SPACE.search(text, length, 2 * length)
+            cut = text[: space.start() if space else length]
+            tokens = self._first_tokens(prompt + cut)
+            # a cut inside a word is safe if the tokens before it do not change with half of the text
+            if len(tokens) > cast(int, limit) and (space or tokens == self._first_tokens(prompt + cut[: length // 2])):
                 return cut
-            length *= 2
+            length *= 4
         return text
+
+    def _first_tokens(self, text: str) -> list[int]:
+        """Tokenize one token more than is read."""
+        encoded = self.model.tokenizer(text, truncation=True, max_length=cast(int, self.max_seq_length) + 1)
+        return cast(list[int], encoded["input_ids"])
 
     def _processes(self) -> Any:  # noqa: ANN401
         if self._pool is None and len(self._devices) > 1:
             self._pool = self.model.start_multi_process_pool(self._devices)
-            # else they outlive the embedder, and one that is still starting misses its queue
+            # without this they outlive the embedder, and one that is still starting misses its queue
             finalize(self, self.model.stop_multi_process_pool, self._pool)
         return self._pool
 
     def describe(self) -> dict[str, Any]:
         """
-        Say what an index must remember of its embedder.
+        Describe the embedder for the manifest of an index.
 
         Returns:
-            `dict[str, Any]`: JSON-able; name, revision, pooling, dimension, `max_seq_length`, prompts and the probe's
-            vector.
+            `dict[str, Any]`: JSON-able; name, revision, pooling, dimension, `max_seq_length`, prompts and the vector
+            of the probe.
         """
         return {
             "name": self.name,
@@ -324,6 +367,12 @@ def same_embedder(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return same and bool(_relative_distance(first["probe"], second["probe"]) <= PROBE_TOLERANCE)
 
 
+def _num_truncated(features: Any) -> int:  # noqa: ANN401
+    """Count the texts of a batch of which tokens were cut off; its tokenizer kept these too."""
+    encodings = features.encodings if isinstance(features, BatchEncoding) else None
+    return sum(bool(encoding.overflowing) for encoding in encodings or ())
+
+
 def _relative_distance(probe: Any, expected: list[float]) -> float:  # noqa: ANN401
     return float(np.linalg.norm(np.subtract(probe, expected)) / np.linalg.norm(expected))
 
@@ -336,7 +385,7 @@ def _names_one_model(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not Path(name).exists()  # which would be loaded in the place of the repo
+    return not Path(name).exists()  # a folder of that name would be loaded instead of the repo
 
 
 def _tttlm(revision: str | None, device: str | None) -> SentenceTransformer:

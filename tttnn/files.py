@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tttnn.errors import StateError
 
 
@@ -28,6 +30,16 @@ def finite(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_default(value: object) -> Any:  # noqa: ANN401
+    """Give JSON numbers and lists for those of NumPy, and a string for anything else, such as a date."""
+    return finite(value.tolist()) if isinstance(value, np.number | np.bool_ | np.ndarray) else str(value)
+
+
+def json_form(value: Any) -> Any:  # noqa: ANN401
+    """Give a value as it comes back from a file of the index or the journal."""
+    return json.loads(json.dumps(finite(value), default=json_default))
 
 
 def to_json(content: dict[str, Any]) -> bytes:
@@ -71,16 +83,22 @@ def locked(folder: Path) -> Iterator[None]:
             Beside it lies a hidden file, which is locked.
 
     Raises:
-        `RuntimeError`: If another process is writing there.
+        `StateError`: If another process is writing there.
+        `OSError`: If no file can be written there.
     """
     from filelock import FileLock, Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # FileLock would take some of these errors for another process
+    except OSError as error:
+        raise OSError(f"The folder '{folder}' cannot be written ({error}). Choose another one.") from error
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise StateError(f"Another process is writing '{folder}'. Wait until it ends, and run this again.") from None
+        raise StateError(f"Another process is writing '{folder}'. Wait until it ends, then start again.") from None
     try:
         yield
     finally:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from tttnn.documents import check_text
+from tttnn.documents import Document, check_text
 from tttnn.errors import InputTypeError
 
 
@@ -32,7 +32,12 @@ class Neighbor:
 
 
 class Retriever(Protocol):
-    """What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one."""
+    """
+    What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one.
+
+    `retrieve` is all that it must have. It may also say what it is (`Described`), prepare for its first query
+    (`Prepared`), and have a length: the number of documents that it can find.
+    """
 
     def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
         """
@@ -48,6 +53,53 @@ class Retriever(Protocol):
             `list[list[Neighbor]]`: in the order of `texts`, each nearest first.
         """
         ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A retriever that says what it is, so that a journal tells its neighbors from those of another."""
+
+    def describe(self) -> dict[str, Any]:
+        """
+        Say what the neighbors depend on.
+
+        Returns:
+            `dict[str, Any]`: JSON-able, for example `{"index": "my corpus, 2026-11-01"}`.
+        """
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A retriever that checks before the first document whether it can serve."""
+
+    def prepare(self, top_k: int) -> None:
+        """
+        Load what is needed and check that `top_k` candidates can be asked for.
+
+        Args:
+            top_k (`int`):
+                Candidates that will be asked for per text.
+
+        Raises:
+            `ValueError`: If there are fewer documents.
+        """
+        ...
+
+
+def describe_retriever(retriever: Retriever | None) -> dict[str, Any]:
+    """
+    Say where neighbors come from, for a journal.
+
+    Args:
+        retriever (`Retriever`, *optional*):
+            The retriever.
+
+    Returns:
+        `dict[str, Any]`: its type, `index` and `num_indexed`, and what else its `describe` says.
+    """
+    description: dict[str, Any] = retriever.describe() if isinstance(retriever, Described) else {}
+    return {"retriever": type(retriever).__qualname__, "index": None, "num_indexed": None, **description}
 
 
 def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
@@ -67,10 +119,10 @@ def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
     """
     if isinstance(neighbors, str):
         raise InputTypeError("`neighbors` is one string, but a list is needed. Pass `[text]`.")
-    found = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
-    for neighbor in found:
+    made = [item if isinstance(item, Neighbor) else Neighbor(row, item, nan) for row, item in enumerate(neighbors)]
+    for neighbor in made:
         check_text(neighbor.text, f"neighbor {neighbor.id}")
-    return found
+    return made
 
 
 @dataclass
@@ -82,11 +134,35 @@ class Selection:
         neighbors (`list[Neighbor]`):
             In the order of training.
         overlaps (`list[float]`):
-            Of each, its overlap with the scored text (see `overlap`).
+            The overlap of each one with the scored text (see `tttnn.selection.overlap`).
         near_copies (`list[int]`):
-            Ids of the neighbors that overlap it by at least one half, those that were dropped for it included.
+            Ids of the neighbors that nearly copy the scored text, the document or the part before the scored text;
+            those that were dropped for it are included.
+        own (`list[int]`):
+            Ids of the chosen neighbors that come from the document itself, by their id or source.
     """
 
     neighbors: list[Neighbor] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
+
+
+class Selector(Protocol):
+    """Chooses among the candidates of a document; `tttnn.selection.SELECTORS` has those of the library."""
+
+    def __call__(
+        self,
+        candidates: list[Neighbor],
+        document: Document,
+        scored_text: str,
+        *,
+        num_neighbors: int,
+        order: str,
+        seed: int,
+        max_distance: float | None,
+        exclude: str | None,
+        drop_near_copies: bool,
+    ) -> Selection:
+        """Choose; the arguments are those of `tttnn.selection.select`."""
+        ...

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tttnn.errors import InputError
-from tttnn.files import finite
+from tttnn.files import finite, json_default
 
 
 SECONDS = ("retrieve", "train", "score", "model", "total")
@@ -46,9 +46,12 @@ class DocumentRecord:
         distances (`list[float]`):
             Their squared L2 distances to the query.
         overlaps (`list[float]`):
-            Their overlaps with the scored text (see `tttnn.selection.nearest.overlap`).
+            Their overlaps with the scored text (see `tttnn.selection.overlap`).
         near_copies (`list[int]`):
-            Ids of the neighbors that nearly copy the scored text, dropped ones included.
+            Ids of the neighbors that nearly copy the scored text or another part of the document, dropped ones
+            included.
+        own_neighbors (`list[int]`):
+            Ids of the neighbors that come from the document itself, by their id or source.
         train_loss (`list[float]`):
             Mean loss per token of each neighbor at the time of its step, in nats; one pass after another. NaN for a
             neighbor without a target.
@@ -75,6 +78,7 @@ class DocumentRecord:
     distances: list[float] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
+    own_neighbors: list[int] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     num_scored_tokens: int = 0
     num_trained_tokens: int = 0
@@ -95,11 +99,11 @@ class DocumentRecord:
 
     def to_json(self) -> str:
         """Write the record as a line of JSON, with null for NaN."""
-        return json.dumps(finite(asdict(self)), allow_nan=False, default=str)
+        return json.dumps(finite(asdict(self)), allow_nan=False, default=json_default)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "DocumentRecord":
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; a field that came later has its default."""
         row = json.loads(line)
         for name in ("train_loss", "distances"):
             row[name] = [math.nan if value is None else value for value in row[name]]
@@ -160,6 +164,7 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
         "num_bytes": num_bytes,
         "num_untrained": sum(record.status == "untrained" for record in records),
         "num_with_near_copies": sum(bool(record.near_copies) for record in records),
+        "num_with_own_neighbors": sum(bool(record.own_neighbors) for record in records),
         **{f"seconds_{phase}": sum(record.seconds[phase] for record in records) for phase in SECONDS},
         "tokens_trained_per_second": _tokens_per_second(records, "num_trained_tokens", "train"),
         "tokens_scored_per_second": _tokens_per_second(records, "num_scored_tokens", "score"),

@@ -395,13 +395,13 @@ def test_near_copies_are_counted_and_dropped_if_asked_for(make):
     assert metrics["eval_num_with_near_copies"] == 1
 
 
-def test_copies_of_the_query_are_none_of_the_scored_text(make, tokenizer):
+def test_a_copy_of_the_query_is_a_near_copy_of_the_document_and_not_of_the_scored_text(make, tokenizer):
     text = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon"
     token_ids = tokenizer(text)["input_ids"]
     query = tokenizer.decode(token_ids[: len(token_ids) // 2])
     trainer = make([query], num_neighbors=1)
     trainer.evaluate([text])
-    assert trainer.records[0].near_copies == []
+    assert (trainer.records[0].near_copies, trainer.records[0].overlaps) == ([0], [0.0])
 
 
 def test_filters_leave_fewer_neighbors(make):

@@ -29,6 +29,10 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
         self.min_delta = min_delta
         self.record: DocumentRecord | None = None
 
+    def settings(self) -> dict[str, Any]:
+        """Name patience and least change."""
+        return {"early_stopping": (self.patience, self.min_delta)}
+
     def on_document_begin(
         self,
         args: TestTimeTrainingArguments,

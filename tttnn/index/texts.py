@@ -12,7 +12,7 @@ import numpy as np
 
 from tttnn.documents import Document, check_text
 from tttnn.errors import InputError
-from tttnn.files import finite
+from tttnn.files import finite, json_default
 
 
 PARALLEL_FETCHES = 20
@@ -32,9 +32,9 @@ def document_to_line(document: Document) -> bytes:
     """
     row = {"id": document.id, "text": document.text, "metadata": document.metadata}
     try:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=json_default)
     except ValueError:
-        line = json.dumps(finite(row), ensure_ascii=False, default=str)
+        line = json.dumps(finite(row), ensure_ascii=False, default=json_default)
     return line.encode("utf-8") + b"\n"
 
 

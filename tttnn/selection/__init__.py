@@ -1,4 +1,4 @@
-"""Which of the retrieved neighbors are used, and which of them copy the scored text."""
+"""Which of the retrieved neighbors are used, and which of them copy the test document."""
 
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,9 @@ from tttnn.doors import door
 if TYPE_CHECKING:
     from tttnn.selection.near_copies import overlap
     from tttnn.selection.nearest import ORDERS, check_exclude, select
+    from tttnn.selection.selectors import SELECTORS
 
-__all__ = ["ORDERS", "check_exclude", "overlap", "select"]
+__all__ = ["ORDERS", "SELECTORS", "check_exclude", "overlap", "select"]
 
 __getattr__, __dir__ = door(
     __name__,
@@ -18,5 +19,6 @@ __getattr__, __dir__ = door(
         "overlap": "near_copies",
         "select": "nearest",
         "ORDERS": "nearest",
+        "SELECTORS": "selectors",
     },
 )

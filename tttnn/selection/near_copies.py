@@ -25,21 +25,16 @@ def overlap(text: str, other: str) -> float:
     Returns:
         `float`: from 0 to 1.
     """
-    return overlap_of(words_of(text), words_of(other))
+    return overlap_of(ngrams_of(text), ngrams_of(other))
 
 
-def words_of(text: str) -> list[str]:
-    """Give the words of a text, in lower case."""
-    return re.findall(r"\w+", text.lower())
+def ngrams_of(text: str) -> set[int]:
+    """Hash the 13-grams of words of a text; a shorter text is one n-gram."""
+    words = re.findall(r"\w+", text.lower())
+    starts = range(max(len(words) - NGRAM_LENGTH + 1, 1 if words else 0))
+    return {hash(tuple(words[start : start + NGRAM_LENGTH])) for start in starts}
 
 
-def overlap_of(words: list[str], others: list[str]) -> float:
-    """Measure the overlap of texts of which the words are known."""
-    if min(len(words), len(others)) < NGRAM_LENGTH:
-        return float(words == others and bool(words))
-    grams, other_grams = _ngrams(words), _ngrams(others)
-    return len(grams & other_grams) / min(len(grams), len(other_grams))
-
-
-def _ngrams(words: list[str]) -> set[int]:
-    return {hash(tuple(words[start : start + NGRAM_LENGTH])) for start in range(len(words) - NGRAM_LENGTH + 1)}
+def overlap_of(ngrams: set[int], others: set[int]) -> float:
+    """Measure the overlap of two texts of which the n-grams are known."""
+    return len(ngrams & others) / min(len(ngrams), len(others)) if ngrams and others else 0.0

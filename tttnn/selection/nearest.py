@@ -1,12 +1,14 @@
-"""Which of the retrieved neighbors are trained on, in which order, and which of them copy the scored text."""
+"""The nearest neighbors that no rule excludes, and which of them copy the test document or come from it."""
 
 import random
 from collections.abc import Iterable
+from typing import Any
 
-from tttnn.documents import Document
+from tttnn.documents import Document, is_position
 from tttnn.errors import InputError
+from tttnn.files import json_form
 from tttnn.neighbors import Neighbor, Selection
-from tttnn.selection.near_copies import NEAR_COPY_OVERLAP, overlap_of, words_of
+from tttnn.selection.near_copies import NEAR_COPY_OVERLAP, ngrams_of, overlap_of
 
 
 ORDERS = ("nearest", "farthest", "random")
@@ -16,6 +18,7 @@ def select(
     candidates: list[Neighbor],
     document: Document,
     scored_text: str,
+    *,
     num_neighbors: int,
     order: str = "nearest",
     seed: int = 0,
@@ -24,7 +27,13 @@ def select(
     drop_near_copies: bool = False,
 ) -> Selection:
     """
-    Choose the neighbors to train on: the nearest that no rule excludes, in the order asked for.
+    Choose the neighbors to train on: the nearest that no rule excludes, in the given order.
+
+    A neighbor is a near-copy if it overlaps by at least one half with the scored text, with the whole document, or
+    with the part before the scored text.
+
+    A neighbor comes from the test document itself if it has the document's id. If the id only counts rows
+    (`is_position`), or if only the `source` is the same, it must also be a near-copy or stand in the document.
 
     Args:
         candidates (`list[Neighbor]`):
@@ -34,37 +43,43 @@ def select(
         scored_text (`str`):
             The part of it that is scored.
         num_neighbors (`int`):
-            Neighbors wanted; fewer may be left.
+            Neighbors wanted; there may be fewer.
         order (`str`, *optional*, defaults to `"nearest"`):
             `"nearest"` first, `"farthest"` first (of the chosen ones), or `"random"`.
         seed (`int`, *optional*, defaults to `0`):
-            Of the random order.
+            Seed of the random order.
         max_distance (`float`, *optional*):
             Drop neighbors whose squared L2 distance is larger.
         exclude (`str`, *optional*):
             Drop neighbors that share this field with the document: `"id"`, `"source"` or another of its metadata.
+            Values are compared as JSON has them, so that a date equals the one that was read from an index.
         drop_near_copies (`bool`, *optional*, defaults to `False`):
-            Drop near-copies of the scored text.
+            Drop near-copies.
 
     Returns:
         `Selection`: at most `num_neighbors` neighbors.
     """
-    selection, words = Selection(), words_of(scored_text)
-    excluded = None if exclude is None else document.value(exclude)
+    selection, scored = Selection(), ngrams_of(scored_text)
+    others = {document.text, document.text.removesuffix(scored_text)} - {scored_text}
+    parts = [scored, *map(ngrams_of, others)]
+    excluded = None if exclude is None else json_form(document.value(exclude))
     chosen: list[tuple[Neighbor, float]] = []
     for neighbor in candidates:
         if len(chosen) == num_neighbors:
             break
         if max_distance is not None and neighbor.distance > max_distance:
             continue
-        if exclude is not None and excluded is not None and neighbor.metadata.get(exclude) == excluded:
+        if exclude is not None and excluded is not None and _value(neighbor, exclude) == excluded:
             continue
-        shared = overlap_of(words, words_of(neighbor.text))
-        if shared >= NEAR_COPY_OVERLAP:
+        ngrams = ngrams_of(neighbor.text)
+        is_copy = max(overlap_of(ngrams, part) for part in parts) >= NEAR_COPY_OVERLAP
+        if is_copy:
             selection.near_copies.append(neighbor.id)
             if drop_near_copies:
                 continue
-        chosen.append((neighbor, shared))
+        if _comes_from(neighbor, document, is_copy):
+            selection.own.append(neighbor.id)
+        chosen.append((neighbor, overlap_of(ngrams, scored)))
     if order == "farthest":
         chosen.reverse()
     elif order == "random":
@@ -72,6 +87,23 @@ def select(
     selection.neighbors = [neighbor for neighbor, _ in chosen]
     selection.overlaps = [shared for _, shared in chosen]
     return selection
+
+
+def _value(neighbor: Neighbor, name: str) -> Any:  # noqa: ANN401
+    """Look up a field of a neighbor as JSON has it; ids are strings, as those of documents."""
+    value = json_form(neighbor.metadata.get(name))
+    return str(value) if name == "id" and value is not None else value
+
+
+def _comes_from(neighbor: Neighbor, document: Document, is_copy: bool) -> bool:
+    """Whether a neighbor is the document, a part of it, or another version."""
+    same_id = _value(neighbor, "id") == document.id
+    if same_id and not is_position(document.id):
+        return True
+    source = json_form(document.value("source"))
+    same_source = bool(source) and _value(neighbor, "source") == source
+    text = neighbor.text.strip()
+    return (same_id or same_source) and (is_copy or bool(text) and text in document.text)
 
 
 def check_exclude(documents: Iterable[Document], exclude: str | None) -> None:
@@ -88,7 +120,7 @@ def check_exclude(documents: Iterable[Document], exclude: str | None) -> None:
         `ValueError`: If a document lacks it: nothing would be excluded, and nobody would know.
     """
     for document in documents if exclude is not None else ():
-        if exclude is not None and document.value(exclude) is None:
+        if exclude is not None and json_form(document.value(exclude)) is None:
             raise InputError(
                 f"`exclude` is {exclude!r}, but document '{document.id}' has no such field. Choose one of "
                 f"{', '.join(['id', *document.metadata])}."

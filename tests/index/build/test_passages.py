@@ -1,4 +1,4 @@
-"""Passages are the text, to the letter, in pieces of so many tokens that end where words end."""
+"""Passages are the text, to the letter, in pieces of so many tokens that end where lines, sentences or words end."""
 
 from types import SimpleNamespace
 
@@ -124,9 +124,10 @@ def test_passages_end_where_words_end(kind, words, tokens):
 
 @FEW
 @given(words=st.lists(st.sampled_from(WORDS), min_size=1), tokens=st.integers(24, 40))
-def test_passages_of_word_pieces_are_as_long_as_they_can_be(words, tokens):
-    passages = [passage.text for passage in cut(" ".join(words), "pieces", tokens)]
-    for passage, following in zip(passages, passages[1:], strict=False):
+def test_passages_of_word_pieces_but_for_the_last_two_are_as_long_as_they_can_be(words, tokens):
+    text = " ".join(word.rstrip(".!?") for word in words)
+    passages = [passage.text for passage in cut(text, "pieces", tokens)]
+    for passage, following in zip(passages, passages[1:-1], strict=False):
         assert count(f"{passage}{following.split()[0]}", "pieces") > tokens
 
 
@@ -144,6 +145,61 @@ def test_passages_of_word_pieces_are_as_long_as_they_can_be(words, tokens):
 def test_a_text_is_cut_as_by_hand(tokens, expected):
     # of six tokens: each word is one, and the mark of exclamation another
     assert [passage.text for passage in cut("the crew saw the whale!", "words", tokens)] == expected
+
+
+# Of "words" each word is a token, and so is each run of marks between words.
+BROKEN = {
+    "a line ends in the second half": ("a b c d\ne f g h", 6, ["a b c d\n", "e f g h"]),
+    "the last line that ends there": ("a b c\nd\ne\nf g h i", 6, ["a b c\nd\ne\n", "f g h i"]),
+    "a line that ends in the first half would leave too little": ("a\nb c d e f g h", 6, ["a\nb c d e f ", "g h"]),
+    "a sentence ends in the second half": ("a b c. D e f g h", 6, ["a b c. ", "D e f g h"]),
+    "a sentence in quotes": ('a b "c?" D e f g h', 6, ['a b "c?" ', "D e f g h"]),
+    "a line before a sentence": ("a b c\nd. E f g h", 6, ["a b c\n", "d. E f g h"]),
+    "a mark inside of a word ends nothing": ("a b c.d e f g h", 6, ["a b c.d e ", "f g h"]),
+    "a line is indented": ("a b c d:\n    e f g h", 6, ["a b c d:\n", "    e f g h"]),
+    "empty lines belong to what is before them": ("a b c d\n\n\n  e f g h", 6, ["a b c d\n\n\n", "  e f g h"]),
+    "a sentence ends without a space": ("東 京 東。 京 東 京 東 京", 6, ["東 京 東。 ", "京 東 京 東 京"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_passages_end_with_lines_and_sentences_where_enough_is_before(case):
+    text, tokens, expected = BROKEN[case]
+    assert [passage.text for passage in cut(text, "words", tokens)] == expected
+
+
+def test_a_sentence_of_a_script_without_spaces_ends_a_passage():
+    text = "東京は都だ。京都も都だ。大阪は違う。"
+    passages = [passage.text for passage in cut(text, "bytes", 20)]  # of three tokens a character
+    assert passages == ["東京は都だ。", "京都も都だ。", "大阪は違う。"]
+
+
+@pytest.mark.parametrize(
+    ("number", "lengths"), [(8, [8]), (9, [7, 2]), (10, [8, 2]), (16, [8, 8]), (17, [8, 7, 2]), (18, [8, 8, 2])]
+)
+def test_the_last_passage_has_a_quarter_of_the_tokens_at_least(number, lengths):
+    passages = cut(" ".join("abcdefghijklmnopqr"[:number]), "words", 8)
+    assert [len(passage.text.split()) for passage in passages] == lengths
+
+
+@each_tokenizer
+@settings(FEW, max_examples=100)
+@example(text="\n", tokens=1)
+@example(text="a\r\n\r\nb", tokens=1)
+@given(text=ANY_TEXT | WORDY_TEXT, tokens=st.integers(1, 20))
+def test_lines_of_passages_are_those_of_their_first_and_last_characters(kind, text, tokens):
+    begin = 0
+    for passage in cut(text, kind, tokens):
+        end = begin + len(passage.text)
+        assert passage.metadata["start_line"] == 1 + text[:begin].count("\n")
+        assert passage.metadata["end_line"] == 1 + text[: max(end - 1, 0)].count("\n")
+        begin = end
+
+
+def test_lines_are_counted_from_one_and_a_line_end_belongs_to_its_line():
+    text = "".join(f"a{number} b c d\n" for number in range(6))
+    lines = [(p.metadata["start_line"], p.metadata["end_line"]) for p in cut(text, "words", 8)]
+    assert lines == [(1, 2), (3, 4), (5, 6)]
 
 
 def cut_in_slices(text, kind, tokens, characters):
@@ -212,7 +268,7 @@ def test_passages_have_the_id_and_metadata_of_their_document_and_a_number(kind):
     passages = cut(TEXTS[2], kind, 8)
     assert len(passages) > 2
     assert [(passage.id, passage.metadata) for passage in passages] == [
-        ("its id", {"topic": 1, "passage": number}) for number in range(len(passages))
+        ("its id", {"topic": 1, "passage": number, "start_line": 1, "end_line": 1}) for number in range(len(passages))
     ]
 
 
@@ -265,7 +321,7 @@ def test_a_tokenizer_in_python_is_refused(tmp_path):
 
 
 def test_the_neighbor_is_the_passage_that_matters_and_not_the_beginning_of_its_document(embedder):
-    documents = [Document("long", " ".join(TEXTS)), Document("short", TEXTS[0])]
+    documents = [Document("long", " ".join(TEXTS)), Document("short", "the crew slept")]
     retriever = NeighborRetriever.from_documents(documents, embedder, passage_tokens=16)
     passages = retriever.index.documents(range(len(retriever)))
     assert len(passages) > 12

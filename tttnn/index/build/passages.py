@@ -1,6 +1,9 @@
 """Long documents cut into passages, so that a neighbor is the part that matters and not the beginning of a book."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,23 +13,31 @@ from tttnn.embedding import Embedder
 from tttnn.errors import InputError
 
 
-SLICE_CHARACTERS = 1 << 18  # of a text whose tokens are in memory together, and take 400 times as much
+SLICE_CHARACTERS = 1 << 18  # tokenized at a time, since tokens take 400 times the memory of their text
+# white space after a sentence or with the end of a line in it, or the end of a sentence in scripts without spaces
+BREAK = re.compile(
+    r"""(?:[.!?…]["'”’)\]]*+(?=\s)|(?<!\s)(?=[^\S\n]*+\n))(?P<space>\s++)|[。！？][”’」』）]*+(?P<end>\s*+)"""
+)
 
 
 def split_into_passages(documents: Iterable[Document], embedder: Embedder, tokens: int) -> Iterator[Document]:
     """
-    Cut documents into passages of at most so many tokens of the embedder; together they are the text, to the letter.
+    Cut documents into passages; together they are the text, to the letter.
+
+    A passage ends with a line if a line ends in its second half, else with a sentence that ends there, else with a
+    word. The last passage of a document is no shorter than a quarter of `tokens` if there is a place to cut before.
 
     Args:
         documents (`Iterable[Document]`):
             Read as they are needed.
         embedder (`Embedder`):
-            Whose tokens are counted.
+            Its tokens are counted.
         tokens (`int`):
-            Most tokens of a passage, as they stand in the document; it ends where a word ends, if there is one.
+            Most tokens of a passage, as they stand in the document.
 
     Yields:
-        `Document`: a passage, with the id and metadata of its document, and its number there as `passage`.
+        `Document`: a passage, with the id and metadata of its document, its number in the document as `passage`, and
+        its first and last line there, counted from 1, as `start_line` and `end_line`.
 
     Raises:
         `ValueError`: If `tokens` is not positive or more than the embedder reads, or its tokenizer does not say where
@@ -45,26 +56,29 @@ def split_into_passages(documents: Iterable[Document], embedder: Embedder, token
             f"{room}."
         )
     for document in documents:
+        line = 1
         for number, passage in enumerate(_passages(document.text, tokenizer, tokens)):
-            yield Document(document.id, passage, {**document.metadata, "passage": number})
+            place = {"passage": number, "start_line": line, "end_line": line + passage.count("\n", 0, -1)}
+            line += passage.count("\n")
+            yield Document(document.id, passage, {**document.metadata, **place})
 
 
 def _passages(text: str, tokenizer: Any, tokens: int) -> Iterator[str]:  # noqa: ANN401
-    """Cut a text slice by slice, for its tokens take many times its memory."""
+    """Cut a text slice by slice."""
     begin = 0
     while True:
         end = _end_of_slice(text, begin)
         encoded = tokenizer(
             text[begin:end], add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
         )
-        passages = [*_cut(text[begin:end], [start for start, _ in encoded["offset_mapping"]], tokens)]
+        passages = [*_cut(text[begin:end], encoded["offset_mapping"], tokens, end == len(text))]
         if end == len(text):
             yield from passages
             return
-        # the last may go on in the next slice, of which it is the beginning
-        last = passages.pop() if len(passages) > 1 else ""
-        yield from passages
-        begin = end - len(last)
+        # the last two may end elsewhere when more of the text is known: the next slice begins with them
+        kept = max(len(passages) - 2, 1)
+        yield from passages[:kept]
+        begin = end - sum(map(len, passages[kept:]))
 
 
 def _end_of_slice(text: str, begin: int) -> int:
@@ -75,20 +89,43 @@ def _end_of_slice(text: str, begin: int) -> int:
     return next((place for place in range(end, begin, -1) if text[place - 1].isspace()), end)
 
 
-def _cut(text: str, starts: list[int], tokens: int) -> Iterator[str]:
-    """Cut a text after at most so many tokens, between words where it can be; `starts` are those of its tokens."""
+def _cut(text: str, offsets: list[tuple[int, int]], tokens: int, is_last: bool) -> Iterator[str]:
+    """Cut a text between its tokens, whose beginnings and ends are the offsets."""
+    breaks = [match.span(match.lastgroup or 0) for match in BREAK.finditer(text)]
     begin, first = 0, 0
-    while len(starts) - first > tokens:
-        ends = range(first + tokens, first, -1)
-        # a character may be several tokens, and a word too: neither is cut, unless nothing else is left
-        characters = [place for place in ends if starts[place] > max(begin, starts[place - 1])]
-        words = (place for place in characters if _between_words(text, starts[place]))
-        first = next(words, 0) or next(iter(characters), 0) or first + tokens
-        if starts[first] > begin:
-            yield text[begin : starts[first]]
-            begin = starts[first]
+    while (left := len(offsets) - first) > tokens:
+        # a character may be several tokens: it is not cut, unless nothing else is left
+        places = [
+            place
+            for place in range(first + tokens, first, -1)
+            if offsets[place][0] > max(begin, offsets[place - 1][0])
+        ]
+        most = min(tokens, left - tokens // 4) if is_last else tokens
+        full = [place for place in places if first + tokens // 2 <= place <= first + most]
+        choices = chain(
+            (place for place in full if text[_beginning(text, offsets, place) - 1] == "\n"),
+            (place for place in full if _in_break(breaks, offsets[place][0])),
+            (place for place in full + places if _between_words(text, offsets[place][0])),
+            places,
+        )
+        first = next(choices, first + tokens)
+        if (end := _beginning(text, offsets, first)) > begin:
+            yield text[begin:end]
+            begin = end
     if begin < len(text) or not text:  # the token of a space may stand past the end
         yield text[begin:]
+
+
+def _beginning(text: str, offsets: list[tuple[int, int]], place: int) -> int:
+    """Where a passage begins with a token: at the beginning of its line, if no token stands before it there."""
+    start = offsets[place][0]
+    return text.rfind("\n", offsets[place - 1][1], start) + 1 or start
+
+
+def _in_break(breaks: list[tuple[int, int]], place: int) -> bool:
+    """Whether a line or sentence ends at a character, or in the white space around it."""
+    last = bisect_right(breaks, place, key=lambda span: span[0]) - 1
+    return last >= 0 and place <= breaks[last][1]
 
 
 def _between_words(text: str, place: int) -> bool:
