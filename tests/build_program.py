@@ -1,5 +1,5 @@
 """
-What `test_build.py` does to builds: kill each at every one of its steps, start it again, and tell what it left.
+What `test_building.py` does to builds: kill each at every one of its steps, start it again, and tell what it left.
 
 `python tests/build_program.py FOLDER` writes `FOLDER/result.json`. Each start is a process of its own, forked from one
 that has imported all.

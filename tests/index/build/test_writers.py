@@ -18,7 +18,7 @@ from made_indexes import OPENED_FILES, description, index_of_ten, make_index
 
 from tttnn import Document, Embedder
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.build import IndexSettings, add_documents, build_index
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
 from tttnn.index.search import open_index
@@ -198,6 +198,31 @@ def test_a_build_that_was_interrupted_is_not_overwritten_by_a_save(tmp_path):
     with pytest.raises(ValueError, match="holds an interrupted build with other settings"):
         write_index(index_of_ten(), tmp_path / "new")
     assert files_of(tmp_path / "new") == before
+
+
+def test_an_index_to_which_documents_are_being_added_is_not_overwritten_by_a_save(tmp_path):
+    build_index([Document("0", "a")], WordEmbedder(), tmp_path / "new")
+    with pytest.raises(KeyboardInterrupt):
+        add_documents(iter(interrupting()), WordEmbedder(), tmp_path / "new")
+    with pytest.raises(ValueError, match="holds an interrupted build with other settings"):
+        write_index(index_of_ten(), tmp_path / "new")
+    assert open_index(tmp_path / "new", verify=True).documents([0]) == [Document("0", "a")]
+
+
+def test_a_save_that_was_killed_after_its_manifest_is_an_index(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tttnn.index.build.unfinished.settle", kill)
+        write_index(index_of_ten(), tmp_path / "new")
+    assert len(open_index(tmp_path / "new")) == 10
+    assert not (tmp_path / "new" / "data" / "train-00000.parquet").exists()
+    with pytest.raises(FileExistsError, match="is there already"):
+        write_index(index_of_ten(), tmp_path / "new")
+    assert len(open_index(tmp_path / "new", verify=True)) == 10
+    assert (tmp_path / "new" / "data" / "train-00000.parquet").is_file()
+
+
+def kill(_folder):
+    raise KeyboardInterrupt
 
 
 def interrupting():

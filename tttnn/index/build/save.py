@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tttnn.files import locked
-from tttnn.index.build.unfinished import UnfinishedIndex
+from tttnn.index.build.unfinished import UnfinishedIndex, settle
 from tttnn.index.manifest import EmbedderDescription, Manifest, check_file, read_manifest
 from tttnn.index.search import DocumentIndex
 from tttnn.index.vectors import default_shard_size
@@ -37,6 +37,7 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
                 check_file(index.folder / name, entry)
     kept = {"saved": index.digest, "passage_tokens": index.passage_tokens}
     with locked(folder):
+        settle(folder)
         build = UnfinishedIndex(folder, kept, default_shard_size(index.shards[0].vectors.d))
         if index.folder is not None:
             build.copy(index.folder, manifest)

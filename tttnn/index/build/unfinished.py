@@ -181,17 +181,24 @@ class UnfinishedIndex:
             sync(path)
 
     def _resume(self) -> None:
-        state, asked = _read_state(self.folder), self.settings
+        state = _read_state(self.folder)
         with intact(self.folder):
-            # the settings of the first start, so that the files become what they would have been
-            self.settings, self.shard_size, self.complete = state["settings"], state["shard_size"], state["complete"]
-            different = _different(asked, self.settings) + ["first_shard"] * (self.first_shard != state["first_shard"])
+            different = _different(self.settings, state["settings"])
+            is_same_place = self.first_shard == state["first_shard"]
+            different += [] if is_same_place else ["first_shard"]
+            is_begun = state["shards"] or state["growing"]
+        if different and is_same_place and not is_begun:
+            self._note()
+            self._make_folders()
+            return
         if different:
             raise InputError(
                 f"'{self.folder}' holds an interrupted build with other settings ({', '.join(different)}). Start with "
                 "the same settings to end it, or remove it."
             )
         with intact(self.folder):
+            # the settings of the first start, so that the files become what they would have been
+            self.settings, self.shard_size, self.complete = state["settings"], state["shard_size"], state["complete"]
             pairs = enumerate(state["shards"], self.first_shard)
             self.shards = [ShardEntry.from_json(entry, number) for number, entry in pairs]
             self.growing = state["growing"] and Growing.from_json(state["growing"])

@@ -602,6 +602,13 @@ def test_an_interrupted_build_does_not_go_on_with_other_settings(interrupted, se
     assert files_of(interrupted) == whole(tmp_path)
 
 
+def test_a_build_that_has_embedded_nothing_takes_other_settings(folder, tmp_path):
+    with pytest.raises(Interrupt):
+        build_index(DOCUMENTS, interrupting(0), folder, IndexSettings(shard_size=7))
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    assert files_of(folder) == whole(tmp_path)
+
+
 def test_an_interrupted_build_may_be_stored_otherwise_than_it_was_begun(interrupted, tmp_path):
     settings, again = IndexSettings("scale", 20, recall_target=0.5), WordEmbedder()
     build_index(DOCUMENTS, again, interrupted, settings)
@@ -734,7 +741,7 @@ def test_added_documents_are_cut_into_passages_as_the_others_were(embedder, fold
     assert added > 1 and len(index) == rows + added
     passages = index.documents(range(rows, rows + added))
     assert "".join(passage.text for passage in passages) == TEXTS[4]
-    assert [(passage.id, passage.metadata) for passage in passages] == [("1", {"passage": n}) for n in range(added)]
+    assert [(passage.id, passage.metadata["passage"]) for passage in passages] == [("1", n) for n in range(added)]
     assert read_manifest(folder).num_documents == 2
 
 
