@@ -198,7 +198,27 @@ def index_in_memory(
     batch_size: int | None = None,
     show_progress_bar: bool = False,
 ) -> DocumentIndex:
-    """Embed and index a few thousand documents as one exact shard; see `NeighborRetriever.from_documents`."""
+    """
+    Embed and index a few thousand documents in memory.
+
+    Args:
+        documents (`Iterable[Document]`):
+            The corpus.
+        embedder (`Embedder`):
+            Makes the vectors.
+        passage_tokens (`int`, *optional*):
+            Index passages of at most this many tokens. By default whole documents.
+        batch_size (`int`, *optional*):
+            Texts in one forward pass of the embedder. By default `Embedder.default_batch_size`.
+        show_progress_bar (`bool`, *optional*, defaults to `False`):
+            Whether to count the embedded documents on a bar.
+
+    Returns:
+        `DocumentIndex`: one exact shard.
+
+    Raises:
+        `ValueError`: If there is no document, or `batch_size` is not positive.
+    """
     described, vectors, rows = embedder.describe(), exact_index(embedder.dimension), TextList()
     digest = hashlib.sha256(json.dumps(described).encode())
     with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:

@@ -60,8 +60,34 @@ def fetch_index(
     """
     Find the folder of an index, and download what is asked for if it is on the Hub.
 
-    The second value opens the texts of a shard that stay on the Hub. They are located at once, except with
-    `local_files_only`, which asks nothing.
+    An interrupted download resumes at the next call.
+
+    Args:
+        repo_id (`str` or `Path`):
+            A local folder, or the id of a dataset repo.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repo.
+        token (`str` or `bool`, *optional*):
+            Token for a private repo.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder of the downloads. By default the Hub's cache.
+        local_files_only (`bool`, *optional*, defaults to `False`):
+            Whether to use only what is in the Hub's cache.
+        shards (`Sequence[int]`, *optional*):
+            Numbers of the shards to fetch. By default all.
+        texts (`str`, *optional*, defaults to `"local"`):
+            `"local"`, or `"remote"` to leave the texts on the Hub. They are located at once, except with
+            `local_files_only`, which asks nothing.
+
+    Returns:
+        `tuple[Path, Callable | None]`: the folder, and for texts that stay on the Hub the `open_texts` of `open_index`.
+
+    Raises:
+        `FileNotFoundError`: If there is neither a folder nor an id, or it is not in the Hub's cache and the Hub may
+            not be asked.
+        `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
+        `HfHubHTTPError`: If the Hub refuses: an unknown repo, or a token without access.
+        `ValueError`: If `texts` is something else, there is no such shard, or the repo's manifest is damaged.
     """
     if (folder := _local_folder(repo_id, texts)) is not None:
         return folder, None
