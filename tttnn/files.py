@@ -44,11 +44,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write what is JSON-able (`dict[str, Any]`) to a file (`Path`), which is there whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk before what comes next: a machine may lose its power."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows writes names by itself, and opens no folder
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: dict[str, Any], work: Path | None = None) -> None:
+    """Write a JSON file, by way of the folder `work`; it is there whole or not at all, whatever happens."""
+    unfinished = (work or path.parent) / (path.name + ".tmp")
     unfinished.write_bytes(to_json(content))
+    sync(unfinished)
     os.replace(unfinished, path)
+    sync(path.parent)
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def test_a_bad_corpus_is_told_and_leaves_no_index(make, options, message, build,
     assert output.out == ""
     assert output.err.splitlines()[-1].startswith("tttnn build-index: error: ")
     assert message in output.err.splitlines()[-1]
-    assert not (tmp_path / "built").exists()
+    assert not (tmp_path / "built" / MANIFEST).exists()
 
 
 def test_an_index_is_not_overwritten(build, corpus, tmp_path, capsys):
@@ -305,7 +305,7 @@ def test_published_files_that_do_not_fit_are_told(tmp_path, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines()[-1].startswith("tttnn import-tttlm: error: ")
-    assert not (tmp_path / "built").exists()
+    assert not (tmp_path / "built" / MANIFEST).exists()
 
 
 @pytest.mark.parametrize("option", [["--private"], ["--license", "mit"]], ids=lambda option: option[0])

@@ -24,7 +24,7 @@ class Counted:
         self.index = retriever.index if index is None else index
         self.embedded, self.searched = [], []
         self._encode = retriever.embedder.encode_query
-        names = ("embedder", "digest", "shards", "nprobe", "k_factor")
+        names = ("embedder", "digest", "is_prefixed", "nprobe", "k_factor")
         self.stand_in = SimpleNamespace(**{name: getattr(self.index, name) for name in names}, search=self.search)
 
     def encode(self, texts):
@@ -228,8 +228,7 @@ def test_damage_anywhere_in_a_file_changes_no_result(counted, folder, uncached, 
 
 
 def stand_in(**parts):
-    shards = [SimpleNamespace(vectors=faiss.IndexFlatL2(1))]
-    return SimpleNamespace(embedder={}, digest="d" * 64, shards=shards, nprobe=None, k_factor=1, **parts)
+    return SimpleNamespace(embedder={}, digest="d" * 64, is_prefixed=True, nprobe=None, k_factor=1, **parts)
 
 
 def write_many(folder, start, barrier):

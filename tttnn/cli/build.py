@@ -92,6 +92,7 @@ def add_add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("index", metavar="INDEX", help="folder of an index")
     _corpus_options(parser)
     parser.add_argument("--embedder", help="the index's embedder, if its name or path has changed")
+    parser.add_argument("--trust-index", action="store_true", help="for a --factory index that was built elsewhere")
 
 
 def _add(arguments: argparse.Namespace) -> None:
@@ -104,7 +105,13 @@ def _add(arguments: argparse.Namespace) -> None:
     _check_devices(arguments.device)
     embedder = Embedder.from_description(described, arguments.embedder, arguments.device)
     added = add_documents(
-        documents, embedder, arguments.index, arguments.batch_size, _names(arguments.source), show_progress_bar=True
+        documents,
+        embedder,
+        arguments.index,
+        arguments.batch_size,
+        _names(arguments.source),
+        show_progress_bar=True,
+        trust_index=arguments.trust_index,
     )
     print(f"Added {added} rows; the index holds {_size(arguments.index)}")
 
@@ -137,11 +144,11 @@ def add_import_tttlm(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _import_tttlm(arguments: argparse.Namespace) -> None:
-    from tttnn.index import IndexSettings, import_published_index
+    from tttnn.index import IndexSettings, import_tttlm_index
 
     _check_devices(arguments.device and [arguments.device])
     settings = IndexSettings(arguments.factory or arguments.preset, recall_target=arguments.recall_target)
-    import_published_index(
+    import_tttlm_index(
         arguments.index_files,
         arguments.data_files,
         arguments.output,

@@ -55,11 +55,13 @@ def add_pull(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _pull(arguments: argparse.Namespace) -> None:
-    from tttnn.index import open_index, pull_index
+    from tttnn.index import pull_index, read_manifest
 
     pull_index(arguments.repo_id, arguments.output, arguments.revision, shards=arguments.shards)
-    index = open_index(arguments.output, shards=arguments.shards)
-    print(f"Downloaded {len(index)} rows in {len(index.shards)} shards: {arguments.output}")
+    manifest = read_manifest(arguments.output)
+    numbers = manifest.chosen_shards(arguments.shards)
+    rows = sum(manifest.shards[number].rows for number in numbers)
+    print(f"Downloaded {rows} rows in {len(numbers)} shards: {arguments.output}")
 
 
 def add_retrieve(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -80,6 +82,7 @@ def add_retrieve(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--texts", choices=("local", "remote"), default="local", help="remote: leave the texts on the Hub"
     )
+    parser.add_argument("--trust-index", action="store_true", help="open a --factory index that was built elsewhere")
     parser.add_argument("--json", action="store_true", help="print whole neighbors, one JSON object per line")
 
 
@@ -92,6 +95,7 @@ def _retrieve(arguments: argparse.Namespace) -> None:
         shards=arguments.shards,
         texts=arguments.texts,
         embedder=arguments.embedder,
+        trust_index=arguments.trust_index,
     )
     for neighbor in retriever.retrieve([arguments.text], arguments.top_k)[0]:
         if arguments.json:

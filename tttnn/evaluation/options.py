@@ -85,6 +85,9 @@ class IndexArguments:
     embedder: str | None = field(
         default=None, metadata={"help": "Embedder of the index, if it now has another name or path."}
     )
+    trust_index: bool = field(
+        default=False, metadata={"help": "Open an index of a Faiss factory that was built elsewhere."}
+    )
 
 
 @dataclass

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn.adaptation import (
@@ -20,7 +21,7 @@ from tttnn.documents import Document
 from tttnn.errors import InputError, StateError
 from tttnn.evaluation.choose import check_validation, choose
 from tttnn.evaluation.options import Evaluation
-from tttnn.index.subset import random_distances
+from tttnn.index import Index
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES
 from tttnn.neighbors import Retriever
 from tttnn.records import DocumentRecord
@@ -75,6 +76,7 @@ def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
             shards=index.index_shards,
             texts=index.index_texts,
             embedder=index.embedder,
+            trust_index=index.trust_index,
             cache=NeighborCache(),
         )
     try:
@@ -179,3 +181,13 @@ def keep_random_distances(retriever: NeighborRetriever, queries: list[str], fold
     vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
     content = json.dumps({"distances": random_distances(retriever.index, vectors)})
     (folder / RANDOM_DISTANCES).write_text(content + "\n", encoding="utf-8")
+
+
+def random_distances(index: Index, queries: np.ndarray, per_query: int = 20, seed: int = 0) -> list[float]:
+    """Give the squared L2 distances of each query to documents drawn with replacement, query by query."""
+    generator = np.random.default_rng(seed)
+    distances: list[float] = []
+    for query in queries:
+        rows = [index.row_at(int(place)) for place in generator.integers(len(index), size=per_query)]
+        distances += [float(np.square(query - vector).sum()) for vector in index.vectors(rows)]
+    return distances

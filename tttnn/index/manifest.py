@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from tttnn.errors import InputError
 from tttnn.files import sha256_of, to_json
-from tttnn.index.vectors import import_faiss
+from tttnn.index.vectors import STORAGE_PRESETS, faiss_version
 
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Manifest:
         digests = [shard.files[TEXTS.format(number)].sha256 for number, shard in enumerate(shards)]
         return cls(
             library_versions={name: version(name) for name in ("tttnn", "sentence-transformers", "transformers")},
-            faiss_version=import_faiss().__version__,
+            faiss_version=faiss_version(),
             sources=[*sources],
             embedder=embedder,
             passage_tokens=passage_tokens,
@@ -202,14 +202,14 @@ class Manifest:
         sources, tokens, recall = content["sources"], content["passage_tokens"], content["recall"]
         _need(type(sources) is list and all(type(name) is str for name in sources), "sources", sources)
         _need(tokens is None or _whole(tokens), "passage_tokens", tokens)
-        versions, faiss_version = content["library_versions"], _text(content["faiss_version"], "faiss_version")
+        versions, faiss = content["library_versions"], _text(content["faiss_version"], "faiss_version")
         texts = type(versions) is dict and all(type(value) is str for value in versions.values())
         _need(texts, "library_versions", versions)
         shards = content["shards"]
         _need(type(shards) is list and shards != [], "shards", shards)
         manifest = cls(
             versions,
-            faiss_version,
+            faiss,
             sources,
             embedder,
             tokens,
@@ -395,3 +395,27 @@ def check_file(path: Path, expected: FileEntry, verify: bool = False) -> None:
         stamp_file.touch()
     except OSError as error:
         logger.info("'%s' was verified, but that cannot be kept for the next time: %s", path, error)
+
+
+def check_trust(folder: Path, manifest: Manifest, numbers: Sequence[int]) -> None:
+    """Make sure that the Faiss files of shards are of a preset, or were built on this machine."""
+    files = [manifest.shards[number].files[VECTORS.format(number)] for number in numbers]
+    if manifest.storage.preset not in STORAGE_PRESETS and not all(_built_here(file).exists() for file in files):
+        raise InputError(
+            f"'{folder}' was made by the factory {manifest.storage.preset!r}, and not on this machine. Only files of "
+            f"the presets {', '.join(STORAGE_PRESETS)} are checked before Faiss reads them; a forged file of another "
+            "kind can crash this process. If you trust its maker, pass `trust_index=True` (`--trust-index`)."
+        )
+
+
+def note_built(file: FileEntry) -> None:
+    """Remember the checksum of a Faiss file that was built on this machine, which its builder may open."""
+    try:
+        _built_here(file).parent.mkdir(parents=True, exist_ok=True)
+        _built_here(file).touch()
+    except OSError as error:
+        logger.info("The index was built here, but that cannot be kept (%s): open it with `trust_index=True`.", error)
+
+
+def _built_here(file: FileEntry) -> Path:
+    return Path(constants.HF_HOME) / "tttnn" / "built" / file.sha256

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import constants
 
-from tttnn.index.search import DocumentIndex
-from tttnn.index.vectors import import_faiss
+from tttnn.index import DocumentIndex
 from tttnn.retrieval.store import Store
 
 
@@ -62,7 +61,7 @@ class NeighborCache:
             `list`: what `DocumentIndex.search` gives.
         """
         # deeper than asked for if that changes nothing, so that the next run finds more neighbors here
-        depth, only = (max(top_k, DEPTH), None) if _is_prefixed(index) else (top_k, top_k)
+        depth, only = (max(top_k, DEPTH), None) if index.is_prefixed else (top_k, top_k)
         keys = _keys([index.digest, index.nprobe, index.k_factor, only], texts)
         neighbors = {
             key: _from_bytes(content)
@@ -103,13 +102,6 @@ class NeighborCache:
             vectors |= zip(new, embed([*new.values()]).astype("<f4"), strict=True)
             self._vectors.put({key: (len(vectors[key]), vectors[key].tobytes()) for key in new})
         return np.stack([vectors[key] for key in keys])
-
-
-def _is_prefixed(index: DocumentIndex) -> bool:
-    """Whether fewer rows are always the first of more: not if some are ranked again, or a graph is walked."""
-    faiss = import_faiss()
-    # all shards are stored alike
-    return isinstance(index.shards[0].vectors, faiss.IndexFlat | faiss.IndexIVFFlat)
 
 
 def _keys(space: object, texts: list[str]) -> list[bytes]:

@@ -11,12 +11,16 @@ from sentence_transformers import SentenceTransformer
 from tttnn.documents import Document, as_documents, check_text
 from tttnn.embedding import Embedder
 from tttnn.errors import InputError, InputTypeError
-from tttnn.index.build.build import index_in_memory
-from tttnn.index.build.save import write_index
-from tttnn.index.hub.transfer import fetch_index, push_index
-from tttnn.index.manifest import read_manifest
-from tttnn.index.search import DocumentIndex, open_index
-from tttnn.index.subset import IndexSubset
+from tttnn.index import (
+    DocumentIndex,
+    IndexSubset,
+    fetch_index,
+    index_in_memory,
+    open_index,
+    push_index,
+    read_manifest,
+    write_index,
+)
 from tttnn.neighbors import Neighbor
 from tttnn.retrieval.cache import NeighborCache
 
@@ -92,6 +96,7 @@ class NeighborRetriever:
         texts: str = "local",
         embedder: str | SentenceTransformer | Embedder | None = None,
         verify: bool = False,
+        trust_index: bool = False,
         cache: NeighborCache | None = None,
     ) -> "NeighborRetriever":
         """
@@ -120,6 +125,9 @@ class NeighborRetriever:
                 index names is loaded at the first query: `tttlm`, a Hub id or an absolute path.
             verify (`bool`, *optional*, defaults to `False`):
                 Whether to check the sha256 of every file again. The first open on a machine always does.
+            trust_index (`bool`, *optional*, defaults to `False`):
+                Whether to let Faiss read files that are of no preset and were built elsewhere: forged, they can crash
+                the process.
             cache (`NeighborCache`, *optional*):
                 Keeps the vectors and neighbors of queries on disk, for runs over the same documents. By default
                 nothing is kept.
@@ -134,8 +142,8 @@ class NeighborRetriever:
             `ValueError`: If a file is damaged, there is no such shard, or the embedder is not the one that built the
                 index.
         """
-        folder, remote = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
-        index = open_index(folder, verify, shards, remote)
+        folder, open_texts = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
+        index = open_index(folder, verify=verify, shards=shards, open_texts=open_texts, trust_index=trust_index)
         if embedder is not None and not isinstance(embedder, Embedder):
             embedder = Embedder.from_description(index.embedder, embedder)
         retriever = cls(index, embedder, cache)

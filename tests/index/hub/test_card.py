@@ -102,7 +102,7 @@ def test_a_licence_that_nobody_gave_is_unknown():
 
 @pytest.mark.parametrize("name", ["user/yes", "user/1e3", "user/a.b-c_d", "user/null"])
 def test_a_name_that_yaml_would_take_for_something_else_stays_a_string(name):
-    data = DatasetCard(index_card(MANIFEST, name)).data
+    data = DatasetCard(index_card(manifest_with(), name)).data
     assert data.pretty_name == f"Index {name.removeprefix('user/')}"
 
 

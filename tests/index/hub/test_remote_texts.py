@@ -400,7 +400,7 @@ def test_damaged_offsets_are_an_error_before_anything_is_asked_for(hub, folder, 
     file = RemoteFile(f"{hub.url}/texts.jsonl", {})
     texts = RemoteTexts(file, tmp_path / "offsets.npy", 4, int(offsets[-1]))
     with pytest.raises(ValueError, match="offsets of Row 1 .* are damaged"):
-        texts[1]
+        texts.fetch([1])
     assert hub.requests == []
 
 

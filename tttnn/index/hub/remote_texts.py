@@ -103,7 +103,11 @@ class RemoteTexts:
         self.file = file
         self.offsets = read_offsets(Path(offsets), num_rows, num_bytes)
 
-    def __getitem__(self, row: int) -> Document:
+    def fetch(self, rows: Sequence[int]) -> list[Document]:
+        """Fetch the documents of rows, one after the other; an index asks for many rows at a time."""
+        return [self._read(row) for row in rows]
+
+    def _read(self, row: int) -> Document:
         where = f"Row {row} of '{self.file.url}'"
         start, end = line_of(self.offsets, row, where)
         return document_from_line(self.file.read(start, end, where), where)
@@ -118,15 +122,3 @@ def locate_files(files: Iterable[RemoteFile]) -> None:
     """
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         list(pool.map(RemoteFile.locate, files))
-
-
-def fetch_remote(wanted: Sequence[tuple[RemoteTexts, int]]) -> list[Document]:
-    """Fetch documents of one shard or several, many at a time, in the order of `wanted`."""
-    # One row of each shard goes first: if a store's address has expired, it gets the new one for the others.
-    ahead = {texts: (texts, row) for texts, row in reversed(wanted)}
-    others = [pair for pair in dict.fromkeys(wanted) if pair != ahead[pair[0]]]
-    documents: dict[tuple[RemoteTexts, int], Document] = {}
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        for pairs in ([*ahead.values()], others):
-            documents |= zip(pairs, pool.map(lambda pair: pair[0][pair[1]], pairs), strict=True)
-    return [documents[pair] for pair in wanted]

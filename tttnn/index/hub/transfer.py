@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,16 +23,18 @@ from huggingface_hub.utils import build_hf_headers
 from tttnn.documents import HUB_ID
 from tttnn.errors import HubError, InputError
 from tttnn.files import locked
-from tttnn.index.build.workspace import check_vacant
+from tttnn.index.build.unfinished import check_vacant, is_under_way, settle
 from tttnn.index.hub.card import CARD, GENERATED, index_card
-from tttnn.index.hub.remote_texts import RemoteFile, locate_files
+from tttnn.index.hub.remote_texts import RemoteFile, RemoteTexts, locate_files
 from tttnn.index.hub.retry import persist
 from tttnn.index.manifest import (
     MANIFEST,
+    OFFSETS,
     SHARD_FILES,
     TEXTS,
     VIEWER,
     Manifest,
+    ShardEntry,
     check_file,
     read_manifest,
 )
@@ -54,12 +56,38 @@ def fetch_index(
     local_files_only: bool = False,
     shards: Sequence[int] | None = None,
     texts: str = "local",
-) -> tuple[Path, dict[str, RemoteFile] | None]:
+) -> tuple[Path, Callable[[int, ShardEntry], RemoteTexts] | None]:
     """
     Find the folder of an index, and download what is asked for if it is on the Hub.
 
-    The second value holds the files of texts that stay on the Hub, by name. They are located at once, except with
-    `local_files_only`, which asks nothing.
+    An interrupted download resumes at the next call.
+
+    Args:
+        repo_id (`str` or `Path`):
+            A local folder, or the id of a dataset repo.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repo.
+        token (`str` or `bool`, *optional*):
+            Token for a private repo.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder of the downloads. By default the Hub's cache.
+        local_files_only (`bool`, *optional*, defaults to `False`):
+            Whether to use only what is in the Hub's cache.
+        shards (`Sequence[int]`, *optional*):
+            Numbers of the shards to fetch. By default all.
+        texts (`str`, *optional*, defaults to `"local"`):
+            `"local"`, or `"remote"` to leave the texts on the Hub. They are located at once, except with
+            `local_files_only`, which asks nothing.
+
+    Returns:
+        `tuple[Path, Callable | None]`: the folder, and for texts that stay on the Hub the `open_texts` of `open_index`.
+
+    Raises:
+        `FileNotFoundError`: If there is neither a folder nor an id, or it is not in the Hub's cache and the Hub may
+            not be asked.
+        `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
+        `HfHubHTTPError`: If the Hub refuses: an unknown repo, or a token without access.
+        `ValueError`: If `texts` is something else, there is no such shard, or the repo's manifest is damaged.
     """
     if (folder := _local_folder(repo_id, texts)) is not None:
         return folder, None
@@ -75,10 +103,15 @@ def fetch_index(
         return snapshot, None
     headers, names = build_hf_headers(token=token), [TEXTS.format(number) for number in numbers]
     urls = [hf_hub_url(str(repo_id), name, repo_type="dataset", revision=commit) for name in names]
-    files = {name: RemoteFile(url, headers) for name, url in zip(names, urls, strict=True)}
+    files = {number: RemoteFile(url, headers) for number, url in zip(numbers, urls, strict=True)}
     if not local_files_only:
         locate_files(files.values())
-    return snapshot, files
+
+    def open_texts(number: int, entry: ShardEntry) -> RemoteTexts:
+        size = entry.files[TEXTS.format(number)].bytes
+        return RemoteTexts(files[number], snapshot / OFFSETS.format(number), entry.rows, size)
+
+    return snapshot, open_texts
 
 
 def fetch_manifest(repo_id: str | Path, revision: str | None = None) -> Path:
@@ -188,6 +221,7 @@ def pull_index(
     with TemporaryDirectory() as aside, locked(folder.resolve()):
         fetch([MANIFEST], local_dir=aside)
         manifest = read_manifest(aside)
+        settle(folder)
         _check_pull_folder(folder, Path(aside) / MANIFEST, repo_id)
         numbers = manifest.chosen_shards(shards)
         files = {name: entry for number in numbers for name, entry in manifest.shards[number].files.items()}
@@ -254,6 +288,9 @@ def push_index(
         `HfHubHTTPError`: If the Hub refuses: a token without the right to write.
     """
     folder, api = Path(folder), HfApi(token=token)
+    if is_under_way(folder):
+        with locked(folder.resolve()):
+            settle(folder)
     _whole_files(folder, read_manifest(folder))  # before the lock: in the Hub's cache its file would be in the way
     ask = partial(persist, problem=f"The push to '{repo_id}' failed", advice=PUSH_AGAIN)
     with locked(folder.resolve()):  # nobody adds documents meanwhile
