@@ -1,50 +1,50 @@
 """
-Compare test-time training with its variants and baselines on the Pile's tasks: one command, one report.
+Compare test-time training with its variants and other methods on the Pile's tasks: one command, one report.
 
     python examples/compare_methods.py --model gpt2 --index user/pile-index --dataset user/pile-test --tasks all \
-        --output_dir runs/compare
+        --output-dir runs/compare
 
-Each comparison is a run of `examples/pile_eval.py` in a folder of its own; they share documents, neighbors and
-windows. What is chosen, learning rates and the weights of kNN-LM, is chosen on the `--validation_limit` documents of
-each task that follow the sample, or on `--validation`. Killed and started again, the sweep goes on where it was.
-`--only` takes some of the comparisons.
+Each comparison is a run of `examples/pile_eval.py` in its own folder. All share documents, neighbors and windows.
+Learning rates and the weights of kNN-LM are chosen on the `--validation-limit` documents of each task that follow the
+sample, or on `--validation`. The sweep resumes after a kill. `--only` selects some of the comparisons.
 """
 
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import pile_eval
 from pile_eval import PileArguments
 
-from tttnn.evaluation.options import parse_evaluation
-from tttnn.evaluation.run import evaluate_documents
+from tttnn.evaluation import evaluate_documents, parse_evaluation
+from tttnn.helptext import dashed
 
 
 # By name: the options of each, for a number of neighbors that a single step takes together.
 COMPARISONS = {
     "none": "--method none",
-    "nearest": "--learning_rates 2e-5 5e-5 1e-4 2e-4 4e-4 --score_every_neighbor True",
+    "nearest": "--learning-rates 2e-5 5e-5 1e-4 2e-4 4e-4 --score-every-neighbor True",
     "context": "--method context",
-    "context+ttt": "--method context+ttt --learning_rates 2e-5 5e-5 1e-4",
-    "lora": "--trainable lora --learning_rates 3e-4 1e-3 3e-3",
-    "farthest": "--order farthest --learning_rate RATE",
-    "random": "--order random --learning_rate RATE",
-    "carried-optimizer": "--reset_optimizer False --learning_rates 5e-5 1e-4 2e-4",
-    "one-step": "--gradient_accumulation_steps NEIGHBORS --learning_rates 1e-4 3e-4 1e-3",
+    "context+ttt": "--method context+ttt --learning-rates 2e-5 5e-5 1e-4",
+    "lora": "--trainable lora --learning-rates 3e-4 1e-3 3e-3",
+    "farthest": "--order farthest --learning-rate RATE",
+    "random": "--order random --learning-rate RATE",
+    "carried-optimizer": "--reset-optimizer False --learning-rates 5e-5 1e-4 2e-4",
+    "one-step": "--gradient-accumulation-steps NEIGHBORS --learning-rates 1e-4 3e-4 1e-3",
     "knn-lm": "--method knn-lm",
-    "dynamic": "--method dynamic --learning_rates 2e-5 5e-5 1e-4 2e-4",
-    "last-layers": "--trainable last-layers --learning_rates 1e-4 3e-4 1e-3",
-    "layernorm": "--trainable layernorm --learning_rates 1e-4 1e-3 1e-2",
-    "ia3": "--trainable ia3 --learning_rates 1e-3 1e-2 3e-2",
-    "prefix": "--trainable prefix --learning_rates 1e-3 1e-2 3e-2",
-    "two-passes": "--num_train_epochs 2 --learning_rate RATE",
-    "no-near-copies": "--drop_near_copies True --learning_rate RATE",
-    "index-size": "--index_fraction 0.01 0.1 0.5 1.0 --learning_rate RATE",
+    "dynamic": "--method dynamic --learning-rates 2e-5 5e-5 1e-4 2e-4",
+    "last-layers": "--trainable last-layers --learning-rates 1e-4 3e-4 1e-3",
+    "layernorm": "--trainable layernorm --learning-rates 1e-4 1e-3 1e-2",
+    "ia3": "--trainable ia3 --learning-rates 1e-3 1e-2 3e-2",
+    "prefix": "--trainable prefix --learning-rates 1e-3 1e-2 3e-2",
+    "two-passes": "--num-train-epochs 2 --learning-rate RATE",
+    "no-near-copies": "--drop-near-copies True --learning-rate RATE",
+    "index-size": "--index-fraction 0.01 0.1 0.5 1.0 --learning-rate RATE",
 }
 WITHOUT_NEIGHBORS = ("none", "dynamic")
-WITH_CHOICE = ("--learning_rates", "knn-lm")
+WITH_CHOICE = ("--learning-rates", "knn-lm")
 
 
 def chosen_rate(folder: Path) -> str:
@@ -64,11 +64,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), metavar="NAME")
     parser.add_argument("--index", required=True)
     parser.add_argument("--embedder")
-    parser.add_argument("--num_neighbors", type=int, default=20)
+    parser.add_argument("--num-neighbors", type=int, default=20)
     parser.add_argument("--validation", nargs="+", default=[])
-    parser.add_argument("--validation_limit", type=int, default=1)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    own, shared = parser.parse_known_args()
+    parser.add_argument("--validation-limit", type=int, default=1)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    own, shared = parser.parse_known_args(dashed(sys.argv[1:]))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "carried-optimizer" in own.only:
         raise ValueError("A carried optimizer takes one process. Leave `carried-optimizer` out by --only.")
     for name in own.only:
@@ -76,16 +76,16 @@ def main() -> None:
         if "RATE" in options:
             options[options.index("RATE")] = chosen_rate(own.output_dir)
         if name not in WITHOUT_NEIGHBORS:
-            options += ["--index", own.index, "--num_neighbors", str(own.num_neighbors)]
+            options += ["--index", own.index, "--num-neighbors", str(own.num_neighbors)]
             options += ["--embedder", own.embedder] if own.embedder else []
         if any(word in options for word in WITH_CHOICE):
-            options += ["--validation_limit", str(own.validation_limit)]
+            options += ["--validation-limit", str(own.validation_limit)]
             options += ["--validation", *own.validation] if own.validation else []
         print(f"== {name}: {' '.join(options)}", flush=True)
-        options += ["--output_dir", str(own.output_dir / name), *shared]
-        arguments, args, method = parse_evaluation(PileArguments, options)
-        documents, validation = pile_eval.documents_to_evaluate(arguments, args.text_column)
-        for outcome in evaluate_documents(arguments, args, method, documents, validation):
+        options += ["--output-dir", str(own.output_dir / name), *shared]
+        evaluation = parse_evaluation(PileArguments, options)
+        documents, validation = pile_eval.documents_to_evaluate(evaluation)
+        for outcome in evaluate_documents(evaluation, documents, validation):
             if outcome.is_main:
                 print(outcome.name)
                 pile_eval.report(outcome)

@@ -1,5 +1,5 @@
 """
-A real language model and a real sentence embedder without a hub: both come as files inside Python packages.
+A real language model and a real sentence embedder without a hub: both are files inside Python packages.
 
 `python examples/packaged_models.py` converts the language model and prints the folders of both.
 """

@@ -3,9 +3,9 @@ The main job in about five minutes on two CPU cores: index a corpus, adapt a mod
 
     python examples/quickstart.py
 
-The corpus is the Python standard library that runs this script, cut into passages; some of its modules are held out as
-test documents. The embedder is all-MiniLM-L6-v2 and the model SmolLM2-135M-Instruct (dequantized from Q4_1), both from
-Python packages. With `--corpus FOLDER`, `--model` and `--embedder` the same script takes any texts and any Hub models.
+The corpus is the standard library of the Python that runs this script, cut into passages. Some modules are held out as
+test documents. The embedder is all-MiniLM-L6-v2 and the model is SmolLM2-135M-Instruct (dequantized from Q4_1). Both
+come from Python packages. `--corpus FOLDER`, `--model` and `--embedder` take any texts and any Hub models instead.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """
 Train the embedder on a corpus by masked language modeling, as the method's authors did with RoBERTa-large on the Pile.
 
-    python examples/train_embedder.py --model FacebookAI/roberta-large --corpus user/pile --eval_corpus val.jsonl.zst \
-        --max_steps 100000 --output_dir runs/embedder
+    python examples/train_embedder.py --model FacebookAI/roberta-large --corpus user/pile --eval-corpus val.jsonl.zst \
+        --max-steps 100000 --output-dir runs/embedder
 
-The corpus is streamed. `--resume_from_checkpoint True` goes on from the last checkpoint in `--output_dir`: give the
+The corpus is streamed. `--resume-from-checkpoint True` resumes from the last checkpoint in `--output-dir`: pass the
 same options again. `OUTPUT_DIR/embedder` is then a folder for `tttnn build-index --embedder`: the encoder, and the
 attention-masked mean of its last hidden state. Source: https://huggingface.co/papers/2305.18466, section 3.
 """

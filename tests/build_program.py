@@ -20,11 +20,11 @@ from typing import Any
 import faiss
 import numpy as np
 
-import tttnn.index.build.resume
+import tttnn.index.build.windows
 from tttnn import Document, Embedder
 from tttnn.embedding import PROBE
 from tttnn.index.build.build import IndexSettings, add_documents, build_index
-from tttnn.index.build.tttlm import import_published_index
+from tttnn.index.build.tttlm import import_tttlm_index
 
 
 SHARD_SIZE = 40
@@ -218,7 +218,7 @@ def publish(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def main(folder: Path) -> None:
     """Kill every kind of build at each of its steps."""
-    tttnn.index.build.resume.WINDOW_DOCUMENTS = WINDOW_DOCUMENTS
+    tttnn.index.build.windows.WINDOW_DOCUMENTS = WINDOW_DOCUMENTS
     documents, more = make_documents(NUM_DOCUMENTS), make_documents(NUM_DOCUMENTS - 10, seed=1)
     published = publish(folder / "published")
     result = {"two at once": two_at_once(folder / "two")}
@@ -233,9 +233,7 @@ def main(folder: Path) -> None:
         result[f"add {preset}"] = kill_everywhere(
             f"add-{preset}", lambda path, embedder: add_documents(more, embedder, path), folder, given, every
         )
-    result["import"] = kill_everywhere(
-        "import", lambda path, embedder: import_published_index(*published, path), folder
-    )
+    result["import"] = kill_everywhere("import", lambda path, embedder: import_tttlm_index(*published, path), folder)
     (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+import time
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,7 +26,10 @@ from transformers import (
 )
 
 from tttnn import Neighbor, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
+from tttnn.selection import select
 
+
+pytest_plugins = ["commands"]  # the fixtures of the command line
 
 # a shell that starts the tests in the background has Ctrl-C ignored, and some tests are about Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -159,9 +163,9 @@ def retriever(embedder):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Seconds that would have been waited."""
-    waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
+    """Seconds that would have been waited for a Hub; shorter waits are for locks of files, and take place."""
+    waits, sleep = [], time.sleep
+    monkeypatch.setattr("time.sleep", lambda seconds: waits.append(seconds) if seconds >= 1 else sleep(seconds))
     return waits
 
 
@@ -180,7 +184,15 @@ def make_trainer(model, tokenizer, retriever, tmp_path):
     """Make a trainer of tiny parts; keyword arguments go to it or, if it has none of that name, to its args."""
 
     def make(**overrides):
-        parts = {"model": model, "processing_class": tokenizer, "retriever": retriever, "callbacks": None}
+        parts = {
+            "model": model,
+            "processing_class": tokenizer,
+            "retriever": retriever,
+            "callbacks": None,
+            "method": None,
+            "optimizers": (None, None),
+            "selector": select,
+        }
         parts |= {name: overrides.pop(name) for name in list(overrides) if name in (*parts, "eval_dataset", "args")}
         defaults = {
             "output_dir": str(tmp_path / "run"),

@@ -60,11 +60,11 @@ class Request:
 @dataclass
 class Fault:
     """
-    What becomes of the next `times` requests of a method whose path has the pattern in it.
+    What happens to the next `times` requests of a method whose path matches the pattern.
 
-    An answer of `status`; or with `cut` the right one, whose connection ends after so many bytes of the body, with
-    `reset` not in good order, and with `hold` not before the client is gone; or with `content` one whose body is this,
-    and with 206 all of this, whatever range was asked for.
+    By default the answer is `status`. With `cut` it is the right one, but its connection ends after that number of
+    bytes of the body; `reset` resets the connection, and `hold` keeps it until the client is gone. With `content` the
+    body is this; with 206, too, it is sent whole, whatever range was asked for.
     """
 
     method: str
@@ -82,8 +82,8 @@ class LoopbackHub:
     """
     A context manager; `url` is its address.
 
-    The Hugging Face libraries read `HF_ENDPOINT` when they are imported: a process of its own is started with
-    `environment()`, and in this one `attach` puts the address where huggingface_hub looks it up.
+    The Hugging Face libraries read `HF_ENDPOINT` when they are imported: start a separate process with
+    `environment()`; in this process `attach` puts the address where huggingface_hub looks it up.
     """
 
     def __init__(self, store=False):
@@ -115,7 +115,7 @@ class LoopbackHub:
     def environment(self):
         """What a process needs in `os.environ`, beside no `HF_HUB_OFFLINE`, to ask this Hub."""
         names = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
-        # evaluate would count a download at an address of its own
+        # evaluate counts downloads at another address
         return {"HF_ENDPOINT": self.url, "HF_UPDATE_DOWNLOAD_COUNTS": "0"} | dict.fromkeys(names, "1")
 
     def attach(self, monkeypatch, home):

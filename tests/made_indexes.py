@@ -9,6 +9,7 @@ from tttnn import Document
 from tttnn.index.manifest import MANIFEST
 from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
+from tttnn.index.texts import TextList
 
 
 OPENED_FILES = ["index/shard-00001.faiss", "texts/shard-00001.jsonl", "texts/shard-00001.offsets.npy"]
@@ -36,7 +37,7 @@ def make_index(vectors, num_shards=1, documents=None):
     for part in np.array_split(vectors, num_shards):
         flat = faiss.IndexFlatL2(vectors.shape[1])
         flat.add(part)
-        shards.append(Shard(flat, documents[start : start + len(part)], start))
+        shards.append(Shard(flat, TextList(documents[start : start + len(part)]), start))
         start += len(part)
     return DocumentIndex(shards, description(vectors.shape[1]), "digest")
 

@@ -15,7 +15,7 @@ import torch
 from conftest import CONFIGS, TEXTS, GivenRetriever
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tttnn import Document, TestTimeTrainingArguments
+from tttnn import Document, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.evaluation.choose import choose
 from tttnn.methods import METHODS, KnnArguments
 
@@ -39,7 +39,7 @@ def make_method(
     own: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Any:
-    """Make the trainer of a method; `own` goes to it, `overrides` to its arguments."""
+    """Make a trainer with a method; `own` are the method's options, `overrides` go to the arguments."""
     args = TestTimeTrainingArguments(
         **{
             "output_dir": str(folder),
@@ -53,7 +53,7 @@ def make_method(
         }
     )
     parts = {"processing_class": tokenizer, "retriever": GivenRetriever(texts), "callbacks": callbacks}
-    return METHODS[name].trainer(model=model, args=args, **parts, **(own or {}))
+    return TestTimeTrainer(model=model, args=args, method=METHODS[name](**(own or {})), **parts)
 
 
 def evaluate(name: str, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
@@ -72,12 +72,12 @@ def choose_rate(tokenizer: Any, folder: Path, rates: list[float]) -> tuple[float
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"](len(tokenizer)))
 
-    def make(args: Any, own: dict[str, Any]) -> Any:
-        return make_method("ttt", model, tokenizer, TEXTS[:4], folder, own=own, learning_rate=args.learning_rate)
+    def make(args: Any, method: Any) -> Any:
+        return make_method("ttt", model, tokenizer, TEXTS[:4], folder, learning_rate=args.learning_rate)
 
     trainer = make_method("ttt", model, tokenizer, TEXTS[:4], folder)
-    args, own = choose(make, rates, trainer.args, {}, [Document("validation", TEXTS[9])])
-    trainer = make(args, own)
+    args, method = choose(make, rates, trainer.args, trainer.method, [Document("validation", TEXTS[9])])
+    trainer = make(args, method)
     trainer.evaluate(DOCUMENTS)
     return args.learning_rate, len(trainer.records)
 

@@ -27,6 +27,7 @@ import shlex
 import shutil
 import sys
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -47,7 +48,7 @@ from tttnn.methods import METHODS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-MODULES = sorted((ROOT / "tttnn").glob("*.py"))
+MODULES = sorted((ROOT / "tttnn").rglob("*.py"))
 
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 HUB = {
@@ -113,8 +114,8 @@ def hub(monkeypatch, tiny_models, tokenizer, embedder, saved_index):
         assert on_hub(name)
         return saved_index
 
-    def dataset_of(name, **options):
-        assert on_hub(name)
+    def dataset_of(path, **options):
+        assert on_hub(path)
         return PILE
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model_of)
@@ -259,7 +260,8 @@ def docstring_examples():
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 docstring = ast.get_docstring(node) or ""
                 if "```" in docstring:
-                    name = path.stem if isinstance(node, ast.Module) else f"{path.stem}.{node.name}"
+                    place = path.relative_to(ROOT).with_suffix("").as_posix()
+                    name = place if isinstance(node, ast.Module) else f"{place}:{node.name}"
                     yield pytest.param(docstring, id=name)
 
 
@@ -276,7 +278,9 @@ def table_rows(text):
     return [[cell.strip() for cell in row] for row in rows if set("".join(row)) - set("-: ")]
 
 
-@pytest.mark.parametrize("command", ["build-index", "retrieve", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command", ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "evaluate", "report"]
+)
 def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()
     section = page.split(f"## tttnn {command}\n")[1].split("\n## ")[0]
@@ -286,6 +290,29 @@ def test_the_command_line_page_has_every_option(command, capsys):
             main([command, *(["--method", method] if method else []), "--help"])
     options = set(re.findall(r"^  (?:-h, )?(?:--\w+ .*?, )?(--[\w-]+)", capsys.readouterr().out, re.M))
     assert shown == {option for option in options if option != "--help"}
+
+
+def test_the_tree_names_every_file_of_the_package():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```text\ntttnn/\n")[1].split("```")[0]
+    folders, named = {0: Path()}, set()
+    for indent, name in re.findall(r"^( +)([\w./]+)", tree, re.M):
+        path = folders[len(indent) - 2] / name
+        if name.endswith("/"):
+            folders[len(indent)] = path
+        else:
+            named.add(path.as_posix())
+    files = {path.relative_to(ROOT / "tttnn").as_posix() for path in MODULES}
+    assert named == {name for name in files if name == "__init__.py" or not name.endswith("/__init__.py")}
+
+
+def test_every_name_of_a_door_is_in_the_reference():
+    pages = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
+    shown = {name.split(".")[-1] for name in re.findall(r"^::: (\S+)$", pages, re.M)}
+    for path in MODULES:
+        if path.name == "__init__.py" and path.parent.name != "cli":  # which has a page of its own, with its options
+            door = import_module(".".join(path.relative_to(ROOT).parent.parts))
+            names = {name for name in getattr(door, "__all__", []) if not name.isupper()}
+            assert names <= shown, f"`{path}` hands out names that no page under docs/reference/ shows"
 
 
 def test_the_preset_table_has_every_field_with_its_values(tmp_path):
@@ -319,7 +346,8 @@ def source_messages():
 
 
 def test_every_message_of_the_errors_page_is_one_of_the_code():
-    cells = [row[0] for row in table_rows((DOCS / "how-to" / "errors.md").read_text())]
+    page = (DOCS / "how-to" / "errors.md").read_text().split("\n## Index and retrieval\n")[1]  # after the classes
+    cells = [row[0] for row in table_rows(page)]
     quoted = [re.search("`(.+)`", cell)[1] for cell in cells if "`" in cell]
     messages = list(source_messages())
     assert len(quoted) > 20

@@ -14,7 +14,7 @@ import tttnn
 
 PACKAGE = Path(tttnn.__file__).parent
 
-GROUND = {"documents", "neighbors", "records", "journal", "files", "errors", "doors"}
+GROUND = {"documents", "neighbors", "records", "journal", "files", "errors", "doors", "helptext"}
 # What each room may import beside itself and the ground floor. A name with a dot is one file of a room.
 MAY_IMPORT = {
     "embedding": set(),
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 # Inside the index: a file imports only from its left, and building comes before sharing.
-INDEX_ORDER = ["texts", "vectors", "manifest", "shard", "search", "subset", "build", "hub"]
+INDEX_ORDER = ["texts", "faiss_files", "vectors", "manifest", "shard", "search", "subset", "build", "hub"]
 # Outside of the table: the public names point everywhere, and the metric is also a Hub Space of its own.
 FACADE = "__init__"
 SELF_CONTAINED = "metrics"

@@ -41,7 +41,15 @@ def test_the_wheel_holds_every_module(wheel):
     assert {name for name in wheel.namelist() if name.endswith(".py")} == modules
 
 
-@pytest.mark.parametrize("name", ["tttnn/py.typed", "tttnn/metrics/bits_per_byte/bits_per_byte.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tttnn/py.typed",
+        "tttnn/metrics/bits_per_byte/bits_per_byte.py",
+        "tttnn/report/page.html",
+        "tttnn/report/published.json",
+    ],
+)
 def test_the_wheel_holds(wheel, name):
     assert name in wheel.namelist()
 

@@ -1,8 +1,8 @@
-"""`python -m tttnn` is the command `tttnn`; launchers start it so: `torchrun -m tttnn`."""
+"""`python -m tttnn` is the command `tttnn`, for launchers: `torchrun -m tttnn`."""
 
 import sys
 
-from tttnn.cli.main import main
+from tttnn.cli import main
 
 
 if __name__ == "__main__":

@@ -15,16 +15,7 @@ from tttnn.errors import StateError
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401
-    """
-    Put None in the place of numbers that JSON lacks.
-
-    Args:
-        value (`Any`):
-            A number, or dictionaries and lists of what may hold numbers.
-
-    Returns:
-        `Any`: the same with None for NaN and infinities.
-    """
+    """Put None in the place of NaN and infinities, at any depth: JSON has no such numbers."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -53,11 +44,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write what is JSON-able (`dict[str, Any]`) to a file (`Path`), which is there whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk before what comes next: a machine may lose its power."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows writes names by itself, and opens no folder
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: dict[str, Any], work: Path | None = None) -> None:
+    """Write a JSON file, by way of the folder `work`; it is there whole or not at all, whatever happens."""
+    unfinished = (work or path.parent) / (path.name + ".tmp")
     unfinished.write_bytes(to_json(content))
+    sync(unfinished)
     os.replace(unfinished, path)
+    sync(path.parent)
 
 
 @contextmanager
@@ -70,18 +74,22 @@ def locked(folder: Path) -> Iterator[None]:
             Beside it lies a hidden file, which is locked.
 
     Raises:
-        `RuntimeError`: If another process is writing there.
+        `StateError`: If another process is writing there.
+        `OSError`: If no file can be written there.
     """
     from filelock import FileLock, Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # FileLock would take some of these errors for another process
+    except OSError as error:
+        raise OSError(f"The folder '{folder}' cannot be written ({error}). Choose another one.") from error
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise StateError(
-            f"Another process is writing '{folder}'. Wait for it to end, and start again to go on."
-        ) from None
+        raise StateError(f"Another process is writing '{folder}'. Wait until it ends, then start again.") from None
     try:
         yield
     finally:

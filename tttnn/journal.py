@@ -1,7 +1,9 @@
-"""The journal: records on disk, under the settings that their numbers depend on, from which a run goes on."""
+"""The journal: records on disk, under the settings that their numbers depend on, from which a run resumes."""
 
+import fcntl
 import glob
 import json
+import os
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -11,25 +13,16 @@ from tttnn.errors import InputError, StateError
 from tttnn.records import DocumentRecord, digest
 
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
+READ_VERSIONS = (2, 3)  # the lines of version 2 have no checksum
+# What journals of version 2 were run with, for settings that they do not name.
+IN_VERSION_2: dict[str, Any] = {"cut": "tokens", "router_aux_loss": False}
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
-
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
 
 
 def check_same(record: DocumentRecord, document: Document) -> None:
-    """
-    Make sure that a record from a journal is of the document that now has its index.
-
-    Args:
-        record (`DocumentRecord`):
-            From the journal.
-        document (`Document`):
-            From the data set.
-
-    Raises:
-        `ValueError`: If their texts differ.
-    """
+    """Make sure that a record from a journal is of the document that now has its index."""
     if record.digest != digest(document.text):
         raise InputError(
             f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set "
@@ -38,52 +31,65 @@ def check_same(record: DocumentRecord, document: Document) -> None:
 
 
 def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
-    """
-    Read a journal, for a report.
-
-    Args:
-        path (`str` or `Path`):
-            The file of process 0; those of the others are read with it.
-
-    Returns:
-        `tuple`: the settings, and the records in the order of their documents; a line that was cut by a kill is left
-        out.
-
-    Raises:
-        `ValueError`: If it is not a journal, or the processes had different settings.
-    """
-    journal = Journal(path)
+    """Read the settings of a journal and the records of all its processes; a line that a kill has cut is left out."""
     settings: dict[str, Any] = {}
     records: dict[int, DocumentRecord] = {}
-    for file in journal.files():
-        theirs, found = _parse(file)
-        if settings and theirs and theirs != settings:
+    for file in Journal(path).files():
+        file_settings, file_records = _parse(file)
+        if settings and file_settings and file_settings != settings:
             raise InputError(f"'{file}' has other settings than '{path}'. Move away the one that is not of this run.")
-        settings = settings or theirs
-        records |= {record.index: record for record in found}
+        settings = settings or file_settings
+        records |= {record.index: record for record in file_records}
     return settings, [records[index] for index in sorted(records)]
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
     """Read the settings and whole records of one file; nothing of one that ends before its first record."""
-    header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
-    if not header or not lines:
+    lines = path.read_bytes().split(b"\n")[:-1]
+    if len(lines) < 2 or not lines[0]:
         return {}, []
     try:
-        first = json.loads(header)
-        if first["tttnn_journal"] != JOURNAL_VERSION:
-            raise InputError(f"version {first['tttnn_journal']}")
-        return first["settings"], [DocumentRecord.from_json(line) for line in lines]
+        header = json.loads(lines[0])
+        if (version := header["tttnn_journal"]) not in READ_VERSIONS:
+            raise InputError(f"version {version}")
+        rows = [_checked(line, number, path, version) for number, line in enumerate(lines, 1)]
+        settings = {**IN_VERSION_2, **header["settings"]} if version == 2 else header["settings"]
+        return settings, [DocumentRecord.from_json(row) for row in rows[1:]]
+    except DamagedLineError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{path}' is no journal of this version of tttnn ({error!r}). Move it away.") from None
+
+
+class DamagedLineError(InputError):
+    """A line of a journal is not as it was written."""
+
+
+def _with_checksum(line: str) -> str:
+    """Add to a JSON object the digest of what it is without it."""
+    return f'{line[:-1]}, "checksum": "{digest(line)}"}}'
+
+
+def _checked(line: bytes, number: int, path: Path, version: int) -> bytes:
+    """Give a line without its checksum, if it is as it was written."""
+    content, mark, end = line.rpartition(b', "checksum": "')
+    if not mark and version == 2:
+        return line
+    content += b"}"
+    if digest(content.decode("utf-8", "replace")).encode() + b'"}' != end:
+        raise DamagedLineError(
+            f"Line {number} of '{path}' is damaged: its checksum is not that of its content. Remove the line, and its "
+            "document is run again; if it is the first line, move the journal away."
+        )
+    return content
 
 
 class Journal:
     """
     Records on disk, a JSON line each, written as documents are finished and read again on the next start.
 
-    The first line holds the settings of the run; a journal is only gone on with under the same settings. Each process
-    writes a file of its own, and all are read.
+    The first line holds the settings of the run; a run resumes only under the same settings. Each process writes its
+    own file and locks it, and all files are read. Each line carries a checksum.
 
     Args:
         path (`str` or `Path`):
@@ -99,32 +105,30 @@ class Journal:
 
     def open(self, settings: dict[str, Any]) -> dict[int, DocumentRecord]:
         """
-        Begin a journal, or go on with one.
-
-        Args:
-            settings (`dict[str, Any]`):
-                What the numbers depend on; JSON-able.
-
-        Returns:
-            `dict[int, DocumentRecord]`: the documents that are done, by index.
-
-        Raises:
-            `ValueError`: If the journal was written under other settings, or is not a journal.
+        Begin or resume a journal under settings that are JSON-able; give the records of the documents that are done.
         """
         settings = json.loads(json.dumps(settings, default=str))
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # unbuffered: after a failed write nothing is left to fail again on closing
+        file = self._file = FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, or its process ends
+        except BlockingIOError:
+            self.close()
+            raise StateError(
+                f"Another process is writing '{self.path}'. Wait until it ends, or choose another folder."
+            ) from None
         done: dict[int, DocumentRecord] = {}
         for path in self.files():
             done |= {record.index: record for record in self._read(path, settings)}
-        content = self.path.read_bytes() if self.path.is_file() else b""
-        # a line cut by a kill is not there: the document is done again
+        content = self.path.read_bytes()
+        # a line that a kill has cut does not count: the document is run again
         whole = content[: content.rfind(b"\n") + 1] if content.count(b"\n") > 1 else b""
-        # unbuffered: after a failed write nothing is left to fail again on closing
-        file = self._file = self.path.open("r+b" if content else "wb", buffering=0)
         file.seek(len(whole))
         file.truncate()
         if not whole:
-            self._write(json.dumps({"tttnn_journal": JOURNAL_VERSION, "settings": settings}))
+            header = {"tttnn_journal": JOURNAL_VERSION, "settings": settings}
+            self._write(_with_checksum(json.dumps(header)))
         return done
 
     def files(self) -> list[Path]:
@@ -133,30 +137,21 @@ class Journal:
         return [path for path in [self.first, *sorted(ranks)] if path.is_file()]
 
     def _read(self, path: Path, settings: dict[str, Any]) -> list[DocumentRecord]:
-        theirs, records = _parse(path)
+        written, records = _parse(path)
         if not records:
             return []  # nothing is done, so nothing to protect
-        different = [name for name in {**theirs, **settings} if theirs.get(name) != settings.get(name)]
+        different = [name for name in {**written, **settings} if written.get(name) != settings.get(name)]
         if different:
             name = different[0]
             raise InputError(
-                f"'{path}' was written with other settings: `{name}` was {theirs.get(name)!r} and is now "
+                f"'{path}' was written with other settings: `{name}` was {written.get(name)!r} and is now "
                 f"{settings.get(name)!r} (different: {', '.join(different)}). Choose another folder, or remove it."
             )
         return records
 
     def append(self, record: DocumentRecord) -> None:
-        """
-        Add a finished document.
-
-        Args:
-            record (`DocumentRecord`):
-                Written at once.
-
-        Raises:
-            `OSError`: If the disk is full or the file cannot be written; what was written before stays readable.
-        """
-        self._write(record.to_json())
+        """Add a finished document; what was written before stays readable if the disk is full."""
+        self._write(_with_checksum(record.to_json()))
 
     def _write(self, line: str) -> None:
         if self._file is None:
@@ -169,10 +164,10 @@ class Journal:
             raise OSError(
                 error.errno,
                 f"The journal '{self.path}' could not be written ({error.strerror}). Its finished documents are kept: "
-                "make room and start again to go on",
+                "make room and start again to resume",
             ) from error
 
     def close(self) -> None:
-        """Close the file, if it was opened."""
+        """Close the file, if it was opened; its lock ends with that."""
         if self._file is not None:
             self._file.close()

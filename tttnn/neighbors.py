@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tttnn.documents import Document, check_text
 from tttnn.errors import InputTypeError
@@ -32,7 +32,12 @@ class Neighbor:
 
 
 class Retriever(Protocol):
-    """What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one."""
+    """
+    What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one.
+
+    `retrieve` is all that it must have. It may also say what it is (`Described`), prepare for its first query
+    (`Prepared`), and have a length: the number of documents that it can find.
+    """
 
     def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
         """
@@ -48,6 +53,53 @@ class Retriever(Protocol):
             `list[list[Neighbor]]`: in the order of `texts`, each nearest first.
         """
         ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A retriever that says what it is, so that a journal tells its neighbors from those of another."""
+
+    def describe(self) -> dict[str, Any]:
+        """
+        Say what the neighbors depend on.
+
+        Returns:
+            `dict[str, Any]`: JSON-able, for example `{"index": "my corpus, 2026-11-01"}`.
+        """
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A retriever that checks before the first document whether it can serve."""
+
+    def prepare(self, top_k: int) -> None:
+        """
+        Load what is needed and check that `top_k` candidates can be asked for.
+
+        Args:
+            top_k (`int`):
+                Candidates that will be asked for per text.
+
+        Raises:
+            `ValueError`: If there are fewer documents.
+        """
+        ...
+
+
+def describe_retriever(retriever: Retriever | None) -> dict[str, Any]:
+    """
+    Say where neighbors come from, for a journal.
+
+    Args:
+        retriever (`Retriever`, *optional*):
+            The retriever.
+
+    Returns:
+        `dict[str, Any]`: its type, `index` and `num_indexed`, and what else its `describe` says.
+    """
+    description: dict[str, Any] = retriever.describe() if isinstance(retriever, Described) else {}
+    return {"retriever": type(retriever).__qualname__, "index": None, "num_indexed": None, **description}
 
 
 def as_neighbors(neighbors: Sequence[Neighbor | str]) -> list[Neighbor]:
@@ -88,12 +140,15 @@ class Selection:
             those that were dropped for it are included.
         own (`list[int]`):
             Ids of the chosen neighbors that come from the document itself, by their id or source.
+        weights (`list[float]`, *optional*):
+            A factor for the loss of each neighbor, above 0. By default each counts once.
     """
 
     neighbors: list[Neighbor] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
+    weights: list[float] | None = None
 
 
 class Selector(Protocol):

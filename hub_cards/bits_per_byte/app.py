@@ -9,7 +9,7 @@ import gradio as gr
 
 
 FOLDER = Path(__file__).parent
-# 12 nats on 4 bytes, and 6 nats on 5, for "é" has two
+# 12 nats on 4 bytes, and 6 nats on 5, because "é" has two
 EXAMPLE = [[-12.0, "long"], [-6.0, "café"]]
 
 
@@ -19,7 +19,7 @@ def score(rows: list[list]) -> str:
 
     Args:
         rows (`list[list]`):
-            Log-likelihood and text of each; rows with neither are left out.
+            Log-likelihood and text of each; empty rows are left out.
 
     Returns:
         `str`: Markdown.
@@ -31,7 +31,7 @@ def score(rows: list[list]) -> str:
     filled = [row for row in filled if row != ["", ""]]
     try:
         numbers, texts = [float(number) for number, _ in filled], [text for _, text in filled]
-        # made anew, so that nothing is left of what somebody else has scored
+        # a new one, so that nothing is left of what another user has scored
         metric = evaluate.load(str(FOLDER / "bits_per_byte.py"), keep_in_memory=True)
         result = metric.compute(predictions=numbers, references=texts)
     except (TypeError, ValueError) as error:
@@ -44,7 +44,7 @@ def score(rows: list[list]) -> str:
 
 
 def _cell(value: object) -> str:
-    """What stands in a cell; an empty one comes as `None`, NaN or an empty string."""
+    """Give the content of a cell; an empty cell comes as `None`, NaN or an empty string."""
     return "" if value is None or value != value else str(value)
 
 
@@ -55,8 +55,8 @@ def card() -> str:
 
 with gr.Blocks(title="Bits per Byte") as demo:
     gr.Markdown(
-        "# Bits per Byte\n\nHow many bits does a language model need for each byte of a text? Put in each row the "
-        "log-likelihood that the model gives a text, in nats, and the text."
+        "# Bits per Byte\n\nHow many bits does a language model need for each byte of a text? Each row takes the "
+        "log-likelihood of a text in nats, and the text."
     )
     table = gr.Dataframe(
         EXAMPLE, headers=["log-likelihood in nats", "text"], datatype=["number", "str"], type="array", interactive=True

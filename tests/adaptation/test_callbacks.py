@@ -69,21 +69,26 @@ def test_a_plain_callback_sees_one_training_run_per_evaluation(make):
 def test_our_callback_sees_documents_around_their_steps(make):
     events = recorder(TestTimeCallback)
     make([events]).evaluate()
-    document = ["on_document_begin", *STEP * 3, "on_document_end"]
-    assert events.names == ["on_init_end", "on_train_begin", *document * 2, "on_train_end", "on_log", "on_evaluate"]
+    document = ["on_document_begin", "on_steps_begin", *STEP * 3, "on_document_end"]
+    assert events.names == [
+        *("on_init_end", "on_train_begin", "on_evaluation_begin"),
+        *document * 2,
+        *("on_evaluation_end", "on_train_end", "on_log", "on_evaluate"),
+    ]
 
 
 def test_predict_sends_its_own_last_event(make):
     events = recorder(TestTimeCallback)
     make([events], num_neighbors=1).predict(DOCUMENTS[:1])
-    document = ["on_document_begin", *STEP, "on_document_end"]
-    assert events.names == ["on_init_end", "on_train_begin", *document, "on_train_end", "on_predict"]
+    document = ["on_document_begin", "on_steps_begin", *STEP, "on_document_end"]
+    evaluation = ["on_evaluation_begin", *document, "on_evaluation_end"]
+    assert events.names == ["on_init_end", "on_train_begin", *evaluation, "on_train_end", "on_predict"]
 
 
 def test_adapt_is_one_document(make):
     events = recorder(TestTimeCallback)
     with make([events], num_neighbors=2).adapt(DOCUMENTS[0]):
-        document = ["on_document_begin", *STEP * 2, "on_document_end"]
+        document = ["on_document_begin", "on_steps_begin", *STEP * 2, "on_document_end"]
         assert events.names == ["on_init_end", "on_train_begin", *document, "on_train_end"]
     assert events.names[-1] == "on_train_end"
 
@@ -108,7 +113,8 @@ def test_a_document_without_neighbors_has_no_step(make):
     events = recorder(TestTimeCallback)
     make([events], retriever=GivenRetriever([]), eval_dataset=DOCUMENTS[:1]).evaluate()
     document = ["on_document_begin", "on_document_end"]
-    assert events.names == ["on_init_end", "on_train_begin", *document, "on_train_end", "on_log", "on_evaluate"]
+    evaluation = ["on_evaluation_begin", *document, "on_evaluation_end"]
+    assert events.names == ["on_init_end", "on_train_begin", *evaluation, "on_train_end", "on_log", "on_evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_callbacks_are_given_the_parts_of_the_trainer(make):
         assert kwargs["model"] is trainer.model, name
         assert kwargs["processing_class"] is trainer.processing_class, name
         assert kwargs["optimizer"] is trainer.optimizer, name
-        assert "step" not in name or kwargs["lr_scheduler"] is not None, name
+        assert name not in STEP or kwargs["lr_scheduler"] is not None, name
     assert [step for name, step, _ in events.seen if name == "on_step_end"] == [1, 2, 3, 4]
 
 

@@ -120,7 +120,7 @@ def test_a_journal_holds_its_settings_and_a_line_per_document(make, path):
     trainer = make()
     trainer.evaluate()
     header, *rows = lines(path)
-    assert header["tttnn_journal"] == 2
+    assert header["tttnn_journal"] == 3
     assert header["settings"]["num_neighbors"] == 5
     assert header["settings"]["learning_rate"] == 1e-3
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
@@ -479,9 +479,45 @@ def test_a_journal_damaged_in_the_middle_is_refused_and_kept(make, path, finishe
     content = (finished / "journal-eval.jsonl").read_bytes().splitlines(keepends=True)
     content[2] = content[2][:30] + b"\n"
     path.write_bytes(b"".join(content))
-    with pytest.raises(ValueError, match="is no journal of this version"):
+    with pytest.raises(ValueError, match="Line 3 of .* is damaged: its checksum is not that of its content"):
         make().evaluate()
     assert path.read_bytes() == b"".join(content)
+
+
+def test_a_changed_digit_is_noticed(make, path, finished):
+    path.parent.mkdir()
+    content = (finished / "journal-eval.jsonl").read_text()
+    start = content.index('"nll": [') + len('"nll": [')
+    digit = content[start]
+    path.write_text(content[:start] + str((int(digit) + 1) % 10) + content[start + 1 :])
+    with pytest.raises(ValueError, match="Line 2 of .* is damaged"):
+        make().evaluate()
+
+
+def test_a_journal_without_checksums_of_version_2_resumes(make, path, finished):
+    path.parent.mkdir()
+    lines = [json.loads(line) for line in (finished / "journal-eval.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["checksum"]
+    lines[0]["tttnn_journal"] = 2
+    for name in ("cut", "router_aux_loss"):
+        del lines[0]["settings"][name]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    trainer = make(cut="tokens")  # as all runs of version 2 did
+    trainer.evaluate()
+    assert len(path.read_text().splitlines()) == len(lines)
+    assert trainer.records[0].nll == lines[1]["nll"]
+
+
+def test_a_journal_that_another_process_writes_is_refused(make, path):
+    journal = Journal(path)
+    journal.open({})
+    content = path.read_bytes()
+    with pytest.raises(RuntimeError, match="Another process is writing"):
+        make().evaluate()
+    assert path.read_bytes() == content
+    journal.close()
+    make().evaluate()
 
 
 def test_a_refused_journal_leaves_the_model_as_it_came(make, finished):
@@ -746,7 +782,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_no_finished_document(parts, ende
     assert json.loads((ended / "ends.json").read_text())[name] == 0
     result = json.loads((ended / f"{name}.json").read_text())
     assert result["is OSError"], result
-    for part in (str(ended / name / "journal-eval"), "could not be written", "make room and start again to go on"):
+    for part in (str(ended / name / "journal-eval"), "could not be written", "make room and start again to resume"):
         assert part in result["message"]
     assert result["restored"]
     assert result["optimizer"]

@@ -301,7 +301,7 @@ def test_weight_decay_and_clipping_agree(curves, tokenizer, model, setting):
     curves(model, plain_model("gpt2", tokenizer), EPISODES, settings, unlike, **overrides)
 
 
-def test_a_split_inside_a_character_agrees(curves, tokenizer, model):
+def test_the_authors_split_inside_a_character_agrees(curves, tokenizer, model):
     document = next(
         text
         for text in ("x" * shift + " 東京タワー 🐳 naïve Ελλάδα 寿司 und Größe" for shift in range(40))
@@ -309,7 +309,7 @@ def test_a_split_inside_a_character_agrees(curves, tokenizer, model):
     )
     settings = Settings(MAX_LENGTH, LEARNING_RATE, query="prefix")
     unlike = Settings(MAX_LENGTH, LEARNING_RATE, query="document")
-    trainer = curves(model, plain_model("gpt2", tokenizer), [(document, TEXTS[3:7])], settings, unlike)
+    trainer = curves(model, plain_model("gpt2", tokenizer), [(document, TEXTS[3:7])], settings, unlike, cut="tokens")
     # U+FFFD has three bytes in UTF-8, and the scored text is what the model reads, not a slice of the document
     assert trainer.records[0].num_bytes == len(split(tokenizer, document, "prefix")[1].encode())
 

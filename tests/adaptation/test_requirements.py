@@ -225,8 +225,9 @@ def test_a_document_of_5_mb_is_scored_over_all_its_tokens(model, make_trainer):
     assert retriever.queries == [" ".join(long_words * (query // 2))]
     expected = (num_tokens - query) * math.log(model.config.vocab_size)
     assert trainer.records[0].nll == pytest.approx([expected, expected], rel=1e-6)
-    assert trainer.records[0].num_bytes == 51 * (num_tokens - query) - 1
-    assert trainer.records[0].num_words == num_tokens - query
+    # the scored text begins with the space after the query, before which the harness counts an empty word
+    assert trainer.records[0].num_bytes == 51 * (num_tokens - query)
+    assert trainer.records[0].num_words == num_tokens - query + 1
 
 
 # --- neighbors ---

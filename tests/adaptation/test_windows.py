@@ -1,9 +1,13 @@
 """Token windows: by hand, and equal to those of lm-evaluation-harness."""
 
+import re
+
 import pytest
+from conftest import TEXTS
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from tttnn.adaptation.windows import (
     MAX_PREFIX_LENGTH,
@@ -172,12 +176,92 @@ def test_a_prefix_has_at_most_1024_tokens(tokenizer):
     assert split_document(tokenizer, " whale" * 2050, "prefix") == (" whale" * 1024, " whale" * 1026)
 
 
-def test_a_cut_inside_a_character_shows_on_both_sides(tokenizer):
+def test_the_authors_cut_inside_a_character_shows_on_both_sides(tokenizer):
     # U+1F40B has no token of its own: four bytes, F0 9F 90 8B, of which the first two make a valid beginning
     assert len(encode(tokenizer, "🐋")) == 4
-    prefix, rest = split_document(tokenizer, "🐋", "prefix")
+    prefix, rest = split_document(tokenizer, "🐋", "prefix", "tokens")
     assert prefix == b"\xf0\x9f".decode(errors="replace") == "\ufffd"
     assert rest == b"\x90\x8b".decode(errors="replace") == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize("text", ["🐋", "🐋🐋", "a🐋b", "naïve 東京"])
+def test_a_cut_falls_between_two_characters(tokenizer, text):
+    prefix, rest = split_document(tokenizer, text, "prefix")
+    assert prefix + rest == text
+    assert len(encode(tokenizer, prefix)) <= len(encode(tokenizer, text)) // 2
+
+
+def other_tokenizer(kind):
+    """Tokenizers whose decoding does not invert their encoding, trained on the texts of the tests."""
+    if kind == "byte fallback":
+        # as Llama 2: a space is a mark, unknown characters are bytes, and the first space is lost in decoding
+        model = models.BPE(byte_fallback=True, unk_token="<unk>")
+        backend = Tokenizer(model)
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        tokens = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=tokens, initial_alphabet=["▁"], limit_alphabet=60)
+    elif kind == "unigram":
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=["<unk>", "<s>"], unk_token="<unk>")
+    else:
+        backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<unk>", "<s>"])
+    backend.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["byte fallback", "unigram", "word piece"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The Whale, the White WHALE was seen",
+        " a space before and  two inside",
+        "日本語のテキスト、東京タワーと富士山。",
+        "Größe\tand\n\nlines 🐋 of text ",
+        "ab",
+    ],
+)
+def test_query_and_rest_are_the_text_for_every_tokenizer(kind, text):
+    tokenizer = other_tokenizer(kind)
+    prefix, rest = split_document(tokenizer, text, "prefix")
+    assert (prefix + rest).encode() == text.encode()
+    assert rest
+    half = len(encode(tokenizer, text)) // 2
+    assert prefix or half <= 1  # the first token may be the mark of a space that is not there
+    # a token more or less where a token joins what the cut parts
+    assert abs(len(encode(tokenizer, prefix)) - half) <= 2
+
+
+class Slow(PreTrainedTokenizer):
+    """Lower-cased words and full stops, in Python, without offsets."""
+
+    words = ["<unk>", "the", "whale", "."]
+
+    @property
+    def vocab_size(self):
+        return len(self.words)
+
+    def get_vocab(self):
+        return {word: place for place, word in enumerate(self.words)}
+
+    def _tokenize(self, text, **kwargs):
+        return re.findall(r"\w+|\.", text.lower())
+
+    def _convert_token_to_id(self, token):
+        return self.get_vocab().get(token, 0)
+
+    def _convert_id_to_token(self, index):
+        return self.words[index]
+
+
+def test_a_tokenizer_without_offsets_is_cut_too():
+    assert split_document(Slow(), "The whale. THE whale.", "prefix") == ("The whale. ", "THE whale.")
 
 
 def test_a_special_token_inside_a_document_is_split_like_any_other(tokenizer):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tttnn import Document, Embedder, read_documents
-from tttnn.index.build.resume import embedded_windows
+from tttnn.index.build.windows import embedded_windows
 
 
 def plain(embedder: Embedder, texts: list[str]) -> np.ndarray:

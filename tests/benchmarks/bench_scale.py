@@ -83,6 +83,8 @@ class SyntheticEmbedder:
         return {
             "name": "synthetic",
             "revision": None,
+            "pooling": [],
+            "normalized": False,
             "max_seq_length": None,
             "dimension": DIMENSION,
             "query_prompt": "",
@@ -198,19 +200,19 @@ def study(folders: dict[str, Path], queries: np.ndarray, work: Path) -> None:
                 found[preset][number] = {row for _, row in pairs}
     for preset, folder in folders.items():
         manifest = read_manifest(folder)
-        size = sum(shard["files"][VECTORS.format(i)]["bytes"] for i, shard in enumerate(manifest["shards"]))
+        size = sum(shard.files[VECTORS.format(i)].bytes for i, shard in enumerate(manifest.shards))
         pairs = zip(found[preset], found["flat"], strict=True)
         row = {
-            "rows": manifest["num_rows"],
+            "rows": manifest.num_rows,
             "preset": preset,
-            "factory": manifest["storage"]["factory"],
-            **manifest["storage"]["search"],
+            "factory": manifest.storage.factory,
+            **manifest.storage.search,
             "recall": float(np.mean([len(these & those) / 20 for these, those in pairs])),
             "p50_ms": 1000 * float(np.median(seconds[preset][1])),
             "p95_ms": 1000 * float(np.quantile(seconds[preset][1], 0.95)),
             "first_p95_ms": 1000 * float(np.quantile(seconds[preset][0], 0.95)),
             "ratio_to_flat": float(np.median(seconds["flat"][1] / seconds[preset][1])),
-            "disk_bytes_a_row": size / manifest["num_rows"],
+            "disk_bytes_a_row": size / manifest.num_rows,
             **alone("--open", str(folder), str(work / "queries.npy")),
         }
         print(json.dumps(row), flush=True)

@@ -96,7 +96,7 @@ def test_the_weights_give_the_published_total():
         assert total == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_part_of_the_tasks_is_weighed_anew():
+def test_the_weights_of_a_part_of_the_tasks_are_scaled_to_a_sum_of_one():
     name, weights = pile_weights(["github", "arxiv"])
     assert name == "weighted_mean"
     # 7.59 + 8.96 = 16.55
@@ -320,7 +320,7 @@ def test_the_script_gives_a_row_per_task_and_their_weighted_mean(
     lines += [f"00.jsonl:{1 + row}" for row in sample_of_the_authors(10)]
     assert [record["id"] for record in records] == lines
     table, by_task = table_in(output), {"arxiv": records[:3], "github": records[3:]}
-    assert list(table) == ["arxiv", "github", "weighted_mean"]
+    assert list(table) == ["arxiv", "github", "weighted_mean", "pooled, unweighted"]
     for task, found in by_task.items():
         assert {record["metadata"]["pile_set_name"] for record in found} == {TASKS[task][0]}
         assert_row(table[task], figures_of(found))
@@ -330,6 +330,7 @@ def test_the_script_gives_a_row_per_task_and_their_weighted_mean(
     )
     worse = figures_of(records)[1]
     assert_row(table["weighted_mean"], [5, worse, before, after, after / before, after - before])
+    assert_row(table["pooled, unweighted"], figures_of(records))
     assert "Seconds by phase" in output
     results = json.loads((tmp_path / "eval_results.json").read_text())
     assert results["eval_bits_per_byte"] == pytest.approx(bits_per_byte(records, -1))
@@ -341,7 +342,7 @@ def test_the_script_gives_pile_all_where_every_task_is_there(pile_eval, parts, t
     options = ["--dataset", path, "--output_dir", tmp_path, "--num_neighbors", 1, "--query", "document"]
     table = table_in(run_script(pile_eval, monkeypatch, capsys, [*parts, *options]))
     records = records_in(tmp_path)
-    assert list(table) == [*TASKS, "pile_all"]
+    assert list(table) == [*TASKS, "pile_all", "pooled, unweighted"]
     by_set = {record["metadata"]["pile_set_name"]: [record] for record in records}
     before, after = (
         sum(float(weight) / 100 * bits_per_byte(by_set[set_name], position) for set_name, weight in WEIGHTS.items())
@@ -390,7 +391,7 @@ def test_untrained_documents_are_named(pile_eval, parts, dataset, tmp_path, monk
     options = ["--tasks", "github", "--limit", 1, "--max_distance", 0, "--dataset", *dataset, "--output_dir", tmp_path]
     output = run_script(pile_eval, monkeypatch, capsys, [*parts, *options])
     row = sample_of_the_authors(10)[0]
-    assert f"Untrained, and counted so: 00.jsonl:{1 + row}" in output
+    assert f"Could not be trained on; scored with the original model: 00.jsonl:{1 + row}" in output
     documents, *_, ratio, _ = table_in(output)["github"]
     assert (documents, ratio) == ("1", "1.000")
 
@@ -477,5 +478,5 @@ def test_a_launched_script_prints_the_table_of_a_plain_one(
 ):
     _, outputs = launched
     output = run_script(pile_eval, monkeypatch, capsys, [*parts, "--output_dir", tmp_path, "--dataset", *dataset])
-    assert list(table_in(output)) == ["arxiv", "enron", "github", "weighted_mean"]
+    assert list(table_in(output)) == ["arxiv", "enron", "github", "weighted_mean", "pooled, unweighted"]
     assert table_in(outputs["accelerate"]) == table_in(output)

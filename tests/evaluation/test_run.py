@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from tttnn import Document
 from tttnn.embedding import Embedder
-from tttnn.evaluation.options import EvaluateArguments, parse_evaluation
-from tttnn.evaluation.run import evaluate_documents
+from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
+from tttnn.journal import Journal, read_journal
 from tttnn.methods import METHODS, KnnArguments
 from tttnn.report import write_report
 from tttnn.report.intervals import Bootstrap
@@ -90,7 +90,9 @@ OTHERS = [
     ("method", "option", "values"), [(method, option, values) for method, option, *values in OTHERS]
 )
 def test_an_option_of_another_method_is_refused_by_its_name(method, option, values):
-    with pytest.raises(ValueError, match=f"'{option}' is no option of the method {method}".replace("+", r"\+")):
+    with pytest.raises(
+        ValueError, match=f"'{option.replace('_', '-')}' is no option of the method {method}".replace("+", r"\+")
+    ):
         parse(method, option, *values)
 
 
@@ -110,22 +112,22 @@ def test_an_unknown_method_is_refused_with_the_known_ones(capsys):
 
 def test_the_method_is_also_read_after_an_equals_sign():
     words = ["--model", "m", "--dataset", "d", "--method=none"]
-    assert parse_evaluation(EvaluateArguments, words)[0].method == "none"
+    assert parse_evaluation(EvaluateArguments, words).method.name == "none"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
     own = {
         "--order": {"ttt", "context+ttt"},
-        "--num_train_epochs": {"ttt", "context+ttt"},
-        "--learning_rate": {"ttt", "context+ttt", "dynamic"},
+        "--num-train-epochs": {"ttt", "context+ttt"},
+        "--learning-rate": {"ttt", "context+ttt", "dynamic"},
         "--trainable": {"ttt", "context+ttt", "dynamic"},
-        "--num_neighbors": set(RETRIEVING),
-        "--index_fraction": set(RETRIEVING),
-        "--context_length": {"context", "context+ttt"},
-        "--knn_lambda": {"knn-lm"},
+        "--num-neighbors": set(RETRIEVING),
+        "--index-fraction": set(RETRIEVING),
+        "--context-length": {"context", "context+ttt"},
+        "--knn-lambda": {"knn-lm"},
         "--validation": {"ttt", "context+ttt", "dynamic", "knn-lm"},
-        "--max_length": set(METHODS),
+        "--max-length": set(METHODS),
         "--query": set(METHODS),
     }
     with pytest.raises(SystemExit) as end:
@@ -138,30 +140,31 @@ def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_preset_serves_every_method(method):
-    _, args, own = parse(method, "--preset", "tttlm")
+    evaluation = parse(method, "--preset", "tttlm")
+    args = evaluation.args
     assert args.query == "document"
     assert args.max_length == 1024
     assert args.num_neighbors == (50 if method in RETRIEVING else 20)
-    assert set(own) == set(METHODS[method].arguments)
+    assert type(evaluation.method) is METHODS[method]
 
 
 @pytest.mark.parametrize(("method", "resets"), [("none", True), ("context", True), ("ttt", False), ("dynamic", False)])
 def test_a_preset_carries_no_optimizer_where_there_is_none(method, resets):
     """A carried one keeps a second process away, and a method without steps has no option to say otherwise."""
-    assert parse(method, "--preset", "tttlm")[1].reset_optimizer is resets
+    assert parse(method, "--preset", "tttlm").args.reset_optimizer is resets
 
 
 def test_options_override_a_preset():
     args = parse(
         "ttt", "--preset", "tttlm", "--num_neighbors", 3, "--chunks_per_neighbor", 2, "--reset_optimizer", "True"
-    )[1]
+    ).args
     assert (args.num_neighbors, args.chunks_per_neighbor, args.reset_optimizer) == (3, 2, True)
 
 
 def test_lists_of_numbers_are_read():
-    arguments, _, own = parse("knn-lm", "--knn_lambda", 0.1, 0.2, "--knn_temperature", 3, "--index_fraction", 0.5, 1)
-    assert own["knn"] == KnnArguments([0.1, 0.2], [3.0])
-    assert arguments.index_fraction == [0.5, 1.0]
+    evaluation = parse("knn-lm", "--knn_lambda", 0.1, 0.2, "--knn_temperature", 3, "--index_fraction", 0.5, 1)
+    assert evaluation.method.knn == KnnArguments([0.1, 0.2], [3.0])
+    assert evaluation.index.index_fraction == [0.5, 1.0]
 
 
 # choices
@@ -186,10 +189,10 @@ def setting(parts, tmp_path):
             options += ["--num_neighbors", 3, "--embedder", parts / "embedder"]
         words = words_of(method, *options, index=str(parts / "index"))
         words[1] = str(parts / "model")
-        arguments, args, own = parse_evaluation(EvaluateArguments, words)
+        evaluation = parse_evaluation(EvaluateArguments, words)
         documents = [Document(f"test {place}", text, {}) for place, text in enumerate(texts)]
         others = [Document(f"validation {place}", text, {}) for place, text in enumerate(validation)]
-        return evaluate_documents(arguments, args, own, documents, others)
+        return evaluate_documents(evaluation, documents, others)
 
     return run
 
@@ -231,9 +234,9 @@ def test_the_weights_of_the_votes_are_chosen_on_validation_documents(setting, tm
     ("method", "options", "validation", "message"),
     [
         ("ttt", ["--learning_rates", 1e-3, 1e-2], [TEXTS[1], TEXTS[5]], "'validation 1' is also a test document"),
-        ("ttt", ["--learning_rates", 1e-3, 1e-2], [], "Pass `--validation`, or set `--learning_rate`"),
+        ("ttt", ["--learning_rates", 1e-3, 1e-2], [], "Pass `--validation`, or set `--learning-rate`"),
         ("ttt", [], [TEXTS[1]], "there is nothing to choose on them"),
-        ("knn-lm", [], [], "or set one `--knn_lambda` and one `--knn_temperature`"),
+        ("knn-lm", [], [], "or set one `--knn-lambda` and one `--knn-temperature`"),
     ],
 )
 def test_choices_on_the_wrong_documents_are_refused(setting, method, options, validation, message):
@@ -325,18 +328,21 @@ def records_in(folder):
     found = {}
     for path in sorted(folder.rglob("journal-*.jsonl")):
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        found[str(path.relative_to(folder))] = [{**line, "seconds": None} for line in lines]
+        found[str(path.relative_to(folder))] = [{**line, "seconds": None, "checksum": None} for line in lines]
     return found
 
 
 def report_of(folder, monkeypatch):
     """The files of a report of all runs in a folder, after all seconds in their journals have been made the same."""
     for path in sorted(folder.rglob("journal-*.jsonl")):
-        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-        for line in lines:
-            if "seconds" in line:
-                line["seconds"] = {"retrieve": 1.0, "train": 2.0, "score": 1.0, "model": 2.0, "total": 4.0}
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        settings, records = read_journal(path)
+        path.unlink()
+        journal = Journal(path)
+        journal.open(settings)
+        for record in records:
+            record.seconds = {"retrieve": 1.0, "train": 2.0, "score": 1.0, "model": 2.0, "total": 4.0}
+            journal.append(record)
+        journal.close()
     monkeypatch.chdir(folder)
     write_report(NAMES, "report", bootstrap=Bootstrap(num_samples=200))
     return {path.name: path.read_bytes() for path in sorted((folder / "report").iterdir())}

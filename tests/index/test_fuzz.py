@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tttnn import Document, NeighborRetriever
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.build import IndexSettings, add_documents, build_index
 from tttnn.index.build.writers import TextWriter
 from tttnn.index.hub.card import index_card
 from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VECTORS, parse_manifest
@@ -218,7 +219,7 @@ def test_a_manifest_that_parses_serves_where_it_is_used(indexes, changes):
         return
     assert index_card(manifest, "user/name").startswith("---\n")
     try:
-        WordEmbedder().check(manifest["embedder"])
+        WordEmbedder().check(manifest.embedder.to_json())
     except ValueError as error:
         assert "Pass the embedder that built it" in str(error)
 
@@ -344,7 +345,7 @@ def open_and_search(folder):
         for pairs in index.search(QUERIES, 10):
             index.documents([row for _, row in pairs])
     except (ValueError, IndexError, RuntimeError) as error:
-        return type(error).__name__
+        return "memory" if "bad_alloc" in str(error) else type(error).__name__
     return "opened"
 
 
@@ -384,11 +385,115 @@ def test_a_forged_header_of_a_faiss_file_does_not_crash(preset, indexes, tmp_pat
         return open_and_search(folder)
 
     found = in_a_child(attempt, forged)
-    assert {*found} <= {"opened", "ValueError", "RuntimeError"}
+    assert {*found} <= {"opened", "InputError", "RuntimeError"}
     # the four bytes of the kind, the dimension and the number of rows are compared
     assert {result for result, damaged in zip(found, forged, strict=True) if damaged[:16] != content[:16]} <= {
-        "ValueError"
+        "InputError"
     }
+
+
+def places_of_numbers(content):
+    """Where the numbers of a Faiss file may stand: in its headers, and before each list."""
+    middle = [place for kind in (b"ilar", b"ilbl", b"IxSQ") if (place := content.find(kind)) >= 0]
+    return sorted({*range(200), *(place + step for place in middle for step in range(-60, 120)), len(content) - 4})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_forged_size_takes_no_memory_and_does_not_crash(preset, indexes, tmp_path):
+    folder = shutil.copytree(indexes[preset], tmp_path / "index")
+    name = VECTORS.format(0)
+    content = (folder / name).read_bytes()
+    forged = []
+    for place in places_of_numbers(content):
+        for number in (2**20, 2**31 - 1, 2**40, 2**63 - 1, 2**64 - 1):
+            forged.append(content[:place] + number.to_bytes(8, "little") + content[place + 8 :])
+    forged = [damaged[: len(content)] for damaged in forged]
+
+    def attempt(damaged):
+        forge(folder, name, damaged)
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+        return open_and_search(folder)
+
+    assert {*in_a_child(attempt, forged)} <= {"opened", "InputError"}
+
+
+def replace_part(content, kind, other):
+    place = content.index(kind)
+    return content[:place] + other + content[place + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "other"),
+    [
+        ("ivf", b"IxF2", b"IxPq"),
+        ("ivf", b"ilar", b"ilod"),
+        ("ivf", b"full", b"abcd"),
+        ("scale", b"Iwrn", b"IwPf"),
+        ("scale", b"IxF2", b"IHNf"),
+        ("scale", b"ilbl", b"ilar"),
+        ("scale", b"IxSQ", b"IxF2"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused_before_faiss_reads_it(preset, kind, other, indexes, tmp_path, monkeypatch):
+    folder = shutil.copytree(indexes[preset], tmp_path / "index")
+    name = VECTORS.format(0)
+    forge(folder, name, replace_part((folder / name).read_bytes(), kind, other))
+    monkeypatch.setattr(faiss, "read_index", lambda *_: pytest.fail("Faiss read it"))
+    with pytest.raises(ValueError, match=f"cannot read .*{name}'.*damaged or forged|lists have the form"):
+        open_index(folder)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_bytes_after_the_end_of_a_faiss_file_are_refused(preset, indexes, tmp_path):
+    folder = shutil.copytree(indexes[preset], tmp_path / "index")
+    name = VECTORS.format(0)
+    forge(folder, name, (folder / name).read_bytes() + b"more")
+    with pytest.raises(ValueError, match="4 bytes follow its end"):
+        open_index(folder)
+
+
+def test_lists_that_hold_other_rows_than_the_file_claims_are_refused(indexes, tmp_path):
+    folder = shutil.copytree(indexes["ivf"], tmp_path / "index")
+    name = VECTORS.format(0)
+    content = bytearray((folder / name).read_bytes())
+    place = content.index(b"full") + 12  # the length of the first list
+    content[place : place + 8] = (int.from_bytes(content[place : place + 8], "little") + 1).to_bytes(8, "little")
+    forge(folder, name, bytes(content))
+    with pytest.raises(ValueError, match="its lists do not hold 40 rows"):
+        open_index(folder)
+
+
+# --- factories, whose files are not checked ---
+
+
+@pytest.fixture
+def from_elsewhere(tmp_path, monkeypatch):
+    """An index of a factory that was built on another machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "other_home"))
+    build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings("IVF2,SQ8", 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "index"
+
+
+def test_an_index_of_a_factory_opens_where_it_was_built(tmp_path):
+    build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings("IVF2,SQ8", 40))
+    assert len(open_index(tmp_path / "index")) == 60
+    assert len(open_index(shutil.copytree(tmp_path / "index", tmp_path / "copy"))) == 60
+    add_documents(make_documents(5, seed=1), WordEmbedder(), tmp_path / "index")
+    assert len(open_index(tmp_path / "index")) == 65
+
+
+def test_an_index_of_a_factory_that_was_built_elsewhere_must_be_trusted(from_elsewhere):
+    with pytest.raises(ValueError, match=r"not on this machine.* pass `trust_index=True` \(`--trust-index`\)"):
+        open_index(from_elsewhere)
+    with pytest.raises(ValueError, match="pass `trust_index=True`"):
+        add_documents(make_documents(5, seed=1), WordEmbedder(), from_elsewhere)
+    assert len(open_index(from_elsewhere, trust_index=True)) == 60
+    trusting = NeighborRetriever.from_pretrained(from_elsewhere, embedder=WordEmbedder(), trust_index=True)
+    assert len(trusting) == 60
+    assert add_documents(make_documents(5, seed=1), WordEmbedder(), from_elsewhere, trust_index=True) == 5
 
 
 @pytest.mark.parametrize("preset", PRESETS)

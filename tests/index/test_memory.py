@@ -14,9 +14,10 @@ from made_indexes import description
 from tttnn import Document
 from tttnn.index.build.build import IndexSettings, build_index
 from tttnn.index.build.save import write_index
-from tttnn.index.build.tttlm import import_published_index
+from tttnn.index.build.tttlm import import_tttlm_index
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
+from tttnn.index.texts import TextList
 from tttnn.index.vectors import read_vectors, trained_index
 
 
@@ -55,7 +56,7 @@ def test_opening_maps_the_files_and_takes_no_memory_in_proportion_to_them(tmp_pa
     flat = faiss.IndexFlatL2(dimension)
     flat.add(np.random.default_rng(0).normal(size=(rows, dimension)).astype(np.float32))
     documents = [Document(str(row), chr(97 + row % 26) * 16_000) for row in range(rows)]
-    large = DocumentIndex([Shard(flat, documents)], description(dimension), "digest")
+    large = DocumentIndex([Shard(flat, TextList(documents))], description(dimension), "digest")
     folder = write_index(large, tmp_path / "large")
     query = flat.reconstruct(7)[None]
     vectors, texts = folder / "index" / "shard-00000.faiss", folder / "texts" / "shard-00000.jsonl"
@@ -131,7 +132,7 @@ def test_an_index_of_long_documents_is_made_in_memory_for_a_few(tmp_path):
     with (tmp_path / "00.jsonl").open("wb") as file:
         file.writelines(line for _ in range(rows))
     with peak() as seen:
-        import_published_index([tmp_path / "00.jsonl.index"], [tmp_path / "00.jsonl"], tmp_path / "index")
+        import_tttlm_index([tmp_path / "00.jsonl.index"], [tmp_path / "00.jsonl"], tmp_path / "index")
     assert seen[0] < 90_000_000, "the texts take 120 MB"
 
 
@@ -149,7 +150,7 @@ class NumberEmbedder(WordEmbedder):
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """Build an index of vectors of 16 kB, and give by how many bytes memory grew at most."""
-    monkeypatch.setattr("tttnn.index.build.resume.WINDOW_DOCUMENTS", 200)
+    monkeypatch.setattr("tttnn.index.build.windows.WINDOW_DOCUMENTS", 200)
     monkeypatch.setattr("tttnn.index.vectors.MAX_TRAINING_BYTES", 4_000_000)
     monkeypatch.setattr("tttnn.index.build.compress.NUM_QUERIES", 8)
     monkeypatch.setattr("tttnn.index.build.compress.ROWS_PER_COPY", 200)

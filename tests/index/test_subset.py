@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from tttnn import Document
+from tttnn.evaluation.run import random_distances
 from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
-from tttnn.index.subset import IndexSubset, random_distances
+from tttnn.index.subset import IndexSubset
+from tttnn.index.texts import TextList
 
 
 DIMENSION = 6
@@ -27,7 +29,7 @@ def make_index(*sizes, kind="flat"):
             store.nprobe = 4  # all, so that it is exact
         store.add(rows)
         documents = [Document(str(first + row), f"text {first + row}") for row in range(size)]
-        shards.append(Shard(store, documents, first))
+        shards.append(Shard(store, TextList(documents), first))
         first += size
     return DocumentIndex(shards, {"name": "none"}, "digest"), vectors
 
@@ -147,6 +149,28 @@ def test_a_part_of_several_opened_shards_keeps_the_rows_of_the_whole():
     rows = kept(IndexSubset(opened, 0.5), vectors)
     assert len(rows) == 32
     assert not {*range(40, 47)} & {*rows}
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_the_vectors_of_rows_are_those_that_were_indexed(kind):
+    index, vectors = make_index(40, 7, 23, kind=kind)
+    rows = [69, 0, 41, 39, 41]
+    np.testing.assert_array_equal(index.vectors(rows), vectors[rows])
+    np.testing.assert_array_equal(IndexSubset(index, 0.5).vectors(rows), vectors[rows])
+    with pytest.raises(IndexError, match="Row 70 was asked for"):
+        index.vectors([70])
+
+
+def test_each_row_of_a_part_has_a_place():
+    index, vectors = make_index(40, 7, 23)
+    subset = IndexSubset(index, 0.5)
+    assert sorted(map(subset.row_at, range(len(subset)))) == kept(subset, vectors)
+    assert [*map(index.row_at, range(70))] == [*range(70)]
+    opened = DocumentIndex([index.shards[0], index.shards[2]], index.embedder, "other")
+    assert [*map(opened.row_at, range(63))] == [*range(40), *range(47, 70)]
+    for searched, place in ((index, 70), (subset, len(subset)), (opened, 63)):
+        with pytest.raises(IndexError, match=f"place {place} was asked for"):
+            searched.row_at(place)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])

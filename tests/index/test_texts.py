@@ -1,6 +1,7 @@
 """What becomes of documents on the way to a text store and back."""
 
 import datetime
+import hashlib
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import pytest
 
 from tttnn import Document
 from tttnn.index.build.writers import TextWriter
+from tttnn.index.manifest import FileEntry
 from tttnn.index.texts import TextStore, document_from_line, document_to_line
 
 
@@ -77,7 +79,7 @@ def test_a_document_comes_back_from_its_line(text):
     ids=lambda line: line.decode("latin-1")[:40],
 )
 def test_a_line_that_is_no_document_is_an_error_that_says_where_it_is(line):
-    with pytest.raises(ValueError, match="Row 3 of 'texts.jsonl' is damaged .*Fetch or build the index anew"):
+    with pytest.raises(ValueError, match="Row 3 of 'texts.jsonl' is damaged .*Fetch or rebuild the index"):
         document_from_line(line, "Row 3 of 'texts.jsonl'")
 
 
@@ -232,15 +234,40 @@ def test_offsets_of_another_format_are_an_error_that_names_them(write, content):
         TextStore(texts, 1)
 
 
-# --- going on ---
+# --- a store that is resumed ---
 
 
-@pytest.mark.parametrize(("cut", "found"), [(1, 2), (44, 2), (45, 1), (88, 1), (132, 0)])
-def test_a_store_that_lost_lines_is_not_gone_on_with_and_is_left_as_it_is(write, cut, found):
-    # three lines of 44 bytes, of which the last counts only with its end
+def lost(path, cut):
+    os.truncate(path, 132 - cut)
+
+
+def zeroed(path, number):
+    path.write_bytes(path.read_bytes()[:-number] + bytes(number))
+
+
+@pytest.mark.parametrize(("damage", "number"), [(lost, 1), (lost, 44), (lost, 132), (zeroed, 1), (zeroed, 132)])
+def test_a_store_that_lost_bytes_is_not_resumed_and_is_left_as_it_is(write, damage, number):
+    # three lines of 44 bytes
     texts, _ = write(*[Document(name, "xxx") for name in ("aa", "bb", "cc")])
-    os.truncate(texts, 132 - cut)
+    kept = FileEntry.of(texts)
+    damage(texts, number)
     before = texts.read_bytes()
-    with pytest.raises(ValueError, match=f"should hold 3 lines, but has {found}"):
-        TextWriter(texts, 3)
+    with pytest.raises(ValueError, match="texts.jsonl' does not begin with the 132 bytes that were written"):
+        TextWriter(texts, kept)
     assert texts.read_bytes() == before
+
+
+def test_what_came_after_the_part_that_is_kept_is_dropped(write, tmp_path):
+    documents = [Document(name, "xxx") for name in ("aa", "bb", "cc")]
+    texts, _ = write(*documents)
+    whole = texts.read_bytes()
+    kept = FileEntry(88, hashlib.sha256(whole[:88]).hexdigest())
+    writer = TextWriter(texts, kept)
+    assert texts.read_bytes() == whole[:88]
+    assert writer.go_past(iter(documents[:2]))
+    assert not writer.go_past(iter(documents[1:]))
+    assert not writer.go_past(iter(documents[:1]))
+    writer.add(documents[2])
+    writer.close()
+    assert texts.read_bytes() == whole
+    assert TextStore(texts, 3).fetch(range(3)) == documents

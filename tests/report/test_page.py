@@ -1,22 +1,20 @@
-"""The report of runs: what is read, what is compared, what is written, against figures by hand."""
+"""The page and the other files of a report."""
 
 import csv
 import json
 import math
 import re
+import subprocess
 import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_runs import FEW, make_record, write_run, write_two_runs
 from PIL import Image
-from scipy import stats
 
 from tttnn.cli.main import main
-from tttnn.journal import Journal
-from tttnn.records import DocumentRecord
 from tttnn.report import write_report
-from tttnn.report.intervals import Bootstrap, PairedScores, rank_correlation
 from tttnn.report.page import (
     Code,
     Heading,
@@ -28,54 +26,13 @@ from tttnn.report.page import (
     html_page,
     markdown_page,
 )
-from tttnn.report.pictures.costs import pareto_front, seconds_without_curve
-from tttnn.report.published import published_for
-from tttnn.report.results import Grouping, contaminated
-from tttnn.report.runs import Run, differing_settings, read_runs
-from tttnn.report.study import read_study, trials_of
-
-
-FEW = Bootstrap(num_samples=200)
-SETTINGS = {"method": "ttt", "trainable": "full", "model": "a-model", "query": "prefix", "num_neighbors": 2}
-
-
-def make_record(index, scores, num_bytes=100, **fields):
-    """A record with these bits per byte; its text is told by its index."""
-    return DocumentRecord(
-        **{
-            "index": index,
-            "digest": f"{index:016x}",
-            "id": f"document {index}",
-            "metadata": {},
-            "num_bytes": num_bytes,
-            "num_words": 10,
-            "nll": [score * num_bytes * math.log(2) for score in scores],
-            "seconds": {"retrieve": 0.5, "train": 2.0, "score": 1.0, "model": 2.0, "total": 4.0},
-            **fields,
-        }
-    )
-
-
-def write_run(folder, records, name="eval", **settings):
-    journal = Journal(folder / f"journal-{name}.jsonl")
-    journal.open(SETTINGS | settings)
-    for record in records:
-        journal.append(record)
-    journal.close()
-    return folder
-
-
-def make_run(records, label="a run", folder=None, **settings):
-    return Run(label, folder, "eval", SETTINGS | settings, records)
+from tttnn.report.pictures.costs import seconds_without_curve
+from tttnn.report.sections import settings_text
 
 
 @pytest.fixture
 def two_runs(tmp_path):
-    """Three documents; the second run is better by 0.25 bits per byte on each."""
-    before = [1.0, 2.0, 1.5]
-    first = [make_record(index, [score, score - 0.25]) for index, score in enumerate(before)]
-    second = [make_record(index, [score, score - 0.5]) for index, score in enumerate(before)]
-    return [write_run(tmp_path / "first", first), write_run(tmp_path / "second", second, num_neighbors=4)]
+    return write_two_runs(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -83,342 +40,6 @@ def coarse_pictures(monkeypatch):
     """Pictures of few dots, which are drawn faster."""
     monkeypatch.setattr("tttnn.report.pictures.style.DPI", 40)
 
-
-# --- reading ---
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no-such-run"):
-        read_runs([tmp_path / "no-such-run"])
-
-
-def test_an_empty_folder_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match="has no journal"):
-        read_runs([tmp_path])
-
-
-def test_of_a_file_the_folder_is_asked_for(two_runs):
-    with pytest.raises(NotADirectoryError, match=f"Pass the folder of the run: '{re.escape(str(two_runs[0]))}'"):
-        read_runs([two_runs[0] / "journal-eval.jsonl"])
-
-
-def test_a_run_without_a_whole_record_is_left_out_and_named(two_runs, tmp_path):
-    begun = write_run(tmp_path / "begun", [])
-    runs, notes = read_runs([*two_runs, begun])
-    assert [run.label for run in runs] == ["first", "second"]
-    assert notes == ["begun: left out, for it has no finished test document yet."]
-
-
-def test_runs_of_which_none_has_a_record_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="has a finished test document"):
-        read_runs([write_run(tmp_path / "begun", [])])
-
-
-def test_a_line_cut_by_a_kill_is_no_document(two_runs):
-    with (two_runs[0] / "journal-eval.jsonl").open("a") as file:
-        file.write('{"index": 3, "dig')
-    assert len(read_runs(two_runs)[0][0].records) == 3
-
-
-def test_the_files_of_all_processes_are_one_run(tmp_path):
-    folder = write_run(tmp_path / "run", [make_record(0, [1.0, 0.5])])
-    write_run(folder, [make_record(1, [1.0, 0.5])], "eval.rank1")
-    (run,) = read_runs([folder])[0]
-    assert [record.index for record in run.records] == [0, 1]
-
-
-def test_a_folder_given_twice_counts_once(two_runs):
-    runs, notes = read_runs([two_runs[0], two_runs[0]])
-    assert len(runs) == 1
-    assert notes == ["A folder that was given twice counts once."]
-
-
-def test_folders_of_one_name_are_told_apart_by_their_parents(tmp_path):
-    folders = [write_run(tmp_path / parent / "run", [make_record(0, [1.0])]) for parent in ("a", "b")]
-    assert [run.label for run in read_runs(folders)[0]] == ["a/run", "b/run"]
-
-
-def test_every_part_of_an_index_is_a_run(tmp_path):
-    for name in ("1", "0.5", "1e-05"):
-        write_run(tmp_path / "sizes", [make_record(0, [1.0])], f"eval-fraction-{name}")
-    runs, _ = read_runs([tmp_path / "sizes"])
-    assert [(run.label, run.fraction) for run in runs] == [
-        ("sizes fraction 1e-05", 1e-05),
-        ("sizes fraction 0.5", 0.5),
-        ("sizes fraction 1", 1.0),
-    ]
-
-
-def test_a_score_that_is_no_number_is_an_error(tmp_path):
-    folder = write_run(tmp_path / "run", [make_record(0, [1.0, math.nan])])
-    with pytest.raises(ValueError, match=r"Document 0 \('document 0'\) .* not finite numbers"):
-        read_runs([folder])
-
-
-def test_broken_random_distances_are_an_error(two_runs):
-    (two_runs[0] / "random-distances.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="random-distances.json"):
-        read_runs(two_runs)
-
-
-# --- settings ---
-
-
-def test_only_settings_that_differ_set_runs_apart():
-    runs = [make_run([], order=order, seed=42) for order in ("nearest", "nearest", "random")]
-    assert differing_settings(runs) == ({"order": "nearest"}, [{}, {}, {"order": "random"}])
-
-
-def test_without_a_majority_every_run_shows_its_setting():
-    runs = [make_run([], learning_rate=rate) for rate in (1e-4, 1e-3)]
-    assert differing_settings(runs) == ({}, [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}])
-
-
-def test_what_a_method_has_no_use_for_does_not_set_it_apart():
-    runs = [make_run([], method="none", learning_rate=1.0), make_run([], learning_rate=1e-4)]
-    assert differing_settings(runs) == ({}, [{}, {}])
-
-
-# --- results ---
-
-
-def test_tasks_are_weighed_as_in_the_pile():
-    pile = [("Github", [2.0, 1.0]), ("Github", [1.0, 0.5]), ("ArXiv", [3.0, 3.5]), ("ArXiv", [3.0, 3.5])]
-    records = [make_record(i, scores, metadata={"pile_set_name": name}) for i, (name, scores) in enumerate(pile)]
-    grouping = Grouping([make_run(records)], bootstrap=FEW)
-    total = grouping.total(records)
-    github, arxiv = 7.59 / (7.59 + 8.96), 8.96 / (7.59 + 8.96)
-    assert total.group == "weighted_mean"
-    assert total.before == pytest.approx(1.5 * github + 3.0 * arxiv)
-    assert total.after == pytest.approx(0.75 * github + 3.5 * arxiv)
-    assert total.worse == 2
-    # draws of github change by -1, -0.75 or -0.5, those of arxiv all by 0.5
-    assert (total.low, total.high) == pytest.approx((0.5 * arxiv - github, 0.5 * arxiv - 0.5 * github))
-    assert [result.group for result in grouping.results(records)] == ["arxiv", "github"]  # the Pile's order
-
-
-def test_groups_of_a_field_are_pooled_and_not_weighed():
-    records = [
-        make_record(0, [1.0, 0.5], metadata={"language": "en"}),
-        make_record(1, [3.0, 3.0], 300, metadata={"language": "de"}),
-        make_record(2, [1.0, 1.0], metadata={}),
-    ]
-    grouping = Grouping([make_run(records)], "language", FEW)
-    assert [result.group for result in grouping.results(records)] == ["(none)", "de", "en"]
-    # (100 + 900 + 100) and (50 + 900 + 100) bits over 500 bytes
-    assert (grouping.total(records).before, grouping.total(records).after) == pytest.approx((2.2, 2.1))
-
-
-def test_an_unknown_field_is_an_error_that_lists_the_fields():
-    run = make_run([make_record(0, [1.0], metadata={"language": "en", "source": "web"})])
-    with pytest.raises(ValueError, match="'topic'.*Choose from: language, source"):
-        Grouping([run], "topic")
-
-
-def test_a_task_without_a_byte_is_in_no_mean():
-    records = [
-        make_record(0, [0.0], 0, metadata={"pile_set_name": "ArXiv"}),
-        make_record(1, [2.0, 1.0], metadata={"pile_set_name": "Github"}),
-    ]
-    total = Grouping([make_run(records)], bootstrap=FEW).total(records)
-    assert (total.before, total.after, total.documents) == (pytest.approx(2.0), pytest.approx(1.0), 2)
-
-
-def compare(ours, theirs, **settings):
-    run, baseline = make_run(ours, "ours", **settings), make_run(theirs, "theirs")
-    return Grouping([run, baseline], bootstrap=FEW).compare(run, baseline)
-
-
-def test_runs_are_compared_on_the_documents_that_both_have():
-    ours = [make_record(0, [2.0, 1.0]), make_record(1, [2.0, 1.5]), make_record(7, [9.0, 9.0])]
-    theirs = [make_record(1, [2.0, 1.0]), make_record(0, [2.0, 1.25]), make_record(8, [5.0, 1.0])]
-    result = compare(ours, theirs)
-    assert (result.documents, result.only_run, result.only_baseline) == (2, 1, 1)
-    assert (result.after, result.baseline_after) == pytest.approx((1.25, 1.125))
-    # 1.0 - 1.25 for document 0, 1.5 - 1.0 for document 1
-    assert (result.low, result.high) == pytest.approx((-0.25, 0.5))
-    assert result.significant is False
-
-
-def test_a_constant_difference_is_significant():
-    ours, theirs = ([make_record(i, [2.0, 2.0 - i / 10 - gain]) for i in range(4)] for gain in (0.5, 0.0))
-    result = compare(ours, theirs)
-    assert (result.low, result.high) == pytest.approx((-0.5, -0.5))
-    assert result.significant is True
-
-
-def test_the_same_text_twice_is_matched_twice():
-    ours, theirs = (
-        [make_record(0, [2.0, after], digest="twice"), make_record(1, [2.0, 1.0], digest="twice")]
-        for after in (1.0, 1.5)
-    )
-    assert compare(ours, theirs).documents == 2
-
-
-def test_runs_without_a_document_in_common_are_not_compared():
-    result = compare([make_record(0, [1.0])], [make_record(1, [1.0])])
-    assert result.documents == 0
-    assert math.isnan(result.difference)
-    assert result.significant is None
-
-
-def test_another_score_before_is_counted_with_the_settings_that_may_cause_it():
-    theirs = [make_record(i, [2.0, 1.0]) for i in range(3)]
-    ours = [make_record(i, [2.0 if i else 2.1, 1.0]) for i in range(3)]
-    result = compare(ours, theirs, model="another", seed=7)
-    assert (result.other_before, result.other_bytes) == (1, 0)
-    assert result.causes == {"model": ("another", "a-model")}
-
-
-def test_other_scored_bytes_are_counted():
-    result = compare([make_record(0, [2.0], 90)], [make_record(0, [2.0], 100)], query="document")
-    assert (result.other_bytes, result.causes) == (1, {"query": ("document", "prefix")})
-
-
-def test_a_document_is_contaminated_if_any_run_found_a_near_copy():
-    runs = [
-        make_run([make_record(0, [1.0]), make_record(1, [1.0], near_copies=[5])]),
-        make_run([make_record(1, [1.0])]),
-    ]
-    assert contaminated(runs) == {f"{1:016x}"}
-
-
-def test_results_without_near_copies_leave_the_same_documents_out_of_all_runs(tmp_path):
-    with_neighbors = [
-        make_record(0, [2.0, 1.0], near_copies=[3]),
-        make_record(1, [1.0, 0.9]),
-        make_record(2, [1.0, 0.9]),
-    ]
-    folders = [
-        write_run(tmp_path / "ttt", with_neighbors),
-        write_run(
-            tmp_path / "none", [make_record(i, [score]) for i, score in enumerate([2.0, 1.0, 1.0])], method="none"
-        ),
-    ]
-    study = read_study(folders, bootstrap=FEW)
-    assert [clean.documents for clean in study.clean] == [2, 2]
-    assert study.clean[0].difference == pytest.approx(-0.1)
-    assert study.clean_comparisons[0].difference == pytest.approx(0.1)
-
-
-def test_an_unknown_baseline_is_an_error_that_lists_the_labels(two_runs):
-    with pytest.raises(ValueError, match="'third'.*Choose from: first, second"):
-        read_study(two_runs, baseline="third")
-
-
-# --- intervals ---
-
-
-def test_a_difference_of_runs_has_the_interval_of_a_paired_bootstrap_of_scipy():
-    random = np.random.default_rng(3)
-    size = random.integers(50, 5000, 40).astype(float)
-    before = size * random.uniform(0.5, 2.0, 40)
-    after = before * random.uniform(0.8, 1.05, 40)
-    expected = stats.bootstrap(
-        (before, after, size),
-        lambda before, after, size, axis: (after.sum(axis) - before.sum(axis)) / size.sum(axis) / math.log(2),
-        paired=True,
-        method="percentile",
-        n_resamples=20_000,
-        rng=1,
-    )
-    found = Bootstrap().interval({"all": PairedScores(before, after, size, size)})
-    assert found == pytest.approx(tuple(expected.confidence_interval), abs=5 * 0.033 * expected.standard_error)
-
-
-def test_draws_are_the_same_however_they_are_parted(monkeypatch):
-    scores = {"all": PairedScores.of([make_record(i, [2.0, 1.0 + i / 7]) for i in range(6)])}
-    whole = FEW.interval(scores)
-    monkeypatch.setattr("tttnn.report.intervals.CHUNK", 13)
-    assert FEW.interval(scores) == pytest.approx(whole)
-
-
-@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"seed": -1}, {"confidence": 1.0}])
-def test_a_bootstrap_out_of_range_is_an_error(wrong):
-    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
-        Bootstrap(**wrong)
-
-
-def test_the_rank_correlation_is_that_of_scipy():
-    random = np.random.default_rng(0)
-    first, second = random.integers(0, 8, 50), random.normal(size=50)  # with ties
-    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
-
-
-@pytest.mark.parametrize("values", [[], [1.0, 2.0], [1.0, 1.0, 1.0]])
-def test_without_ranks_there_is_no_correlation(values):
-    assert math.isnan(rank_correlation(np.array(values), np.arange(len(values))))
-
-
-def test_the_front_holds_the_points_that_no_other_beats():
-    assert pareto_front([(1.0, 2.0), (2.0, 1.0), (2.0, 1.5), (3.0, 1.0), (1.0, 3.0)]) == [0, 1]
-
-
-# --- published figures ---
-
-
-AUTHORS = {"num_neighbors": 50, "chunks_per_neighbor": None, "reset_optimizer": False, "disable_dropout": False}
-AUTHORS |= {"max_distance": 16.0, "learning_rate": 2e-5, "max_length": 1024, "score_every_neighbor": True}
-AUTHORS |= {"order": "nearest", "weight_decay": 0.01, "max_grad_norm": 1.0}
-AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"model": "gpt2", "query": "document"}, ("gpt2", True)),
-        ({"model": "openai-community/gpt2", "query": "prefix"}, ("gpt2-split", True)),
-        ({"model": "gpt2-large", "query": "document"}, ("gpt2-large", True)),
-        (
-            {"model": "EleutherAI/gpt-neo-1.3B", "query": "document", "learning_rate": 5e-6, "max_length": 2048},
-            ("gpt-neo-1.3B", True),
-        ),
-        ({"model": "EleutherAI/gpt-neo-1.3B", "query": "document"}, ("gpt-neo-1.3B", False)),
-        ({"model": "gpt2", "query": "document", "learning_rate": 1.0}, ("gpt2", False)),
-        ({"model": "gpt2", "query": "document", "num_neighbors": 40}, ("gpt2", False)),
-        ({"model": "gpt2", "query": "document", "trainable": "lora"}, ("gpt2", False)),
-        ({"model": "gpt2-large", "query": "prefix"}, ("gpt2-split", False)),
-        ({"model": "someone/gpt2", "query": "document"}, ("gpt2", False)),
-        ({"model": "smollm", "query": "prefix"}, ("gpt2-split", False)),
-    ],
-)
-def test_published_figures_are_those_of_the_same_model_and_settings_or_marked(settings, expected):
-    published = published_for(make_run([], **{**AUTHORS, **settings}))
-    assert (published.name, published.is_same) == expected
-
-
-def test_published_figures_are_those_of_the_nearest_number_of_neighbors():
-    published = published_for(make_run([], model="gpt2", query="document", num_neighbors=30))
-    assert published.neighbors == 20
-    assert published.figures("github") == (1.9184, 0.7842)  # the paper's result files
-
-
-# --- choices ---
-
-
-def test_each_learning_rate_is_listed_with_its_score(tmp_path):
-    folder = write_run(tmp_path / "run", [make_record(0, [2.0, 1.0])], learning_rate=1e-4)
-    for rate, after in ((2e-05, 1.75), (1e-4, 1.5)):
-        write_run(folder, [make_record(5, [2.0, after])], f"validation-{rate:g}", learning_rate=rate)
-    trials = trials_of(read_runs([folder])[0][0])
-    assert [(trial.name, trial.chosen) for trial in trials] == [
-        ("learning rate 2e-05", False),
-        ("learning rate 0.0001", True),
-    ]
-    assert [trial.bits_per_byte for trial in trials] == pytest.approx([1.75, 1.5])
-
-
-def test_each_pair_of_knn_lm_is_listed_in_the_order_of_its_scores(tmp_path):
-    settings = {"method": "knn-lm", "knn_lambda": [0.1, 0.2], "knn_temperature": [1.0, 10.0]}
-    chosen = {"method": "knn-lm", "knn_lambda": [0.1], "knn_temperature": [10.0]}
-    folder = write_run(tmp_path / "run", [make_record(0, [2.0, 1.0])], **chosen)
-    write_run(folder, [make_record(5, [2.0, 1.9, 1.8, 1.5, 1.7])], "validation", **settings)
-    trials = trials_of(read_runs([folder])[0][0])
-    assert [trial.name for trial in trials if trial.chosen] == ["lambda 0.1, temperature 10"]
-    assert [trial.bits_per_byte for trial in trials] == pytest.approx([1.9, 1.8, 1.5, 1.7])
-
-
-# --- the page ---
 
 ODD = 'a|b <i>x</i> & "q" `c` *d* [e](f) $g$'
 
@@ -464,6 +85,11 @@ def test_a_text_begins_no_block_of_markdown(text, expected):
     assert escape_markdown(text) == expected
 
 
+def test_digests_of_settings_are_cut_and_names_are_not():
+    settings = {"weights": "0123456789abcdef", "index": "my corpus, 2026-11-01", "seed": 42}
+    assert settings_text(settings) == "weights 01234567, index my corpus, 2026-11-01, seed 42"
+
+
 def test_code_with_a_fence_in_it_stays_code():
     assert markdown_page([Code("```\nx\n```")]) == "````text\n```\nx\n```\n````\n"
 
@@ -493,7 +119,7 @@ def test_a_run_that_was_interrupted_is_noted_with_what_it_was_to_evaluate(tmp_pa
     evaluation = {"num_documents": 3, "arguments": {"model": "gpt2", "max_document_bytes": 4000}}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     page = write_report([folder], tmp_path / "report", bootstrap=FEW)[0].read_text()
-    assert "run is not finished: 1 of 3 documents are there." in page
+    assert "run is not finished: it has 1 of 3 documents." in page
     assert '"max_document_bytes": 4000' in page
 
 
@@ -554,6 +180,19 @@ def test_the_order_in_which_documents_were_finished_does_not_show(tmp_path):
         write_report([tmp_path / name / "run"], tmp_path / name / "report", bootstrap=FEW)
     one, two = ((tmp_path / name / "report" / "report.html").read_bytes() for name in ("a", "b"))
     assert one == two
+
+
+def test_a_page_of_tasks_has_an_unweighted_row_and_a_note_about_single_documents(tmp_path):
+    names = ["Github", "Github", "ArXiv"]
+    records = [make_record(i, [2.0, 1.0 + i], metadata={"pile_set_name": name}) for i, name in enumerate(names)]
+    write_report([write_run(tmp_path / "run", records)], tmp_path / "report", bootstrap=FEW)
+    page = (tmp_path / "report" / "report.md").read_text()
+    rows = [line.split("|")[1].strip() for line in page.split("### run")[1].splitlines() if line.startswith("|")]
+    assert rows[2:6] == ["arxiv", "github", "weighted_mean", "pooled, unweighted"]
+    assert "Tasks with one document have no interval: arxiv." in page
+    (run,) = json.loads((tmp_path / "report" / "results.json").read_text())["runs"]
+    assert run["pooled"]["after"] == pytest.approx(2.0)
+    assert run["total"]["low"] is not None
 
 
 def test_an_untrained_document_is_listed_with_its_error(tmp_path):
@@ -638,6 +277,32 @@ def test_the_model_card_has_results_limits_and_citation(tmp_path):
     assert re.findall(r"^### (\w+)", card, re.M) == ["How", "Results", "Limits", "Citation"]
     assert "not comparable with a published pile_all" in " ".join(card.split()).replace("\\", "")
     assert "2305.18466" in card
+
+
+LATE = {"torch", "transformers", "datasets", "sentence_transformers", "faiss"}
+
+
+def modules_after(program):
+    command = [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_a_report_is_written_without_torch_and_its_relatives(two_runs, tmp_path):
+    program = (
+        f"from tttnn.report import write_report; write_report({list(map(str, two_runs))}, {str(tmp_path / 'r')!r})"
+    )
+    assert modules_after(program) & LATE == set()
+
+
+def test_libraries_of_the_report_are_loaded_when_used():
+    late = {"scipy", "matplotlib", "jinja2", *LATE}
+    assert modules_after("from tttnn.report import *") & late == set()
+
+
+def test_the_model_card_names_all_learning_rates_of_an_optimizer(tmp_path):
+    folder = write_run(tmp_path / "run", [make_record(0, [2.0, 1.0])], learning_rate=[1e-5, 1e-3])
+    write_report([folder], tmp_path / "report", bootstrap=FEW)
+    assert "learning rate 1e-05 and 0.001" in (tmp_path / "report" / "model-card.md").read_text()
 
 
 @pytest.mark.parametrize(("module", "name"), [("matplotlib.figure", "matplotlib"), ("jinja2", "jinja2")])

@@ -99,12 +99,18 @@ def test_a_draw_without_a_byte_is_left_out():
     assert bootstrap_difference({"all": records}) == pytest.approx((-1.0, -1.0))
 
 
-@pytest.mark.parametrize("groups", [{"one": 1}, {"many": 5, "one": 1}, {"none": 0}])
-def test_a_group_of_under_two_documents_has_no_interval(groups):
+@pytest.mark.parametrize("groups", [{"one": 1}, {"one": 1, "other": 1}, {"many": 5, "none": 0}, {"none": 0}])
+def test_without_a_group_of_two_documents_or_with_an_empty_one_there_is_no_interval(groups):
     records = {name: make_records(count) for name, count in groups.items()}
     low, high = bootstrap_difference(records, dict.fromkeys(groups, 1 / len(groups)))
     assert math.isnan(low)
     assert math.isnan(high)
+
+
+def test_a_group_of_one_document_is_held_fixed():
+    groups = {"many": [make_record([2.0, 1.0]), make_record([2.0, 1.5])], "one": [make_record([1.0, 1.25])]}
+    # draws of the first group lie between -1 and -0.5; 0.75 of that and 0.25 of +0.25
+    assert bootstrap_difference(groups, {"many": 0.75, "one": 0.25}) == pytest.approx((-0.6875, -0.3125))
 
 
 def test_an_interval_is_the_same_each_time_and_depends_on_the_seed():
@@ -134,14 +140,15 @@ def test_a_document_table_says_what_every_document_and_all_of_them_gained():
             # 350 and 250 bits over 150 bytes; draws of two documents lie between (a, a) and (b, b)
             "Pooled over 2 documents (150 bytes): 2.3333 -> 1.6667 bits per byte, ratio 0.714, difference -0.6667 "
             "(95 % paired bootstrap over documents: -1.0000 to +0.0000). Worse on 0 of 2 documents. 1 had a near-copy "
-            "of the scored text among their neighbors. Untrained, and counted so: b.py.",
+            "of the document among their neighbors. Scored with the original model, because they could not be "
+            "trained on: b.py.",
         ]
     )
 
 
 def test_a_document_without_a_byte_has_no_ratio():
     row = document_table([make_record([0.0, 0.0], 0, id="empty"), TRAINED]).splitlines()[2]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["empty", "0", "nan", "nan", "", "2.0"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["empty", "0", "–", "–", "–", "2.0"]
 
 
 def test_documents_that_got_worse_are_counted():
@@ -155,27 +162,35 @@ def test_of_one_document_no_interval_is_claimed():
     assert "nan" not in line
 
 
-def test_a_task_table_weighs_the_tasks():
+def test_a_task_table_weighs_the_tasks_and_pools_them_without_weights():
     groups = {
         "github": [make_record([2.0, 1.0], 100), make_record([1.0, 1.0], 300)],
         "arxiv": [make_record([1.0, 1.2]), make_record([1.0, 1.2])],
     }
+    lines = task_table(groups, "weighted_mean", {"github": 0.75, "arxiv": 0.25}).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows[0] == [
+        *(
+            "task",
+            "documents",
+            "worse",
+            "bits per byte before",
+            "after",
+            "ratio",
+            "difference, 95 % interval",
+            "seconds",
+        )
+    ]
     # github: 500 and 400 bits over 400 bytes. The total: 0.75 * 1.25 + 0.25 * 1.0 and 0.75 * 1.0 + 0.25 * 1.2; the
     # draws of github are -1, -0.25 and 0, those of arxiv all 0.2, so the total's reach from -0.7 to +0.05
-    assert task_table(groups, "weighted_mean", {"github": 0.75, "arxiv": 0.25}) == "\n".join(
-        [
-            "| task          | documents | worse | bits per byte before |  after | ratio "
-            "|    difference, 95 % interval | seconds |",
-            "|---------------|----------:|------:|---------------------:|-------:|------:"
-            "|-----------------------------:|--------:|",
-            "| github        |         2 |     0 |               1.2500 | 1.0000 | 0.800 "
-            "| -0.2500 (-1.0000 to +0.0000) |       4 |",
-            "| arxiv         |         2 |     2 |               1.0000 | 1.2000 | 1.200 "
-            "| +0.2000 (+0.2000 to +0.2000) |       4 |",
-            "| weighted_mean |         4 |     2 |               1.1875 | 1.0500 | 0.884 "
-            "| -0.1375 (-0.7000 to +0.0500) |       8 |",
-        ]
-    )
+    assert rows[2:5] == [
+        ["github", "2", "0", "1.2500", "1.0000", "0.800", "-0.2500 (-1.0000 to +0.0000)", "4"],
+        ["arxiv", "2", "2", "1.0000", "1.2000", "1.200", "+0.2000 (+0.2000 to +0.2000)", "4"],
+        ["weighted_mean", "4", "2", "1.1875", "1.0500", "0.884", "-0.1375 (-0.7000 to +0.0500)", "8"],
+    ]
+    # 700 and 640 bits over 600 bytes
+    assert rows[5][:6] == ["pooled, unweighted", "4", "2", "1.1667", "1.0667", "0.914"]
+    assert rows[5][6].startswith("-0.1000 (")
 
 
 def test_a_markdown_table_is_aligned():

@@ -1,4 +1,4 @@
-"""What queries found is kept on disk: counted calls, damaged files, several writers."""
+"""What the cache of queries gives is what a search gives: counted calls, damaged files, several writers."""
 
 import multiprocessing
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ class Counted:
         self.index = retriever.index if index is None else index
         self.embedded, self.searched = [], []
         self._encode = retriever.embedder.encode_query
-        names = ("embedder", "digest", "shards", "nprobe", "k_factor")
+        names = ("embedder", "digest", "is_prefixed", "nprobe", "k_factor")
         self.stand_in = SimpleNamespace(**{name: getattr(self.index, name) for name in names}, search=self.search)
 
     def encode(self, texts):
@@ -191,44 +191,48 @@ def test_another_embedder_or_index_has_entries_of_its_own(counted, folder, name)
     assert searched == [(4, DEPTH)]
 
 
-def test_files_that_are_cut_anywhere_serve_what_is_whole(counted, folder, uncached):
+def test_a_vector_from_the_cache_is_the_one_that_was_kept_to_the_bit(counted, folder):
+    first = NeighborCache(folder).embed(counted.index, counted.encode, TEXTS)
+    again = NeighborCache(folder).embed(counted.index, None, TEXTS)  # which cannot embed
+    assert (again.dtype, again.shape) == (np.float32, first.shape)
+    assert np.array_equal(again, first)
+
+
+def test_vectors_and_neighbors_are_two_files(counted, folder):
     counted.find(NeighborCache(folder))
-    whole = {path: path.read_bytes() for path in folder.iterdir()}
-    assert len(whole) == 2
-    expected = uncached()
-    for share in (0.0, 0.3, 0.6, 0.99):
-        for path, content in whole.items():
-            path.write_bytes(content[: int(share * len(content))])
-        assert same(counted.find(NeighborCache(folder))[0], expected)
-        assert len(counted.embedded) < len(TEXTS) or share < 0.3
-        # and what was found again is kept behind the cut
-        assert counted.find(NeighborCache(folder))[1:] == ([], [])
+    assert sorted(path.name for path in folder.iterdir()) == ["neighbors.sqlite", "vectors.sqlite"]
 
 
-@pytest.mark.parametrize("line", [b"\0" * 100, b"\xff\xfe", b"7", b"[]", b"{}", b'{"key": 3', b'{"key": ""}', b"null"])
-def test_a_damaged_line_is_passed_over(counted, folder, line):
-    found, _, _ = counted.find(NeighborCache(folder))
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+def test_files_that_are_cut_anywhere_are_rebuilt(counted, folder, uncached, share):
+    counted.find(NeighborCache(folder))
     for path in folder.iterdir():
-        path.write_bytes(line + b"\n" + path.read_bytes() + line)
-    assert counted.find(NeighborCache(folder)) == (found, [], [])
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    for _ in range(3):  # one file may be found damaged only when it is written
+        assert same(counted.find(NeighborCache(folder))[0], uncached())
+    assert counted.find(NeighborCache(folder))[1:] == ([], [])
 
 
-def test_fewer_rows_written_later_do_not_hide_more(counted, folder):
-    """Two processes began with an empty file; the one that asks for fewer neighbors ends last."""
-    early = NeighborCache(folder)
-    counted.find(early, [], top_k=2)  # reads the file
-    found, _, _ = counted.find(NeighborCache(folder), top_k=6)
-    counted.find(early, top_k=2)
-    assert counted.find(NeighborCache(folder), top_k=6) == (found, [], [])
+@pytest.mark.parametrize("name", ["vectors.sqlite", "neighbors.sqlite"])
+def test_damage_anywhere_in_a_file_changes_no_result(counted, folder, uncached, name):
+    counted.find(NeighborCache(folder))
+    whole, expected = (folder / name).read_bytes(), uncached()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(len(whole), size=40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << generator.integers(8)
+        (folder / name).write_bytes(damaged)
+        if name == "vectors.sqlite":
+            (folder / "neighbors.sqlite").unlink(missing_ok=True)
+        assert same(counted.find(NeighborCache(folder))[0], expected)
 
 
 def stand_in(**parts):
-    shards = [SimpleNamespace(vectors=faiss.IndexFlatL2(1))]
-    return SimpleNamespace(embedder={}, digest="d" * 64, shards=shards, nprobe=None, k_factor=1, **parts)
+    return SimpleNamespace(embedder={}, digest="d" * 64, is_prefixed=True, nprobe=None, k_factor=1, **parts)
 
 
 def write_many(folder, start, barrier):
-    """Ask for a hundred texts one by one, beside another process; vectors are long, so that lines are."""
+    """Ask for a hundred texts one by one, beside another process; vectors take several pages of the file."""
     index = stand_in(search=lambda vectors, top_k: [[(0.5, 3)] * top_k] * len(vectors))
     cache = NeighborCache(folder)
     barrier.wait()
@@ -256,8 +260,10 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(counted, tmp_path, uncach
     file = tmp_path / "file"
     file.write_text("in the way of a folder")
     cache = NeighborCache(file / "cache")
-    assert same(counted.find(cache)[0], uncached())
-    assert counted.find(cache)[1:] == ([], [])  # it still remembers
+    for _ in range(2):
+        found, embedded, _ = counted.find(cache)
+        assert same(found, uncached())
+        assert embedded == TEXTS
 
 
 def test_a_retriever_with_a_cache_retrieves_the_same_neighbors(retriever, folder, monkeypatch):

@@ -214,6 +214,28 @@ def test_a_query_whose_vector_is_not_finite_is_an_error(corpus_retriever, monkey
         corpus_retriever.retrieve(["x"], top_k=1)
 
 
+# --- what it says of itself ---
+
+
+def test_it_describes_the_index_for_the_journal_of_a_run(retriever, saved):
+    assert retriever.describe() == {"index": retriever.index.digest, "num_indexed": len(TEXTS)}
+    opened = NeighborRetriever.from_pretrained(saved)
+    assert opened.describe() == {"index": opened.index.digest, "num_indexed": len(TEXTS)}
+
+
+def test_a_part_of_an_index_describes_itself_and_not_the_whole(retriever):
+    whole, part = retriever.describe(), retriever.subset(0.5).describe()
+    assert part["num_indexed"] == 5
+    assert part["index"] != whole["index"]
+
+
+def test_its_repr_shows_rows_shards_storage_embedder_and_source(retriever, saved, embedder):
+    start = f"rows=10, shards=1, storage='IndexFlatL2', embedder='{embedder.transformers_model.config._name_or_path}'"
+    assert repr(retriever) == f"NeighborRetriever({start}, source='memory')"
+    assert repr(NeighborRetriever.from_pretrained(saved)) == f"NeighborRetriever({start}, source='{saved}')"
+    assert repr(retriever.subset(0.5)).endswith("source='0.5 of memory')")
+
+
 # --- building in memory ---
 
 
@@ -345,7 +367,7 @@ def test_a_part_of_an_index_is_neither_saved_nor_pushed(retriever, tmp_path):
 def test_an_index_of_which_some_shards_are_open_is_neither_saved_nor_pushed(embedder, tmp_path):
     build_index(as_documents(TEXTS), Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=4))
     part = NeighborRetriever.from_pretrained(tmp_path / "index", shards=[1], embedder=embedder)
-    message = r"Of the 3 shards of '.*index' 1 are open, .* Open all of them: `from_pretrained` without `shards`"
+    message = r"Only 1 of the 3 shards of '.*index' are open, .* Open all of them: `from_pretrained` without `shards`"
     with pytest.raises(ValueError, match=message):
         part.save_pretrained(tmp_path / "part")
     with pytest.raises(ValueError, match=message):

@@ -8,38 +8,93 @@ from tttnn.doors import door
 if TYPE_CHECKING:
     from tttnn.adaptation.arguments import TestTimeTrainingArguments
     from tttnn.adaptation.callbacks import JournalCallback, TestTimeCallback
+    from tttnn.adaptation.episode import Episode, Episodes
+    from tttnn.adaptation.method import Method, TestTimeTraining
+    from tttnn.adaptation.options import (
+        NeighborStepArguments,
+        RetrievalArguments,
+        RunArguments,
+        ScoringArguments,
+        StepArguments,
+    )
     from tttnn.adaptation.presets import PRESETS
     from tttnn.adaptation.progress import DocumentProgressCallback
+    from tttnn.adaptation.requirements import context_length
     from tttnn.adaptation.restore import restored
+    from tttnn.adaptation.scoring import ScoredText, lay_out_context, score, score_in_context
+    from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
-    from tttnn.adaptation.trainable import TrainableArguments, make_trainable
+    from tttnn.adaptation.trainable import SIZES, TrainableArguments, make_trainable
     from tttnn.adaptation.trainer import TestTimeTrainer
+    from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows, split_document
 
 __all__ = [
     "DocumentProgressCallback",
+    "Episode",
+    "Episodes",
     "JournalCallback",
+    "Method",
     "NeighborEarlyStoppingCallback",
+    "NeighborStepArguments",
+    "NotFiniteError",
+    "RunArguments",
     "PRESETS",
+    "RetrievalArguments",
+    "SIZES",
+    "ScoredText",
+    "ScoringArguments",
+    "StepArguments",
     "TestTimeCallback",
     "TestTimeTrainer",
+    "TestTimeTraining",
     "TestTimeTrainingArguments",
     "TrainableArguments",
+    "Window",
+    "context_length",
+    "in_model",
+    "lay_out_context",
     "make_trainable",
+    "prefix_token_id",
     "restored",
+    "score",
+    "score_in_context",
+    "scoring_windows",
+    "split_document",
 ]
 
 __getattr__, __dir__ = door(
     __name__,
     {
         "DocumentProgressCallback": "progress",
+        "Episode": "episode",
+        "Episodes": "episode",
         "JournalCallback": "callbacks",
+        "Method": "method",
         "NeighborEarlyStoppingCallback": "stopping",
+        "NotFiniteError": "steps",
         "PRESETS": "presets",
+        "SIZES": "trainable",
+        "ScoredText": "scoring",
         "TestTimeCallback": "callbacks",
         "TestTimeTrainer": "trainer",
+        "TestTimeTraining": "method",
         "TestTimeTrainingArguments": "arguments",
         "TrainableArguments": "trainable",
+        "Window": "windows",
+        "context_length": "requirements",
+        "in_model": "steps",
+        "lay_out_context": "scoring",
         "make_trainable": "trainable",
+        "prefix_token_id": "windows",
         "restored": "restore",
+        "score": "scoring",
+        "score_in_context": "scoring",
+        "scoring_windows": "windows",
+        "split_document": "windows",
+        "NeighborStepArguments": "options",
+        "RunArguments": "options",
+        "RetrievalArguments": "options",
+        "ScoringArguments": "options",
+        "StepArguments": "options",
     },
 )

@@ -1,144 +1,299 @@
-"""An episode: the neighbors of one document, its score, a step on each neighbor, its score again."""
+"""An episode: the neighbors of one document, its score, what a method does for it, its score again, the restore."""
 
 import math
+from collections.abc import Iterator, Sequence, Sized
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from tttnn.adaptation.callbacks import dispatch
+from tttnn.adaptation.options import RetrievalArguments
+from tttnn.adaptation.restore import Snapshot
 from tttnn.adaptation.scoring import ScoredText, score
-from tttnn.adaptation.steps import NeighborTrainer, in_model, raise_not_finite
-from tttnn.adaptation.windows import split_document
-from tttnn.documents import Document, check_text
-from tttnn.errors import StateError
-from tttnn.neighbors import Neighbor, Retriever, Selection
+from tttnn.adaptation.steps import Chunks, OptimizerState, check_weights, in_model, raise_not_finite, train_on
+from tttnn.adaptation.windows import encode, split_document, training_chunks
+from tttnn.documents import Document, as_documents, check_text
+from tttnn.errors import InputError, StateError
+from tttnn.neighbors import Neighbor, Retriever, as_neighbors
 from tttnn.records import DocumentRecord, digest
-from tttnn.retrieval.retriever import NeighborRetriever
-from tttnn.selection.nearest import select
 
+
+if TYPE_CHECKING:
+    from tttnn.adaptation.trainer import TestTimeTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class EpisodeTrainer(NeighborTrainer):
+class Episode:
     """
-    A `NeighborTrainer` that goes through whole documents; what `TestTimeTrainer` and the baselines share.
+    One document while a method works on it.
 
-    A method that is compared with test-time training sets `method`, `retrieves` and `trains`, and overrides
-    `_score_after`, which scores the document once the method has done its work.
+    Args:
+        trainer (`TestTimeTrainer`):
+            Whose model, arguments and retriever are used.
+        document (`Document`):
+            The test document.
+        index (`int`):
+            Its position in the data set, which seeds it.
+        query (`str`, *optional*):
+            `"prefix"` or `"document"`. By default `args.query`.
+
+    Attributes:
+        record (`DocumentRecord`): what has happened so far.
+        query (`str`): the part of the text that finds neighbors.
+        scored_text (`ScoredText`): the part that is scored, in windows.
+        neighbors (`list[Neighbor]`): the selected neighbors, in the order of training.
+        weights (`list[float]`): a factor for the loss of each neighbor.
     """
 
-    method = "ttt"
-    retrieves = True
-    trains = True
+    def __init__(self, trainer: "TestTimeTrainer", document: Document, index: int, query: str | None = None) -> None:
+        self.trainer = trainer
+        self.document = document
+        self.seed = int(np.random.SeedSequence([trainer.args.seed, index]).generate_state(1)[0])
+        set_seed(self.seed)
+        tokenizer = trainer.processing_class
+        self.query, self.text = split_document(tokenizer, document.text, query or trainer.args.query, trainer.args.cut)
+        self.scored_text = ScoredText.from_text(self.text, tokenizer, trainer.max_length)
+        counts = self.scored_text.num_bytes, self.scored_text.num_words
+        self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
+        self.neighbors: list[Neighbor] = []
+        self.weights: list[float] = []
 
-    retriever: Retriever | None
-    _clock: float
+    @property
+    def model(self) -> PreTrainedModel:
+        """The trainer's model."""
+        return self.trainer.model
 
-    def method_settings(self) -> dict[str, Any]:
+    def retrieve(self) -> None:
         """
-        Say what the method's numbers depend on beside `args`, for the journal.
+        Retrieve candidates by the query, and select the neighbors among them.
 
-        Returns:
-            `dict[str, Any]`: `method`, and by name what the method has of its own.
+        Raises:
+            `RuntimeError`: If the trainer has no retriever.
+            `ConnectionError`, `TimeoutError`: If the retriever fails.
         """
-        return {"method": self.method}
-
-    def _run_episode(self, index: int, document: Document) -> DocumentRecord:
-        set_seed(self._seed(index))
-        query, text = split_document(self.processing_class, document.text, self.args.query)
-        scored_text = ScoredText.from_text(text, self.processing_class, self.max_length)
-        counts = (scored_text.num_bytes, scored_text.num_words)
-        record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
-        self._dispatch("on_document_begin", record)
-        selection = Selection()
-        try:
-            if self.retrieves:
-                selection = self._retrieve(document, query, text, record)
-                if not selection.neighbors:
-                    record.error = "no neighbor was retrieved, or none was left by the filters"
-        except (ConnectionError, TimeoutError) as error:
-            record.error = f"{type(error).__name__}: {error}"
-        self._score_before(scored_text, record)
-        if record.error is None:
-            record.status = "trained" if self.trains else "scored"
-            self._adapt_and_score(selection.neighbors, scored_text, record)
-        else:
-            record.status = "untrained"
-            logger.warning(f"Document {index} ('{document.id}') stays untrained: {record.error}.")
-        now = perf_counter()
-        record.seconds["total"], self._clock = now - self._clock, now
-        self._dispatch("on_document_end", record)
-        return record
-
-    def _retrieve(self, document: Document, query: str, scored_text: str, record: DocumentRecord) -> Selection:
-        args, start = self.args, perf_counter()
-        if self.retriever is None:
+        args, retriever, start = self.trainer.args, self.trainer.retriever, perf_counter()
+        if retriever is None:
             raise StateError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
-        found = self.retriever.retrieve([query], self._num_candidates())
-        candidates = found[0] if found else []
+        candidates = (retriever.retrieve([self.query], num_candidates(args, retriever)) or [[]])[0]
         for neighbor in candidates:
             check_text(neighbor.text, f"neighbor {neighbor.id}")
-        selection = select(
+        selection = self.trainer.selector(
             candidates,
-            document,
-            scored_text,
+            self.document,
+            self.text,
             num_neighbors=args.num_neighbors,
             order=args.order,
-            seed=self._seed(record.index),
+            seed=self.seed,
             max_distance=args.max_distance,
             exclude=args.exclude,
             drop_near_copies=args.drop_near_copies,
         )
+        record, self.neighbors = self.record, selection.neighbors
+        self.weights, record.weights = selection.weights or [1.0] * len(self.neighbors), selection.weights or []
         record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
         record.distances = [neighbor.distance for neighbor in selection.neighbors]
         record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
         record.own_neighbors = selection.own
         record.seconds["retrieve"] += perf_counter() - start
-        return selection
 
-    def _adapt_and_score(self, neighbors: list[Neighbor], scored_text: ScoredText, record: DocumentRecord) -> None:
-        """Train on the neighbors, and append a score to the record after each one or after the last."""
-        if self.trains:
-            for num_neighbors, changed in self._train_on(neighbors, record):
-                if self.args.score_every_neighbor:
-                    # the score is the same between the neighbors of one step, and after neighbors without a token
-                    record.nll += [record.nll[-1]] * (num_neighbors - changed)
-                    if changed:
-                        self._score_after(neighbors, scored_text, record)
-            for field in (record.neighbor_ids, record.distances, record.overlaps):
-                del field[len(record.train_loss) :]  # those that a callback stopped before
-        if not (self.trains and self.args.score_every_neighbor):
-            self._score_after(neighbors, scored_text, record)
+    def chunks_of(self, neighbor: Neighbor) -> Chunks:
+        """
+        Cut a neighbor into the chunks that are trained on, or read.
 
-    def _score_before(self, scored_text: ScoredText, record: DocumentRecord) -> None:
-        """Append the score of the model as it came."""
-        self._score(scored_text, record)
+        Args:
+            neighbor (`Neighbor`):
+                One neighbor.
 
-    def _score_after(self, neighbors: list[Neighbor], scored_text: ScoredText, record: DocumentRecord) -> None:
-        """Append the score that the method leads to."""
-        self._score(scored_text, record)
+        Returns:
+            `list[list[int]]`: tokens of at most `chunks_per_neighbor` chunks.
+        """
+        token_ids = encode(self.trainer.processing_class, neighbor.text)
+        number = cast("int | None", self.trainer.args.chunks_per_neighbor)
+        return training_chunks(token_ids, self.trainer.max_length, number)
 
-    def _score(self, scored_text: ScoredText, record: DocumentRecord) -> None:
+    def train_on_neighbors(self) -> Iterator[tuple[int, bool]]:
+        """
+        Take a step on each neighbor.
+
+        Yields:
+            `tuple[int, bool]`: after each neighbor, or group of neighbors that share a step, how many they were and
+            whether a step was taken: none is taken for neighbors without a token.
+        """
         start = perf_counter()
-        with self.compute_loss_context_manager(), in_model(record):
-            nll = score(self.model, scored_text, self.args.per_device_eval_batch_size)
-        self._keep_score(nll, scored_text, record, start)
+        chunks = [self.chunks_of(neighbor) for neighbor in self.neighbors]
+        self.record.seconds["train"] += perf_counter() - start
+        yield from self.train_on(chunks, self.weights)
+        for field in (self.record.weights, self.record.neighbor_ids, self.record.distances, self.record.overlaps):
+            del field[len(self.record.train_loss) :]  # a callback stopped before these
 
-    def _keep_score(self, nll: float, scored_text: ScoredText, record: DocumentRecord, start: float) -> None:
-        """Append a score that was begun at `start`, in nats."""
+    def train_on(self, chunks: list[Chunks], weights: list[float] | None = None) -> Iterator[tuple[int, bool]]:
+        """
+        Take steps on texts that are cut into chunks.
+
+        Args:
+            chunks (`list[list[list[int]]]`):
+                The chunks of each text, each chunk a list of tokens.
+            weights (`list[float]`, *optional*):
+                A factor for the loss of each text. By default each counts once.
+
+        Yields:
+            `tuple[int, bool]`: as `train_on_neighbors`.
+        """
+        return train_on(self.trainer, chunks, weights or [1.0] * len(chunks), self.record)
+
+    def score(self, scored_text: ScoredText | None = None) -> None:
+        """
+        Append a score of the model as it is now, in rolling windows.
+
+        Args:
+            scored_text (`ScoredText`, *optional*):
+                The same text in other windows. By default `self.scored_text`.
+        """
+        start, scored_text = perf_counter(), scored_text or self.scored_text
+        with self.trainer.compute_loss_context_manager(), in_model(self.record):
+            nll = score(self.model, scored_text, self.trainer.args.per_device_eval_batch_size)
+        self.add_score(nll, start, scored_text)
+
+    def add_score(self, nll: float, start: float, scored_text: ScoredText | None = None) -> None:
+        """
+        Append a score.
+
+        Args:
+            nll (`float`):
+                Nats of the whole scored text.
+            start (`float`):
+                `time.perf_counter()` when scoring began.
+            scored_text (`ScoredText`, *optional*):
+                What was scored. By default `self.scored_text`.
+
+        Raises:
+            `RuntimeError`: If it is not finite.
+        """
+        record = self.record
         if not math.isfinite(nll):
             raise_not_finite(f"score of document {record.index} ('{record.id}')", nll)
         record.nll.append(nll)
-        record.num_scored_tokens += sum(len(window.target_ids) for window in scored_text.windows)
+        record.num_scored_tokens += sum(len(window.target_ids) for window in (scored_text or self.scored_text).windows)
         record.seconds["score"] += perf_counter() - start
 
-    def _num_candidates(self) -> int:
-        if self.args.top_k is not None or not isinstance(self.retriever, NeighborRetriever):
-            return self.args.num_candidates
-        return max(self.args.num_neighbors, min(self.args.num_candidates, len(self.retriever)))  # few have no spare
 
-    def _seed(self, index: int) -> int:
-        return int(np.random.SeedSequence([self.args.seed, index]).generate_state(1)[0])
+class Episodes:
+    """
+    Documents one after another, each from the same weights; `TestTimeTrainer.episodes` opens it.
+
+    Args:
+        trainer (`TestTimeTrainer`):
+            Ready to train.
+        snapshot (`Snapshot`):
+            The state to which each document returns the model.
+        optimizer (`OptimizerState`):
+            That of the optimizer.
+    """
+
+    def __init__(self, trainer: "TestTimeTrainer", snapshot: Snapshot, optimizer: OptimizerState) -> None:
+        self.trainer = trainer
+        self._snapshot = snapshot
+        self._optimizer = optimizer
+        self._num_run = 0
+        self._clock = perf_counter()
+
+    def run(self, document: Document | dict[str, Any] | str, index: int | None = None) -> DocumentRecord:
+        """
+        Score a document, let the method do its work, score it again, and restore the model.
+
+        A document that no neighbor was found for is scored with the original model, and its record says so.
+
+        Args:
+            document (`Document`, `dict` or `str`):
+                A document, a row, or a text.
+            index (`int`, *optional*):
+                Its position in the data set, which seeds it. By default the number of documents run before it.
+
+        Returns:
+            `DocumentRecord`: what happened.
+
+        Raises:
+            `RuntimeError`: If there is no retriever, or a loss or score is not finite. The model is restored when
+                `episodes` closes.
+        """
+        index = self._num_run if index is None else index
+        document = next(as_documents([document], self.trainer.args.text_column, name=f"document {index}, item"))
+        method, episode = self.trainer.method, Episode(self.trainer, document, index)
+        record = episode.record
+        dispatch(self.trainer, "on_document_begin", record=record)
+        if method.retrieves:
+            self._retrieve(episode)
+        method.score_before(episode)
+        if record.error is None:
+            record.status = "trained" if method.trains else "scored"
+            method.score_after(episode)
+        else:
+            record.status = "untrained"
+            logger.warning(f"Document {index} ('{document.id}') could not be trained on: {record.error}.")
+        now = perf_counter()
+        record.seconds["total"], self._clock = now - self._clock, now
+        dispatch(self.trainer, "on_document_end", record=record)
+        self._num_run += 1
+        self._restore()
+        return record
+
+    def _retrieve(self, episode: Episode) -> None:
+        """Retrieve neighbors; a retriever that fails leaves the document untrained, and counted so."""
+        try:
+            episode.retrieve()
+            if not episode.neighbors:
+                episode.record.error = "no neighbor was retrieved, or none was left by the filters"
+        except (ConnectionError, TimeoutError) as error:
+            episode.record.error = f"{type(error).__name__}: {error}"
+
+    def _restore(self) -> None:
+        if not self.trainer.method.trains:
+            self._snapshot.restore_random_states()
+            return
+        self._snapshot.restore()
+        if self.trainer.args.reset_optimizer:
+            self._optimizer.reset()
+
+    def adapt(self, text: str, neighbors: Sequence[Neighbor | str] | None = None) -> DocumentRecord:
+        """
+        Train on the neighbors of a text, and leave the model adapted; `TestTimeTrainer.adapt` is thin over this.
+
+        Args:
+            text (`str`):
+                The whole of it is the query.
+            neighbors (`Sequence[Neighbor | str]`, *optional*):
+                Neighbors that were found elsewhere. By default they are retrieved and selected.
+
+        Returns:
+            `DocumentRecord`: without a score.
+
+        Raises:
+            `ValueError`: If there is no neighbor to train on, or none has a token.
+            `RuntimeError`: If there is no retriever, or a loss is not finite.
+            `ConnectionError`, `TimeoutError`: If retrieving fails.
+        """
+        episode = Episode(self.trainer, Document("adapt", check_text(text, "`text`")), 0, query="document")
+        dispatch(self.trainer, "on_document_begin", record=episode.record)
+        if neighbors is None:
+            episode.retrieve()
+        else:
+            episode.neighbors = as_neighbors(neighbors)
+            episode.weights = [1.0] * len(episode.neighbors)
+        if not episode.neighbors:
+            raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
+        if not any([changed for _, changed in episode.train_on_neighbors()]):
+            raise InputError("There is nothing to train on: the neighbors have no token.")
+        check_weights(self._snapshot.parameters)
+        dispatch(self.trainer, "on_document_end", record=episode.record)
+        return episode.record
+
+
+def num_candidates(args: RetrievalArguments, retriever: Retriever) -> int:
+    """Say how many candidates are asked for: where `top_k` is left open, a small corpus has none to spare."""
+    if args.top_k is None and isinstance(retriever, Sized):
+        return max(args.num_neighbors, min(args.num_candidates, len(retriever)))
+    return args.num_candidates

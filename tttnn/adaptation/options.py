@@ -13,6 +13,7 @@ from tttnn.selection import ORDERS
 
 
 QUERIES = ("prefix", "document")
+CUTS = ("text", "tokens")
 
 
 @dataclass
@@ -86,6 +87,9 @@ class StepArguments:
     )
     reset_optimizer: bool = field(default=True, metadata={"help": "Begin each document with a fresh optimizer."})
     disable_dropout: bool = field(default=True, metadata={"help": "Turn dropout off in training."})
+    router_aux_loss: bool = field(
+        default=False, metadata={"help": "Add the load-balancing loss of a mixture of experts to each step."}
+    )
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "Compute activations twice, to save memory."}
     )
@@ -122,6 +126,14 @@ class ScoringArguments:
             "choices": list(QUERIES),
         },
     )
+    cut: str = field(
+        default="text",
+        metadata={
+            "help": "Where a prefix ends. text: the string is cut after half of its tokens. tokens: both halves of "
+            "the tokens are decoded, as the method's authors do.",
+            "choices": list(CUTS),
+        },
+    )
     max_length: int = field(default=1024, metadata={"help": "Tokens in a training chunk and in a scoring window."})
     per_device_eval_batch_size: int = field(default=4, metadata={"help": "Windows scored in one forward pass."})
     text_column: str = field(default="text", metadata={"help": "The column with the text."})
@@ -130,6 +142,24 @@ class ScoringArguments:
         # a chunk of one token has none to predict
         check_whole(self, max_length=2, per_device_eval_batch_size=1)
         check_choice("query", self.query, QUERIES)
+        check_choice("cut", self.cut, CUTS)
+
+
+@dataclass
+class RunArguments:
+    """Where a run writes, what it logs, and on what it runs; the fields of `Trainer` that most runs need."""
+
+    output_dir: str | None = field(default="tttnn_output", metadata={"help": "Where journals and results go."})
+    seed: int = field(default=42, metadata={"help": "Seed of dropout, random orders and new adapters."})
+    bf16: bool = field(default=False, metadata={"help": "Train and score in mixed precision with bfloat16."})
+    fp16: bool = field(default=False, metadata={"help": "Train and score in mixed precision with float16 (GPU)."})
+    use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Logger of training losses: tensorboard, wandb, ..."}
+    )
+    run_name: str | None = field(default=None, metadata={"help": "Name of the run in that logger."})
+    logging_steps: float = field(default=500, metadata={"help": "Optimizer steps between two logged losses."})
+    disable_tqdm: bool | None = field(default=None, metadata={"help": "Show no progress bars."})
 
 
 def check_whole(options: object, **least: int) -> None:

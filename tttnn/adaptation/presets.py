@@ -9,6 +9,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_neighbors": 50,
         "order": "nearest",
         "query": "document",
+        "cut": "tokens",
         "max_length": 1024,
         "max_distance": 16.0,  # 4.0 as a Euclidean distance
         "chunks_per_neighbor": None,

@@ -1,75 +1,78 @@
-"""Progress bars."""
+"""Progress bars: one over documents and, within a document, one over its steps."""
 
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tttnn.adaptation.arguments import TestTimeTrainingArguments
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.records import DocumentRecord
 
 
 class DocumentProgressCallback(TestTimeCallback):
-    """Progress bars: one over documents and, within a document, one over its steps."""
+    """
+    Progress bars: one over documents and, within a document, one over its steps.
+
+    `adapt` shows the bar of steps only. Of several processes on a machine, the first one shows its bars.
+    """
 
     def __init__(self) -> None:
+        self.records: dict[int, DocumentRecord] = {}
         self.document_bar: Any = None
         self.step_bar: Any = None
 
-    def open(self, num_documents: int, done: int) -> None:
-        """
-        Begin the bars; `TestTimeTrainer` calls this.
+    def on_evaluation_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar of documents."""
+        self.records = kwargs["records"]
+        if state.is_local_process_zero:
+            self.document_bar = tqdm(total=len(kwargs["indices"]), desc="Documents", unit="document")
 
-        Args:
-            num_documents (`int`):
-                Documents of this process.
-            done (`int`):
-                How many of them a journal held.
-        """
-        self.document_bar = tqdm(total=num_documents, initial=done, desc="Documents", unit="document")
-        self.step_bar = tqdm(desc="Steps on its neighbors", unit="step", leave=False)
+    def on_document_begin(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
+        """Count the documents that are done, those of an earlier run included."""
+        if self.document_bar is not None and self.document_bar.n < len(self.records):
+            self.document_bar.initial = self.document_bar.n = len(self.records)
+            self.document_bar.refresh()
 
-    def close(self) -> None:
-        """Close both bars."""
-        for bar in (self.step_bar, self.document_bar):
-            if bar is not None:
-                bar.close()
-        self.step_bar = self.document_bar = None
+    def on_steps_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, num_steps: int, **kwargs: Any
+    ) -> None:
+        """Show the bar of steps, at zero."""
+        if self.step_bar is not None:
+            self.step_bar.reset(num_steps)
+        elif state.is_local_process_zero:
+            self.step_bar = tqdm(total=num_steps, desc="Steps on its neighbors", unit="step", leave=False)
 
     def on_step_end(
-        self,
-        args: TestTimeTrainingArguments,  # type: ignore[override]
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Count a step."""
         if self.step_bar is not None:
             self.step_bar.update()
 
-    def on_document_begin(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        **kwargs: Any,
-    ) -> None:
-        """Begin to count the steps of a document."""
-        if self.step_bar is not None:
-            self.step_bar.reset()
-
-    def on_document_end(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        **kwargs: Any,
-    ) -> None:
+    def on_document_end(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Count a document and show its score."""
-        if self.document_bar is not None:
-            before, after = record.bits_per_byte(0), record.bits_per_byte(-1)
-            self.document_bar.set_postfix_str(f"{before:.3f} -> {after:.3f} bits per byte", refresh=False)
-            self.document_bar.update()
+        if self.document_bar is None:
+            self._close()  # the steps of `adapt`
+            return
+        before, after = record.bits_per_byte(0), record.bits_per_byte(-1)
+        self.document_bar.set_postfix_str(f"{before:.3f} -> {after:.3f} bits per byte", refresh=False)
+        self.document_bar.update()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bars of episodes that ended without an evaluation."""
+        if self.document_bar is None:
+            self._close()
+
+    def on_evaluation_end(self, *_: Any, **kwargs: Any) -> None:
+        """Close both bars."""
+        self._close()
+
+    def _close(self) -> None:
+        for bar in (self.step_bar, self.document_bar):
+            if bar is not None:
+                bar.close()
+        self.step_bar = self.document_bar = None

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.import_utils import is_peft_available
 
@@ -13,6 +14,10 @@ from tttnn.errors import InputError, InputTypeError, StateError
 
 
 logger = logging.get_logger(__name__)
+
+PROBE_LENGTH = 16  # tokens
+# Relative, by whether logits are in single precision: what a later token may change by rounding.
+PROBE_TOLERANCE = {True: 1e-4, False: 2e-2}
 
 
 def check_model(model: torch.nn.Module) -> None:
@@ -72,7 +77,18 @@ def num_positions(model: torch.nn.Module) -> int | None:
     Returns:
         `int`: `None` for a model without positions.
     """
-    return cast("int | None", getattr(model.config, "max_position_embeddings", None))  # which its config then lacks
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    names = ("max_position_embeddings", "max_seq_len")  # MPT's word is the second
+    positions = next((vars(config)[name] for name in names if name in vars(config)), None)
+    if positions is None:
+        positions = getattr(config, names[0], None)  # a class may map it to another name, as GPT-2's does
+    # RoBERTa and its kin count from the padding token's id, and so lose the positions before it
+    padded = [
+        module.padding_idx
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx
+    ]
+    return positions - padded[0] - 1 if positions and padded else cast("int | None", positions)
 
 
 def context_length(model: torch.nn.Module) -> int | None:
@@ -87,9 +103,113 @@ def context_length(model: torch.nn.Module) -> int | None:
         `int`: without the virtual tokens of prompt tuning; `None` for a model without positions.
     """
     context = num_positions(model)
-    if context is not None and is_peft(model) and model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+    if context is not None and is_prompted(model):
         context -= cast(int, model.active_peft_config.num_virtual_tokens)  # type: ignore[union-attr]
     return context
+
+
+def is_prompted(model: torch.nn.Module) -> bool:
+    """Whether PEFT puts virtual tokens before what a model reads."""
+    return is_peft(model) and bool(model.active_peft_config.is_prompt_learning)  # type: ignore[union-attr]
+
+
+def check_reading(
+    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, router_aux_loss: bool = False
+) -> None:
+    """
+    Make sure that a model predicts each token from those before it, by two forward passes of a few tokens.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model, on its device.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        router_aux_loss (`bool`, *optional*, defaults to `False`):
+            Whether the loss of a mixture of experts is asked for.
+
+    Raises:
+        `ValueError`: If it is an encoder-decoder, no mixture of experts where one is needed, has no head, cannot read,
+            has a smaller vocabulary than the tokenizer, or sees the tokens that it is to predict.
+    """
+    kind = type(model.get_base_model() if is_peft(model) else model).__name__  # type: ignore[operator]
+    if model.config.is_encoder_decoder:
+        raise InputError(
+            f"The model is a {kind}, an encoder-decoder: its encoder reads the whole text, the scored part included. "
+            "Pass a decoder, a causal language model."
+        )
+    if router_aux_loss and "router_aux_loss_coef" not in model.config.get_text_config().to_dict():
+        raise InputError(
+            f"`router_aux_loss` is True, but the model, a {kind}, is no mixture of experts. Leave it out."
+        )
+    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if processing_class.vocab_size > vocabulary:
+        raise InputError(
+            f"The tokenizer has {processing_class.vocab_size} tokens, but the model's vocabulary has {vocabulary}. "
+            "Pass the model's own tokenizer."
+        )
+    length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
+    tokens = torch.arange(length, device=model.device)[None] * 7 % vocabulary
+    other = tokens.clone()
+    other[0, -1] = (other[0, -1] + 1) % vocabulary
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            first, second = (_logits(model.eval(), ids, kind) for ids in (tokens, other))
+    finally:
+        for module, training in modes:
+            module.training = training
+    difference = (first - second)[:, :-1].abs().max() if length > 1 else torch.tensor(0.0)
+    if difference > PROBE_TOLERANCE[first.dtype == torch.float32] * first.abs().max():
+        raise InputError(
+            f"The model is a {kind} and sees the tokens that it is to predict: a change of the last token changes "
+            "what it says before. Pass a causal language model (for BERT and its kin: `is_decoder=True`, and weights "
+            "that were trained so)."
+        )
+
+
+def _logits(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> torch.Tensor:
+    try:
+        output = model(input_ids=tokens)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        raise InputError(
+            f"The model is a {kind} and cannot read a text of {tokens.shape[1]} tokens alone ({error!r:.300}). Pass a "
+            "causal language model that needs nothing but `input_ids`."
+        ) from error
+    if "logits" not in output:
+        raise InputError(
+            f"The model is a {kind}, which has no head that predicts tokens. Load it with `AutoModelForCausalLM`."
+        )
+    return output.logits
+
+
+def check_adapters(model: torch.nn.Module, checkpoints_activations: bool) -> None:
+    """
+    Make sure that the adapters of a PEFT model can be trained.
+
+    Args:
+        model (`PeftModel`, or any other model):
+            The model.
+        checkpoints_activations (`bool`):
+            Whether activations are computed twice.
+
+    Raises:
+        `ValueError`: If an adapter is merged, or prefix tuning meets activation checkpointing.
+    """
+    if not is_peft(model):
+        return
+    from peft import PeftType
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, BaseTunerLayer) and module.merged for module in model.modules()):
+        raise InputError(
+            "An adapter of the model is merged into its weights, so that training it would change nothing. Call "
+            "`model.unmerge_adapter()` first."
+        )
+    if checkpoints_activations and model.active_peft_config.peft_type == PeftType.PREFIX_TUNING:  # type: ignore[union-attr]
+        raise InputError(
+            "Prefix tuning keeps its prefix in the key-value cache, which activation checkpointing turns off. Leave "
+            "out `activation_checkpointing`, or train other parameters."
+        )
 
 
 def is_peft(model: torch.nn.Module) -> bool:

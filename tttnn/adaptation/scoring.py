@@ -168,13 +168,34 @@ def score_in_context(
     past: Any = None
     for first in range(0, len(context), max_length):
         chunk = torch.tensor([context[first : first + max_length]], device=device)
-        past = model(input_ids=chunk, past_key_values=past, use_cache=True).past_key_values
+        past = model(input_ids=chunk, past_key_values=past, use_cache=True).get("past_key_values")
+        if past is None:  # Mamba and RWKV have a state in its place: every window reads the whole context again
+            break
     total = 0.0
     for number, window in enumerate(scored_text.windows):
         input_ids = window.input_ids if number == 0 or not context else [prefix_id, *window.input_ids]
-        # each window begins after the context, not after the window before
-        logits = model(
-            input_ids=torch.tensor([input_ids], device=device), past_key_values=copy.deepcopy(past), use_cache=True
-        ).logits
+        if past is None:
+            logits = model(input_ids=torch.tensor([[*context, *input_ids]], device=device), use_cache=False).logits
+        else:
+            # each window begins after the context, not after the window before
+            ids, cache = torch.tensor([input_ids], device=device), copy.deepcopy(past)
+            logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
         total += window_nll(logits[0], window).item()
     return total
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Give the mean cross-entropy of each token after the first, given those before it.
+
+    Args:
+        logits (`torch.Tensor`):
+            Of shape `(1, tokens, vocabulary)`; before them those of virtual tokens, if a prompt is trained.
+        labels (`torch.Tensor`):
+            int64 of shape `(1, tokens)`; -100 where a token is no target.
+
+    Returns:
+        `torch.Tensor`: a scalar in nats, NaN without a target.
+    """
+    targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, -2)[-len(targets) :], targets.to(logits.device))

@@ -1,65 +1,65 @@
 """What the numbers of a run depend on, for its journal."""
 
-from typing import Any
+from dataclasses import fields
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.neighbors import Retriever
+from tttnn.adaptation.callbacks import TestTimeCallback
+from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
+from tttnn.neighbors import Selector, describe_retriever
 from tttnn.records import digest
-from tttnn.retrieval.retriever import NeighborRetriever
+from tttnn.selection import select
 
 
-# Fields of `Trainer` on which a number depends, beside our own but for those that only say where things go.
-TRAINER_SETTINGS = (
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("warmup_steps", "lr_scheduler_kwargs", "seed", "bf16", "fp16"),
+if TYPE_CHECKING:
+    from tttnn.adaptation.trainer import TestTimeTrainer
+
+# Options that change no number: where the text is, how many windows share a forward pass, how memory is saved.
+NO_NUMBER = (
+    "text_column",
+    "per_device_eval_batch_size",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+)
+# Other fields of `Trainer`; the last three are constant, and stand in the journals of 0.1.
+TRAINER_FIELDS = (
+    *("seed", "bf16", "fp16"),
+    *("per_device_train_batch_size", "average_tokens_across_devices", "remove_unused_columns"),
 )
 
-NOT_SETTINGS = ("output_dir", "text_column", "per_device_eval_batch_size", "ddp_timeout", "save_strategy")
 
-
-def run_settings(
-    args: TestTimeTrainingArguments,
-    model: PreTrainedModel,
-    processing_class: PreTrainedTokenizerBase,
-    retriever: Retriever | None,
-    optimizer: torch.optim.Optimizer,
-    early_stopping: list[tuple[int, float]],
-) -> dict[str, Any]:
+def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     """
-    Say what the numbers of a run depend on, for its journal.
+    Say what the numbers of a run depend on, inside of `episodes`.
 
-    Args:
-        args (`TestTimeTrainingArguments`):
-            The trainer's arguments.
-        model (`PreTrainedModel` or `PeftModel`):
-            The model.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        retriever (`Retriever`, *optional*):
-            Where neighbors come from; the digest of its index is taken if it is a `NeighborRetriever`.
-        optimizer (`torch.optim.Optimizer`):
-            The optimizer.
-        early_stopping (`list[tuple[int, float]]`):
-            Patience and least change of each callback that stops early.
-
-    Returns:
-        `dict[str, Any]`: by name.
+    The learning rate is the one in the optimizer's groups: an optimizer that was passed has its own.
     """
-    names = [name for name in TestTimeTrainingArguments.__annotations__ if name not in NOT_SETTINGS]
-    # a sample of each tensor tells a model from another of the same name, at no cost to speak of
-    samples = [weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in model.parameters()]
-    return {
-        **{name: getattr(args, name) for name in (*names, *TRAINER_SETTINGS)},
-        "model": model.config._name_or_path,
+    groups = (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments)
+    names = [item.name for group in groups for item in fields(group) if item.name not in NO_NUMBER]
+    parameters = trainer.model.parameters()
+    # a sample of each tensor tells a model from another of the same name, at almost no cost
+    samples = [weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in parameters]
+    rates = {group.get("initial_lr", group["lr"]) for group in trainer.optimizer.param_groups}
+    settings = {
+        **trainer.method.settings(),
+        **{name: getattr(trainer.args, name) for name in (*names, *TRAINER_FIELDS)},
+        "learning_rate": rates.pop() if len(rates) == 1 else sorted(rates),
+        "model": trainer.model.config._name_or_path,
         "weights": digest(repr(samples)),
-        "tokenizer": processing_class.name_or_path,
-        "revision": getattr(model.config, "_commit_hash", None),
-        "retriever": type(retriever).__qualname__,
-        "index": retriever.index.digest if isinstance(retriever, NeighborRetriever) else None,
-        "num_indexed": len(retriever) if isinstance(retriever, NeighborRetriever) else None,
-        "optimizer": repr(optimizer.defaults),
-        "early_stopping": early_stopping,
+        "tokenizer": trainer.processing_class.name_or_path,
+        "revision": getattr(trainer.model.config, "_commit_hash", None),  # set by transformers if it came from the Hub
+        **describe_retriever(trainer.retriever),
+        **({} if trainer.selector is select else {"selector": _name(trainer.selector)}),
+        "optimizer": repr(trainer.optimizer.defaults),
+        "early_stopping": [],
     }
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TestTimeCallback):
+            for name, value in callback.settings().items():
+                settings[name] = [*settings.get(name, []), value]
+    return settings
+
+
+def _name(selector: Selector) -> str:
+    """Name a selector the same in every process: the representation of a function holds its address."""
+    return selector.__qualname__ if isinstance(selector, FunctionType) else repr(selector)

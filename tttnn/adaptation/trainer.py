@@ -1,48 +1,50 @@
 """`TestTimeTrainer`: a step on each neighbor of a document, a score before and after, the weights as they were."""
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.data.data_collator import default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
+from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.adaptation.callbacks import JournalCallback
-from tttnn.adaptation.episode import EpisodeTrainer
+from tttnn.adaptation.callbacks import dispatch
+from tttnn.adaptation.episode import Episodes, num_candidates
+from tttnn.adaptation.method import Method, TestTimeTraining
 from tttnn.adaptation.progress import DocumentProgressCallback
-from tttnn.adaptation.requirements import check_model, check_processes, context_length
-from tttnn.adaptation.restore import restored
+from tttnn.adaptation.requirements import check_adapters, check_model, check_processes, check_reading, context_length
+from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
+from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.settings import run_settings
-from tttnn.adaptation.steps import NotFiniteError, raise_not_finite
-from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
+from tttnn.adaptation.steps import NotFiniteError, OptimizerState
 from tttnn.adaptation.windows import prefix_token_id
-from tttnn.documents import Document, as_documents, check_text
-from tttnn.errors import InputError, InputTypeError
+from tttnn.documents import as_documents
+from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
-from tttnn.neighbors import Neighbor, Retriever, Selection, as_neighbors
-from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
-from tttnn.retrieval.retriever import NeighborRetriever
-from tttnn.selection.nearest import check_exclude
+from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector
+from tttnn.records import DocumentRecord, nll_matrix, summarize
+from tttnn.selection import check_exclude, select
 
 
 logger = logging.get_logger(__name__)
 
 
-class TestTimeTrainer(EpisodeTrainer):
+class TestTimeTrainer(Trainer):
     """
     Adapts a causal language model to each test document and restores it: test-time training on nearest neighbors.
 
     Each document is an episode: retrieve its neighbors, score it, take one optimizer step on each neighbor, score it
     again, restore the model to the bit. `evaluate` and `predict` do so for a data set, data-parallel over documents
-    where several processes run; `adapt` hands out the model adapted to one text; `train` is that of `Trainer`.
+    if several processes run; `episodes` runs documents one by one; `adapt` hands out the model adapted to one text;
+    `train` is that of `Trainer`. Another `method` does something else for a document between its two scores.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -50,8 +52,13 @@ class TestTimeTrainer(EpisodeTrainer):
         args (`TestTimeTrainingArguments`, *optional*):
             How to train and score.
         retriever (`Retriever`, *optional*):
-            A `NeighborRetriever`, or anything with its method `retrieve`. `adapt` with neighbors of its own needs
-            none.
+            A `NeighborRetriever`, or anything with its method `retrieve` (see `tttnn.neighbors.Retriever`). `adapt`
+            with `neighbors` needs none.
+        method (`Method`, *optional*):
+            How a document is scored: one of `tttnn.methods`. By default `TestTimeTraining()`, a step on each neighbor.
+        selector (`Selector`, *optional*):
+            Chooses the neighbors among the candidates, and may weigh them: one of `tttnn.selection.SELECTORS`, or a
+            function of the same form. By default `tttnn.selection.select`, the nearest.
         processing_class (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         eval_dataset (`Dataset` or `list`, or a `dict` of them, *optional*):
@@ -77,7 +84,13 @@ class TestTimeTrainer(EpisodeTrainer):
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466).
     """
 
-    __test__ = False  # for pytest, which would collect it for its name
+    __test__ = False  # pytest would collect it because of its name
+
+    args: TestTimeTrainingArguments
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    _running: "weakref.ref[OptimizerState] | None" = None
 
     def __init__(
         self,
@@ -86,6 +99,8 @@ class TestTimeTrainer(EpisodeTrainer):
         retriever: Retriever | None = None,
         *,
         processing_class: PreTrainedTokenizerBase,
+        method: Method | None = None,
+        selector: Selector = select,
         eval_dataset: Any = None,  # noqa: ANN401
         train_dataset: Any = None,  # noqa: ANN401
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
@@ -113,10 +128,13 @@ class TestTimeTrainer(EpisodeTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         model.config.use_cache = use_cache  # Trainer switches it off for good
-        self.args: TestTimeTrainingArguments = args
         self.retriever: Retriever | None = retriever
+        self.selector = selector
         self.records: list[DocumentRecord] = []
-        check_processes(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
+        check_processes(args, internals.is_sharded(self))
+        check_reading(self.model, processing_class, args.router_aux_loss)
+        check_adapters(self.model, bool(args.activation_checkpointing))
         context = context_length(model)
         self.max_length = args.max_length if context is None else min(args.max_length, context)
         if self.max_length < 2:
@@ -124,6 +142,7 @@ class TestTimeTrainer(EpisodeTrainer):
                 f"The model has room for {context} tokens beside its virtual ones, and two are the least of which one "
                 "is predicted. Give its prompt fewer virtual tokens."
             )
+        self.method = (method or TestTimeTraining()).prepared_for(self)
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
 
@@ -155,7 +174,7 @@ class TestTimeTrainer(EpisodeTrainer):
         return DataLoader(list(enumerate(documents)), batch_size=None, sampler=mine, collate_fn=lambda item: item)  # type: ignore[arg-type]
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:  # noqa: ANN401
-        """Do what `get_eval_dataloader` does, for `predict`."""
+        """Same as `get_eval_dataloader`; `predict` calls it."""
         return self.get_eval_dataloader(test_dataset)
 
     def evaluation_loop(
@@ -187,59 +206,66 @@ class TestTimeTrainer(EpisodeTrainer):
             `RuntimeError`: If there is no retriever, or a loss or score is not finite.
         """
         self.callback_handler.eval_dataloader = dataloader
-        if self.retrieves and isinstance(self.retriever, NeighborRetriever):
-            self.retriever.prepare(self._num_candidates())
-        indices = list(dataloader.sampler)
+        if self.method.retrieves and isinstance(self.retriever, Prepared):
+            self.retriever.prepare(num_candidates(self.args, self.retriever))
         failure: NotFiniteError | None = None
         try:
-            records = self._evaluate_each(dataloader, indices, metric_key_prefix)
+            records = self._evaluate_each(dataloader, metric_key_prefix)
         except NotFiniteError as error:
-            failure, records = error, {}
-        # whoever catches this error, all processes must: one that went on alone would wait for the others for ever
-        told = [message for message in gather_object([failure and str(failure)]) if message]
-        if told:
-            raise failure or NotFiniteError(f"In another process: {told[0]}")
-        self.records = sorted(gather_object(list(records.values())), key=lambda record: record.index)
+            failure, records = error, []
+        # all processes must raise this error together: one that continued alone would wait for the others forever
+        messages = [message for message in gather_object([failure and str(failure)]) if message]
+        if messages:
+            raise failure or NotFiniteError(f"In another process: {messages[0]}")
+        self.records = sorted(gather_object(records), key=lambda record: record.index)
         return self._output(metric_key_prefix)
 
-    def _evaluate_each(
-        self, dataloader: DataLoader[Any], indices: list[int], prefix: str
-    ) -> dict[int, DocumentRecord]:
-        """Run the episodes of this process's documents, but for those that a journal holds."""
-        bars = [c for c in self.callback_handler.callbacks if isinstance(c, DocumentProgressCallback)]
-        with self._episodes(len(indices)) as snapshot, ExitStack() as opened:
-            records = self._open_journals(opened, prefix, indices)
-            for bar in bars if self.is_local_process_zero() else ():
-                opened.callback(bar.close)
-                bar.open(len(indices), sum(index in records for index in indices))
-            self._clock = perf_counter()
+    def _evaluate_each(self, dataloader: DataLoader[Any], prefix: str) -> list[DocumentRecord]:
+        """Run the documents of this process that no callback has a record of."""
+        indices: list[int] = list(dataloader.sampler)
+        records: dict[int, DocumentRecord] = {}
+        with self.episodes(len(indices)) as episodes, ExitStack() as stack:
+            stack.callback(dispatch, self, "on_evaluation_end")
+            dispatch(
+                self,
+                "on_evaluation_begin",
+                metric_key_prefix=prefix,
+                indices=indices,
+                records=records,
+                settings=run_settings(self),
+            )
             for index, document in dataloader:
                 if index in records:
                     check_same(records[index], document)
-                    continue
-                records[index] = self._run_episode(index, document)
-                if self.trains:
-                    snapshot.restore()
-                    if self.args.reset_optimizer:
-                        self._reset_optimizer()
                 else:
-                    snapshot.restore_random_states()
-        return {index: records[index] for index in indices}
+                    records[index] = episodes.run(document, index)
+        return [records[index] for index in indices]
 
-    def _open_journals(self, opened: ExitStack, prefix: str, indices: list[int]) -> dict[int, DocumentRecord]:
-        """Open the journals until `opened` closes, and give the documents that they hold."""
-        callbacks = self.callback_handler.callbacks
-        stops = [(c.patience, c.min_delta) for c in callbacks if isinstance(c, NeighborEarlyStoppingCallback)]
-        records: dict[int, DocumentRecord] = {}
-        for journal in [c for c in callbacks if isinstance(c, JournalCallback)]:
-            parts = (self.args, self.model, self.processing_class, self.retriever, self.optimizer)
-            opened.callback(journal.close)
-            settings = {**self.method_settings(), **run_settings(*parts, stops)}
-            records |= journal.open(self.args, prefix, settings)
-            done = [index for index in indices if index in records]
-            if 0 < len(done) < len(indices) and not self.args.reset_optimizer:
-                journal.load_optimizer(self.optimizer, done[-1])
-        return records
+    @contextmanager
+    def episodes(self, num_documents: int = 1) -> Iterator[Episodes]:
+        """
+        Run documents one by one, each from the weights that the model has now.
+
+        Args:
+            num_documents (`int`, *optional*, defaults to `1`):
+                How many there will be, for logging intervals that are given as a share of all steps.
+
+        Yields:
+            `Episodes`: its `run` takes a document and gives a `DocumentRecord`.
+
+        Raises:
+            `RuntimeError`: If an episode of this trainer is running already.
+
+        Example:
+
+        ```python
+        with trainer.episodes() as episodes:
+            record = episodes.run("def parse_args(argv): return ArgumentParser().parse_args(argv)")
+        ```
+        """
+        self._check_free()
+        with restored(self.model) as snapshot, self._ready_to_train(snapshot, num_documents) as optimizer:
+            yield Episodes(self, snapshot, optimizer)
 
     @contextmanager
     def adapt(self, text: str, neighbors: Sequence[Neighbor | str] | None = None) -> Iterator[PreTrainedModel]:
@@ -250,7 +276,8 @@ class TestTimeTrainer(EpisodeTrainer):
             text (`str`):
                 The whole of it is the query.
             neighbors (`Sequence[Neighbor | str]`, *optional*):
-                Neighbors found elsewhere, trained on as they come. By default they are retrieved and selected.
+                Neighbors that were found elsewhere, trained on in their order. By default they are retrieved and
+                selected.
 
         Yields:
             `PreTrainedModel`: the model itself, adapted, in eval mode. `model.save_pretrained(folder)` inside keeps a
@@ -258,7 +285,7 @@ class TestTimeTrainer(EpisodeTrainer):
 
         Raises:
             `ValueError`: If there is no neighbor to train on, or none has a token.
-            `RuntimeError`: If there is no retriever, or a loss is not finite.
+            `RuntimeError`: If there is no retriever, a loss is not finite, or an episode of this trainer is running.
             `ConnectionError`, `TimeoutError`: If retrieving fails.
 
         Example:
@@ -268,39 +295,78 @@ class TestTimeTrainer(EpisodeTrainer):
             model.generate(...)
         ```
         """
-        document = Document("adapt", check_text(text, "`text`"))
-        record = DocumentRecord(0, digest(text), document.id, {}, len(text.encode("utf-8")), 0)
-        with ExitStack() as training, restored(self.model) as snapshot:
-            training.enter_context(self._episodes(1, snapshot))
-            set_seed(self._seed(0))
-            self._dispatch("on_document_begin", record)
-            selection = Selection(as_neighbors(neighbors or []))
-            if neighbors is None:
-                selection = self._retrieve(document, text, text, record)
-            if not selection.neighbors:
-                raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
-            if not any([changed for _, changed in self._train_on(selection.neighbors, record)]):
-                raise InputError("There is nothing to train on: the neighbors have no token.")
-            norm = torch.stack(torch._foreach_norm([weight.detach() for weight in snapshot.parameters])).norm()
-            if not norm.isfinite():
-                raise_not_finite("norm of the adapted weights", norm.item())
-            self._dispatch("on_document_end", record)
-            training.close()
+        self._check_free()
+        with restored(self.model) as snapshot:
+            with self._ready_to_train(snapshot, 1) as optimizer:
+                Episodes(self, snapshot, optimizer).adapt(text, neighbors)
             snapshot.restore_random_states()
             self.model.eval()
             yield self.model
 
+    @property
+    def _is_running(self) -> bool:
+        return self._running is not None and self._running() is not None
+
+    def _check_free(self) -> None:
+        if self._is_running:
+            raise StateError(
+                "An episode is running: `adapt`, `episodes`, `evaluate` and `predict` cannot be called from its "
+                "callbacks, because they share one optimizer. Call them before or after it."
+            )
+
+    @contextmanager
+    def _ready_to_train(self, snapshot: Snapshot, num_documents: int) -> Iterator[OptimizerState]:
+        """Make steps possible inside; outside, the optimizer is fresh and the model's settings are as before."""
+        args = self.args
+        internals.prepare_optimizer(self)
+        optimizer = OptimizerState(self)
+        steps = num_documents * args.num_neighbors * int(args.chunks_per_neighbor or 1) * int(args.num_train_epochs)
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_running", None)
+            # weakly: an interrupt between two lines cannot leave the mark behind
+            self._running = weakref.ref(optimizer)
+            stack.callback(undisturbed, optimizer.close)
+            stack.enter_context(internals.training_state(self, steps))
+            stack.enter_context(torch.inference_mode(False))  # which turns gradients on as well
+            stack.enter_context(prepared_for_training(self.model, args.disable_dropout))
+            stack.enter_context(internals.activation_checkpointing(self))
+            internals.fire(self, "on_train_begin")
+            yield optimizer
+            internals.fire(self, "on_train_end")
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Give the names of all parameters: the method decays every one."""
+        return [name for name, _ in model.named_parameters()]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:  # noqa: ANN401
+        """
+        Give the mean loss of the next token, computed from the logits: the loss of some models is not shifted.
+
+        `train` has the loss of the model itself, as `Trainer`.
+        """
+        if not self._is_running:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels, weight = inputs.pop("labels"), inputs.pop("loss_weight")
+        outputs = model(**inputs, **({"output_router_logits": True} if self.args.router_aux_loss else {}))
+        loss = next_token_loss(outputs.logits, labels)
+        if self.args.router_aux_loss:
+            loss = loss + self.model.config.get_text_config().router_aux_loss_coef * outputs.aux_loss
+        loss = loss * weight
+        return (loss, outputs) if return_outputs else loss
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Enter the context of mixed precision, if `bf16` or `fp16` ask for it."""
+        return internals.autocast(self, super().compute_loss_context_manager())
+
     def _output(self, prefix: str) -> EvalLoopOutput:
         records = self.records
-        untrained = [record.index for record in records if record.status == "untrained"]
-        if untrained:
-            logger.warning(f"{len(untrained)} of {len(records)} documents stay untrained, and count so: {untrained}.")
-        copies = sum(bool({*record.near_copies} & {*record.neighbor_ids}) for record in records)
-        if copies:
-            logger.warning(
-                f"{copies} of {len(records)} documents have a near-copy of the scored text among the neighbors that "
-                "are used. Set `drop_near_copies`, or report the result without these documents too."
-            )
+        self._warn_of(records)
         predictions = nll_matrix(records)
         label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
         metrics: dict[str, Any] = dict(summarize(records))
@@ -308,3 +374,26 @@ class TestTimeTrainer(EpisodeTrainer):
             metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
         metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
         return EvalLoopOutput(predictions, label_ids, metrics, len(records))
+
+    def _warn_of(self, records: list[DocumentRecord]) -> None:
+        """Tell what makes a result other than it seems: documents that were not trained on, and contaminated ones."""
+        untrained = [record.index for record in records if record.status == "untrained"]
+        if untrained:
+            logger.warning(
+                f"{len(untrained)} of {len(records)} documents could not be trained on; they are scored with the "
+                f"original model: {untrained}."
+            )
+        copies = sum(bool({*record.near_copies} & {*record.neighbor_ids}) for record in records)
+        if copies:
+            logger.warning(
+                f"{copies} of {len(records)} documents have a near-copy of the document among the neighbors that are "
+                "used. Set `drop_near_copies`, or report the result without these documents too."
+            )
+        own = [record for record in records if {*record.own_neighbors} & {*record.neighbor_ids}]
+        if own:
+            passages = sum(len({*record.own_neighbors} & {*record.neighbor_ids}) for record in own)
+            logger.warning(
+                f"{len(own)} of {len(records)} documents are among their own neighbors: {passages} neighbors that are "
+                'used have the id or the source of their document. Set `exclude="id"` (or "source"; on a command '
+                "line `--exclude id`), or report the result without these documents too."
+            )

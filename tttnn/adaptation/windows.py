@@ -1,5 +1,7 @@
 """Token windows: the query and the scored part of a document, chunks to train on, windows to score."""
 
+import os
+from bisect import bisect_right
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -71,7 +73,9 @@ def prefix_token_id(processing_class: PreTrainedTokenizerBase) -> int:
     )
 
 
-def split_document(processing_class: PreTrainedTokenizerBase, text: str, query: str) -> tuple[str, str]:
+def split_document(
+    processing_class: PreTrainedTokenizerBase, text: str, query: str, cut: str = "text"
+) -> tuple[str, str]:
     """
     Split a document into the query for its neighbors and the part that is scored.
 
@@ -81,22 +85,44 @@ def split_document(processing_class: PreTrainedTokenizerBase, text: str, query: 
         text (`str`):
             The document.
         query (`str`):
-            `"prefix"`: the query is the decoded first min(n // 2, 1024) of the n tokens, and the decoded rest is
-            scored, so that nothing of it was seen in retrieval. `"document"`: both are the whole document, the
-            protocol of the paper.
+            `"prefix"`: the query is the first min(n // 2, 1024) of the n tokens, and the rest is scored, so that
+            nothing of it was seen in retrieval. `"document"`: both are the whole document, the protocol of the paper.
+        cut (`str`, *optional*, defaults to `"text"`):
+            `"text"`: the string is cut, between two characters: query and rest are the text. `"tokens"`: the two parts
+            of the tokens are decoded, as the official code does. Then both sides hold U+FFFD where the cut falls
+            inside a character, and another text where decoding does not invert encoding.
 
     Returns:
-        `tuple[str, str]`: query and scored text. Where the cut falls inside a character, both sides hold U+FFFD there.
+        `tuple[str, str]`: query and scored text.
 
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 4, and its option `split_text`.
     """
     if query == "document":
         return text, text
     token_ids = encode(processing_class, text)
-    cut = min(len(token_ids) // 2, MAX_PREFIX_LENGTH)
-    parts = (token_ids[:cut], token_ids[cut:])
-    prefix, rest = (str(processing_class.decode(part, clean_up_tokenization_spaces=False)) for part in parts)
-    return prefix, rest
+    number = min(len(token_ids) // 2, MAX_PREFIX_LENGTH)
+    if cut == "tokens":
+        return _decode(processing_class, token_ids[:number]), _decode(processing_class, token_ids[number:])
+    place = _characters_of(processing_class, text, token_ids, number)
+    return text[:place], text[place:]
+
+
+def _decode(processing_class: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    return str(processing_class.decode(token_ids, clean_up_tokenization_spaces=False))
+
+
+def _characters_of(processing_class: PreTrainedTokenizerBase, text: str, token_ids: list[int], number: int) -> int:
+    """Say how many characters of a text its first `number` tokens are; a character that a token cuts is not."""
+    decoded = _decode(processing_class, token_ids[:number])
+    shared = len(os.path.commonprefix([decoded, text]))
+    # in byte-level BPE decoding inverts encoding, but for a character that is cut: up to three of its bytes are U+FFFD
+    if decoded[shared:] in ("", *("\ufffd" * number for number in (1, 2, 3))) and (number == 0) == (decoded == ""):
+        return shared
+    if processing_class.is_fast:
+        encoded = processing_class(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return int(encoded["offset_mapping"][number][0])
+    # the most characters that take no more tokens
+    return bisect_right(range(len(text)), number, key=lambda end: len(encode(processing_class, text[:end]))) - 1
 
 
 def training_chunks(token_ids: list[int], max_length: int, chunks_per_neighbor: int | None) -> list[list[int]]:

@@ -1,1 +1,6 @@
 """The command line."""
+
+from tttnn.cli.main import main
+
+
+__all__ = ["main"]

@@ -3,51 +3,38 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 from transformers.utils import logging
 
-from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.adaptation.steps import NotFiniteError
+from tttnn.adaptation import Method, NotFiniteError, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.documents import Document
 from tttnn.errors import InputError
-from tttnn.methods import KnnArguments, best_candidate
+from tttnn.methods import KnnLM, best_candidate
 from tttnn.records import digest, summarize
 
 
 logger = logging.get_logger(__name__)
 
+MakeTrainer = Callable[[TestTimeTrainingArguments, Method], TestTimeTrainer]
+
 
 def check_validation(
-    learning_rates: list[float], own: dict[str, Any], documents: list[Document], validation: list[Document]
+    rates: list[float], method: Method, documents: list[Document], validation: list[Document]
 ) -> None:
-    """
-    Make sure that what is chosen is chosen on documents that are not tested on.
-
-    Args:
-        learning_rates (`list[float]`):
-            To choose from, if any.
-        own (`dict[str, Any]`):
-            What the method has of its own.
-        documents (`list[Document]`):
-            Test documents.
-        validation (`list[Document]`):
-            Validation documents.
-
-    Raises:
-        `ValueError`: If that is not so.
-    """
-    chooses = bool(learning_rates) or ("knn" in own and len(own["knn"].candidates) > 1)
+    """Make sure that what is chosen is chosen on documents that are not tested on."""
+    weighs = isinstance(method, KnnLM)
+    chooses = bool(rates) or (isinstance(method, KnnLM) and len(method.knn.candidates) > 1)
     if chooses and not validation:
-        options = "one `--knn_lambda` and one `--knn_temperature`" if "knn" in own else "`--learning_rate`"
+        options = "one `--knn-lambda` and one `--knn-temperature`" if weighs else "`--learning-rate`"
         raise InputError(
-            f"There is something to choose, and it is chosen on validation documents. Pass "
-            f"`--validation`, or set {options}."
+            "There is something to choose, and it is chosen on validation documents. Pass `--validation`, or set "
+            f"{options}."
         )
     if validation and not chooses:
         raise InputError(
-            "Validation documents were passed, but there is nothing to choose on them. Pass "
-            "`--learning_rates` with several rates, or leave them out."
+            "Validation documents were passed, but there is nothing to choose on them. Pass `--learning-rates` with "
+            "several rates, or leave them out."
         )
     tested = {digest(document.text) for document in documents}
     both = next((document for document in validation if digest(document.text) in tested), None)
@@ -59,43 +46,27 @@ def check_validation(
 
 
 def choose(
-    make_trainer: Callable[[TestTimeTrainingArguments, dict[str, Any]], Any],
-    learning_rates: list[float],
+    make_trainer: MakeTrainer,
+    rates: list[float],
     args: TestTimeTrainingArguments,
-    own: dict[str, Any],
+    method: Method,
     validation: list[Document],
-) -> tuple[TestTimeTrainingArguments, dict[str, Any]]:
+) -> tuple[TestTimeTrainingArguments, Method]:
     """
     Choose the learning rate, or the weights of kNN-LM, by the pooled score of validation documents.
 
-    Args:
-        make_trainer (`Callable`):
-            Makes the method's trainer of `args` and `own`.
-        learning_rates (`list[float]`):
-            To choose from; not used for kNN-LM.
-        args (`TestTimeTrainingArguments`):
-            How.
-        own (`dict[str, Any]`):
-            What the method has of its own.
-        validation (`list[Document]`):
-            Validation documents.
-
-    Returns:
-        `tuple`: `args` and `own` with what scored best.
-
-    Raises:
-        `ValueError`: If training diverges at every rate, or no validation document is trained on.
+    Training that diverges at a rate rules the rate out; if it does so at every rate, that is an error.
     """
     tell = logger.warning if args.process_index == 0 else logger.debug
-    if "knn" in own:
-        return args, {**own, "knn": _choose_weights(make_trainer(args, own), own["knn"], validation, tell)}
+    if isinstance(method, KnnLM):
+        return args, _choose_weights(make_trainer(args, method), method, validation, tell)
     scores: dict[float, float] = {}
-    for rate in learning_rates:
+    for rate in rates:
         trial = _with_rate(args, rate)
         trial.score_every_neighbor = False  # a choice needs no curve
-        trainer = make_trainer(trial, own)
+        trainer = make_trainer(trial, method)
         try:
-            trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")
+            trainer.evaluate(validation, metric_key_prefix=f"validation-{rate:g}")  # type: ignore[arg-type]
         except NotFiniteError as error:
             tell(f"The learning rate {rate:g} is out: {error}")
             scores[rate] = math.inf
@@ -108,29 +79,27 @@ def choose(
         scores[rate] = summarize(trainer.records)["bits_per_byte"]
     best = min(scores, key=scores.__getitem__)
     if scores[best] == math.inf:
-        raise InputError(f"Training diverged at every one of the learning rates {learning_rates}. Pass lower ones.")
+        raise InputError(f"Training diverged at every one of the learning rates {rates}. Pass lower ones.")
     listed = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in scores.items())
     tell(
         f"Chosen on {len(validation)} validation documents: learning rate {best:g} (bits per byte by rate: {listed})."
     )
     if best in (min(scores), max(scores)) and len(scores) > 2:
         tell("That is the end of the rates that were tried: one beyond it may be better still.")
-    return _with_rate(args, best), own
+    return _with_rate(args, best), method
 
 
 def _choose_weights(
-    trainer: Any,  # noqa: ANN401
-    knn: KnnArguments,
-    validation: list[Document],
-    tell: Callable[[str], None],
-) -> KnnArguments:
-    trainer.evaluate(validation, metric_key_prefix="validation")
+    trainer: TestTimeTrainer, method: KnnLM, validation: list[Document], tell: Callable[[str], None]
+) -> KnnLM:
+    knn = method.knn
+    trainer.evaluate(validation, metric_key_prefix="validation")  # type: ignore[arg-type]
     best = best_candidate(trainer.records, knn)
     weight, temperature = best.knn_lambda[0], best.knn_temperature[0]
     tell(f"Chosen on {len(validation)} validation documents: lambda {weight}, temperature {temperature}.")
     if weight == max(knn.knn_lambda) or temperature in (min(knn.knn_temperature), max(knn.knn_temperature)):
         tell("That is at the end of what was tried: values beyond it may be better still.")
-    return best
+    return replace(method, knn=best)
 
 
 def _with_rate(args: TestTimeTrainingArguments, rate: float) -> TestTimeTrainingArguments:

@@ -1,28 +1,31 @@
-"""The arguments of `tttnn evaluate`: what is evaluated, how, and what each method has of its own."""
+"""The options of an evaluation: what is evaluated on what, and, in dataclasses by use, how."""
 
 import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from typing import Any, Generic, TypeVar, get_type_hints
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
-from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.adaptation.presets import PRESETS
+from tttnn.adaptation import (
+    PRESETS,
+    SIZES,
+    NeighborStepArguments,
+    RetrievalArguments,
+    RunArguments,
+    ScoringArguments,
+    StepArguments,
+    TestTimeTrainingArguments,
+    TrainableArguments,
+)
 from tttnn.errors import InputError
-from tttnn.methods import METHODS, SIZES, Method
+from tttnn.helptext import HelpFormatter, dashed, misspelled, suggestion
+from tttnn.methods import METHODS, KnnLM, Method
 
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-# Fields of `TrainingArguments` that `tttnn evaluate --help` shows beside our own; all others are accepted as well.
-SHOWN = (
-    *("output_dir", "learning_rate", "weight_decay", "max_grad_norm", "optim", "num_train_epochs", "seed"),
-    *("gradient_accumulation_steps", "per_device_eval_batch_size", "activation_checkpointing", "bf16", "fp16"),
-    *("use_cpu", "report_to", "logging_steps", "disable_tqdm", "lr_scheduler_type"),
-)
 
 
 @dataclass
@@ -35,9 +38,6 @@ class EvaluateArguments:
             "help": "Test documents: a .jsonl, .jsonl.zst or .parquet file, a folder of texts, or a Hub data set."
         }
     )
-    index: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of an index (see `tttnn build-index`)."}
-    )
     method: str = field(
         default="ttt",
         metadata={
@@ -48,7 +48,7 @@ class EvaluateArguments:
     preset: str | None = field(
         default=None, metadata={"help": "Start from a published setting: tttlm. Other options override it."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Evaluate the first so many documents only."})
+    limit: int | None = field(default=None, metadata={"help": "Evaluate only the first N documents."})
     split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
     id_column: str | None = field(default=None, metadata={"help": "Column with the documents' ids."})
     dtype: str = field(
@@ -57,47 +57,97 @@ class EvaluateArguments:
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
-    index_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the index."})
-    index_shards: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of the shards to fetch and search: 0 3. By default all."}
-    )
-    index_texts: str = field(
-        default="local",
-        metadata={"help": "remote: leave the texts on the Hub, and ask for those of the neighbors only."},
-    )
-    index_fraction: list[float] | None = field(
-        default=None,
-        metadata={"help": "Evaluate with random parts of the index, one after another: 0.01 0.1 0.5 1.0."},
-    )
-    embedder: str | None = field(
-        default=None, metadata={"help": "Embedder of the index, where it now has another name or path."}
-    )
-    validation: list[str] | None = field(
-        default=None, metadata={"help": "Documents on which settings are chosen; none may be a test document."}
-    )
-    validation_limit: int | None = field(default=None, metadata={"help": "Choose on the first so many of them only."})
-    learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "Learning rates to choose from on the validation documents."}
-    )
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"`dtype` is {self.dtype!r}. Pass one of {', '.join(DTYPES)}.")
         if self.method not in METHODS:
             raise InputError(f"`method` is {self.method!r}. Pass one of {', '.join(METHODS)}.")
-        if self.index is None and METHODS[self.method].trainer.retrieves:
-            raise InputError(f"The method {self.method} retrieves neighbors. Pass `--index`.")
+
+
+@dataclass
+class IndexArguments:
+    """In which index a method that retrieves finds its neighbors."""
+
+    index: str = field(metadata={"help": "Hub id or folder of an index (see `tttnn build-index`)."})
+    index_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the index."})
+    index_shards: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of the shards to fetch and search: 0 3. Default: all."}
+    )
+    index_texts: str = field(
+        default="local",
+        metadata={"help": "remote: leave the texts on the Hub, and fetch those of the neighbors only."},
+    )
+    index_fraction: list[float] | None = field(
+        default=None,
+        metadata={"help": "Evaluate with random parts of the index, one after another: 0.01 0.1 0.5 1.0."},
+    )
+    embedder: str | None = field(
+        default=None, metadata={"help": "Embedder of the index, if it now has another name or path."}
+    )
+    trust_index: bool = field(
+        default=False, metadata={"help": "Open an index of a Faiss factory that was built elsewhere."}
+    )
+
+
+@dataclass
+class RateArguments:
+    """The learning rates of a method that trains."""
+
+    learning_rates: list[float] | None = field(
+        default=None, metadata={"help": "Learning rates to choose from on the validation documents."}
+    )
+
+    def __post_init__(self) -> None:
         for rate in self.learning_rates or []:
             if not 0 < rate < math.inf:
                 raise InputError(f"`learning_rates` has {rate}. Pass rates above 0.")
 
 
-Arguments = TypeVar("Arguments", bound=EvaluateArguments)
+@dataclass
+class ValidationArguments:
+    """On which documents a method with something to choose chooses it."""
+
+    validation: list[str] | None = field(
+        default=None, metadata={"help": "Documents on which settings are chosen; none may be a test document."}
+    )
+    validation_limit: int | None = field(default=None, metadata={"help": "Choose on at most N of them."})
+
+
+Source = TypeVar("Source", bound=EvaluateArguments)
+
+
+@dataclass(frozen=True)
+class Evaluation(Generic[Source]):
+    """
+    What is evaluated, on what, and how.
+
+    Args:
+        source (`EvaluateArguments`):
+            Model and test documents.
+        index (`IndexArguments`, *optional*):
+            The index, for a method that retrieves.
+        rates (`list[float]`):
+            Learning rates to choose from.
+        validation (`ValidationArguments`):
+            Where the validation documents are.
+        args (`TestTimeTrainingArguments`):
+            The trainer's arguments.
+        method (`Method`):
+            The method, with its own options.
+    """
+
+    source: Source
+    index: IndexArguments | None
+    rates: list[float]
+    validation: ValidationArguments
+    args: TestTimeTrainingArguments
+    method: Method
 
 
 def parse_evaluation(
-    kind: type[Arguments], argv: Sequence[str] | None, prog: str | None = None, description: str = ""
-) -> tuple[Arguments, TestTimeTrainingArguments, dict[str, Any]]:
+    kind: type[Source], argv: Sequence[str] | None, prog: str | None = None, description: str = ""
+) -> Evaluation[Source]:
     """
     Parse what is evaluated and how, on the base of a preset if one is named.
 
@@ -112,12 +162,12 @@ def parse_evaluation(
             Begins the help.
 
     Returns:
-        `tuple`: an instance of `kind`, the `TestTimeTrainingArguments`, and what the method has of its own, by name.
+        `Evaluation`: the options, in dataclasses by use, and the method.
 
     Raises:
         `ValueError`: If a value is out of range, or an option is none of the method's.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = dashed(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--method", default="ttt")
     first.add_argument("--preset")
@@ -126,61 +176,75 @@ def parse_evaluation(
         raise InputError(f"There is no preset {chosen.preset!r}. Pass one of {', '.join(PRESETS)}.")
     # an unknown method is refused by the parser, which knows its name
     method = METHODS.get(chosen.method, METHODS["ttt"])
-    index = "" if "index" in method.unused else "--index INDEX "
-    parser = _parser_for(method)(
-        [kind, TestTimeTrainingArguments, *method.arguments.values()],  # type: ignore[list-item]
+    groups: list[Any] = [kind, *_groups(method)]
+    index = "--index INDEX " if method.retrieves else ""
+    parser = HfArgumentParser(
+        groups,
         prog=prog,
         usage=f"{prog or '%(prog)s'} --model MODEL {index}--dataset DATASET [--method METHOD] [options]",
         description=description,
-        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false unsets a flag. The "
-        "options shown are those of the method: `--method METHOD --help` shows another's.",
-        formatter_class=_HelpFormatter,
+        epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false turns a flag off. "
+        "The options shown are those of the method: `--method METHOD --help` shows another's.",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     if chosen.preset is not None:
         # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
-        preset = PRESETS[chosen.preset].items()
-        parser.set_defaults(**{name: value for name, value in preset if name not in method.unused})
-    arguments, args, *own, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is no option of the method {chosen.method}. `--help` shows them.")
-    parsed = dict(zip(method.arguments, own, strict=True))
+        names = {item.name for group in groups for item in fields(group)}
+        parser.set_defaults(**{name: value for name, value in PRESETS[chosen.preset].items() if name in names})
+    unknown = misspelled(argv, parser._option_string_actions)
+    if unknown is not None:
+        hint = suggestion(unknown, parser._option_string_actions)
+        raise InputError(f"{unknown!r} is no option of the method {chosen.method}.{hint} `--help` shows its options.")
+    *values, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        raise InputError(f"{rest[0]!r} belongs to no option. Put a value after its option.")
+    parsed = dict(zip(groups, values, strict=True))
     _check_options({word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}, parsed)
-    return arguments, args, parsed
+    rates = parsed.get(RateArguments, RateArguments()).learning_rates or []
+    validation = parsed.get(ValidationArguments, ValidationArguments())
+    own = {name: parsed[options] for name, options in method.own_options.items()}
+    return Evaluation(parsed[kind], parsed.get(IndexArguments), rates, validation, _arguments(parsed), method(**own))
 
 
-def _check_options(given: set[str], own: dict[str, Any]) -> None:
+def _groups(method: type[Method]) -> list[type]:
+    """List the dataclasses of a method's options."""
+    index = [IndexArguments] * method.retrieves
+    choice = [RateArguments] * method.trains + [ValidationArguments] * (method.trains or issubclass(method, KnnLM))
+    return [*index, *method.options(), *choice, ScoringArguments, RunArguments, _trainer_options()]
+
+
+def _trainer_options() -> type:
+    """Make a dataclass of the fields of `TrainingArguments` that no other dataclass here has; `--help` hides them."""
+    shown = (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments, RunArguments)
+    names = {item.name for group in shown for item in fields(group)}
+    types = get_type_hints(TestTimeTrainingArguments)
+    hidden: list[Any] = []
+    for item in fields(TestTimeTrainingArguments):
+        if item.name not in names:
+            default: Any = {"default": item.default}
+            if item.default is MISSING:
+                default = {"default_factory": item.default_factory}
+            hidden.append((item.name, types[item.name], field(metadata={"help": argparse.SUPPRESS}, **default)))
+    return make_dataclass("TrainerOptions", hidden)
+
+
+def _arguments(parsed: dict[type, Any]) -> TestTimeTrainingArguments:
+    """Make the trainer's arguments of all dataclasses that hold fields of them."""
+    names = {item.name for item in fields(TestTimeTrainingArguments)}
+    values = {name: value for group in parsed.values() for name, value in vars(group).items() if name in names}
+    try:
+        return TestTimeTrainingArguments(**values)
+    except (ValueError, ImportError) as error:  # of transformers, which names the field
+        raise InputError(str(error)) from error
+
+
+def _check_options(names: set[str], parsed: dict[type, Any]) -> None:
     """Refuse options that another one leaves without a meaning."""
-    if {"learning_rate", "learning_rates"} <= given:
-        raise InputError("Both `--learning_rate` and `--learning_rates` were passed. Pass one of them.")
-    trainable = own["trainable"].trainable if "trainable" in own else "full"
+    if {"learning_rate", "learning_rates"} <= names:
+        raise InputError("Both `--learning-rate` and `--learning-rates` were passed. Pass one of them.")
+    trainable = parsed.get(TrainableArguments, TrainableArguments()).trainable
     for name, kind in SIZES.items():
-        if name in given and kind != trainable:
-            raise InputError(f"`--{name}` is for `--trainable {kind}`, and that is {trainable}. Leave one out.")
-
-
-def _parser_for(method: Method) -> type[HfArgumentParser]:
-    """Make a parser that knows the options of one method only."""
-    hidden = {item.name for item in fields(TrainingArguments)} - {*SHOWN}
-
-    class Parser(HfArgumentParser):
-        def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-            name = names[0].lstrip("-").removeprefix("no_")
-            if name in method.unused:
-                if not names[0].startswith("--no_"):
-                    self.set_defaults(**{name: options.get("default")})
-                return argparse.Action([], name)  # which nobody adds
-            if name in hidden or names[0].startswith("--no_"):
-                options["help"] = argparse.SUPPRESS
-            if name == "index":
-                options["required"] = True
-            if name == "optim":
-                options["metavar"] = "NAME"  # of forty
-            return super().add_argument(*names, **options)
-
-    return Parser
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        if name in names and kind != trainable:
+            option = name.replace("_", "-")
+            raise InputError(f"`--{option}` is for `--trainable {kind}`, and that is {trainable}. Leave one out.")

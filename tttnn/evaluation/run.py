@@ -5,21 +5,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.adaptation.callbacks import JournalCallback
-from tttnn.adaptation.windows import split_document
+from tttnn.adaptation import (
+    JournalCallback,
+    Method,
+    TestTimeTrainer,
+    TestTimeTrainingArguments,
+    TrainableArguments,
+    make_trainable,
+    split_document,
+)
 from tttnn.documents import Document
 from tttnn.errors import InputError, StateError
 from tttnn.evaluation.choose import check_validation, choose
-from tttnn.evaluation.options import EvaluateArguments
-from tttnn.index.subset import random_distances
+from tttnn.evaluation.options import Evaluation
+from tttnn.index import Index
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES
-from tttnn.methods import METHODS, TrainableArguments, make_trainable
+from tttnn.neighbors import Retriever
 from tttnn.records import DocumentRecord
-from tttnn.retrieval.cache import NeighborCache
-from tttnn.retrieval.retriever import NeighborRetriever
+from tttnn.retrieval import NeighborCache, NeighborRetriever
 
 
 MAX_QUERIES = 200  # of which distances to random documents are kept
@@ -46,12 +52,12 @@ class Outcome(NamedTuple):
     is_main: bool
 
 
-def load_parts(arguments: EvaluateArguments) -> dict[str, Any]:
+def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
     """
     Load what a `TestTimeTrainer` is made of.
 
     Args:
-        arguments (`EvaluateArguments`):
+        evaluation (`Evaluation`):
             Names and revisions.
 
     Returns:
@@ -60,44 +66,36 @@ def load_parts(arguments: EvaluateArguments) -> dict[str, Any]:
 
     Raises:
         `OSError`: If the model, its tokenizer or the index is not there.
-        `ValueError`: If the index is damaged, or the embedder is not its own.
+        `ValueError`: If the index is damaged, the embedder is not its own, or the model cannot be loaded.
     """
-    retriever = None
-    if METHODS[arguments.method].trainer.retrieves:
+    source, index, retriever = evaluation.source, evaluation.index, None
+    if index is not None:
         retriever = NeighborRetriever.from_pretrained(
-            str(arguments.index),
-            revision=arguments.index_revision,
-            shards=arguments.index_shards,
-            texts=arguments.index_texts,
-            embedder=arguments.embedder,
+            index.index,
+            revision=index.index_revision,
+            shards=index.index_shards,
+            texts=index.index_texts,
+            embedder=index.embedder,
+            trust_index=index.trust_index,
             cache=NeighborCache(),
         )
-    return {
-        "model": AutoModelForCausalLM.from_pretrained(
-            arguments.model, revision=arguments.model_revision, dtype=arguments.dtype
-        ),
-        "processing_class": AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision),
-        "retriever": retriever,
-    }
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.model, revision=source.model_revision, dtype=source.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source.model, revision=source.model_revision)
+    except ValueError as error:
+        raise InputError(f"The model '{source.model}' cannot be loaded: {error}") from error
+    return {"model": model, "processing_class": tokenizer, "retriever": retriever}
 
 
 def evaluate_documents(
-    arguments: EvaluateArguments,
-    args: TestTimeTrainingArguments,
-    own: dict[str, Any],
-    documents: list[Document],
-    validation: list[Document],
+    evaluation: Evaluation[Any], documents: list[Document], validation: list[Document]
 ) -> list[Outcome]:
     """
     Choose what is to be chosen on validation documents, and evaluate a method on test documents.
 
     Args:
-        arguments (`EvaluateArguments`):
-            What is evaluated.
-        args (`TestTimeTrainingArguments`):
-            How.
-        own (`dict[str, Any]`):
-            What the method has of its own (see `parse_evaluation`).
+        evaluation (`Evaluation`):
+            What is evaluated, and how (see `parse_evaluation`).
         documents (`list[Document]`):
             Test documents.
         validation (`list[Document]`):
@@ -110,29 +108,33 @@ def evaluate_documents(
         `ValueError`: If there is something to choose and no validation document, or the other way around, or a
             document is on both sides.
     """
-    check_validation(arguments.learning_rates or [], own, documents, validation)
-    method, parts = METHODS[arguments.method], load_parts(arguments)
-    parts["model"] = make_trainable(parts["model"], own.get("trainable", TrainableArguments()), args.seed)
+    index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
+    check_validation(rates, method, documents, validation)
+    parts = load_parts(evaluation)
+    parts["model"] = make_trainable(parts["model"], method.trainable or TrainableArguments(), args.seed)
     whole = parts.pop("retriever")
 
-    def make_trainer(args: TestTimeTrainingArguments, own: dict[str, Any], retriever: Any = whole) -> Any:  # noqa: ANN401
-        return method.trainer(args=args, callbacks=[JournalCallback()], retriever=retriever, **parts, **own)
+    def make_trainer(
+        args: TestTimeTrainingArguments, method: Method, retriever: Retriever | None = whole
+    ) -> TestTimeTrainer:
+        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[JournalCallback()], **parts)
 
     if args.process_index == 0:
-        keep_arguments(arguments, len(documents), len(validation), Path(args.output_dir or "."))
+        _keep_arguments(evaluation, len(documents), len(validation), Path(args.output_dir or "."))
     retrievers = {"eval": whole}
-    if arguments.index_fraction:
-        retrievers = _parts_of(whole, arguments.index_fraction, args.top_k or args.num_neighbors)
+    if index is not None and index.index_fraction:
+        retrievers = _parts_of(whole, index.index_fraction, args.top_k or args.num_neighbors)
     if validation:
-        args, own = choose(make_trainer, arguments.learning_rates or [], args, own, validation)
+        args, method = choose(make_trainer, rates, args, method, validation)
     outcomes = []
     for name, retriever in retrievers.items():
-        trainer = make_trainer(args, own, retriever)
-        metrics = trainer.evaluate(documents, metric_key_prefix=name)
+        trainer = make_trainer(args, method, retriever)
+        metrics = trainer.evaluate(documents, metric_key_prefix=name)  # type: ignore[arg-type]
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
     if whole is not None and outcomes[0].is_main:
-        queries = [split_document(parts["processing_class"], item.text, args.query)[0] for item in documents]
+        tokenizer = parts["processing_class"]
+        queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
         keep_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
     return outcomes
 
@@ -149,24 +151,14 @@ def _parts_of(whole: NeighborRetriever, fractions: list[float], wanted: int) -> 
     return parts
 
 
-def keep_arguments(arguments: EvaluateArguments, num_documents: int, num_validation: int, folder: Path) -> None:
-    """
-    Write what is evaluated on what, which a report shows.
-
-    Args:
-        arguments (`EvaluateArguments`):
-            Model, data and index by name.
-        num_documents (`int`):
-            Test documents: a run with fewer records was interrupted.
-        num_validation (`int`):
-            Validation documents.
-        folder (`Path`):
-            Gets the file `evaluation.json`.
-    """
+def _keep_arguments(evaluation: Evaluation[Any], num_documents: int, num_validation: int, folder: Path) -> None:
+    """Write what is evaluated on what, which a report shows: a run with fewer records was interrupted."""
+    arguments = asdict(evaluation.source) | (asdict(evaluation.index) if evaluation.index else {})
+    arguments |= asdict(evaluation.validation) | {"learning_rates": evaluation.rates or None}
     content = {
         "num_documents": num_documents,
         "num_validation_documents": num_validation,
-        "arguments": {name: value for name, value in asdict(arguments).items() if value is not None},
+        "arguments": {name: value for name, value in arguments.items() if value is not None},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EVALUATION).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -189,3 +181,13 @@ def keep_random_distances(retriever: NeighborRetriever, queries: list[str], fold
     vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
     content = json.dumps({"distances": random_distances(retriever.index, vectors)})
     (folder / RANDOM_DISTANCES).write_text(content + "\n", encoding="utf-8")
+
+
+def random_distances(index: Index, queries: np.ndarray, per_query: int = 20, seed: int = 0) -> list[float]:
+    """Give the squared L2 distances of each query to documents drawn with replacement, query by query."""
+    generator = np.random.default_rng(seed)
+    distances: list[float] = []
+    for query in queries:
+        rows = [index.row_at(int(place)) for place in generator.integers(len(index), size=per_query)]
+        distances += [float(np.square(query - vector).sum()) for vector in index.vectors(rows)]
+    return distances

@@ -6,32 +6,51 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.index.build.build import IndexSettings, add_documents, build_index
-    from tttnn.index.build.tttlm import import_published_index
-    from tttnn.index.hub.transfer import pull_index, push_index
-    from tttnn.index.search import DocumentIndex, open_index
+    from tttnn.index.build.build import IndexSettings, add_documents, build_index, index_in_memory
+    from tttnn.index.build.save import write_index
+    from tttnn.index.build.tttlm import import_tttlm_index
+    from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
+    from tttnn.index.manifest import FORMAT_VERSION, read_manifest
+    from tttnn.index.search import DocumentIndex, Index, open_index
+    from tttnn.index.subset import IndexSubset
 
 __all__ = [
     "DocumentIndex",
+    "FORMAT_VERSION",
+    "Index",
     "IndexSettings",
+    "IndexSubset",
     "add_documents",
     "build_index",
-    "import_published_index",
+    "fetch_index",
+    "fetch_manifest",
+    "import_tttlm_index",
+    "index_in_memory",
     "open_index",
     "pull_index",
     "push_index",
+    "read_manifest",
+    "write_index",
 ]
 
 __getattr__, __dir__ = door(
     __name__,
     {
         "DocumentIndex": "search",
+        "FORMAT_VERSION": "manifest",
+        "Index": "search",
         "IndexSettings": "build.build",
+        "IndexSubset": "subset",
         "add_documents": "build.build",
         "build_index": "build.build",
-        "import_published_index": "build.tttlm",
+        "fetch_index": "hub.transfer",
+        "fetch_manifest": "hub.transfer",
+        "import_tttlm_index": "build.tttlm",
+        "index_in_memory": "build.build",
         "open_index": "search",
         "pull_index": "hub.transfer",
         "push_index": "hub.transfer",
+        "read_manifest": "manifest",
+        "write_index": "build.save",
     },
 )

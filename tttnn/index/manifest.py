@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,265 @@ from typing import Any
 from huggingface_hub import constants
 
 from tttnn.errors import InputError
-from tttnn.files import sha256_of
-from tttnn.index.vectors import import_faiss
+from tttnn.files import sha256_of, to_json
+from tttnn.index.vectors import STORAGE_PRESETS, faiss_version
 
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "tttnn_index.json"
 FORMAT_VERSION = 2
+METRIC = "squared_l2"
 VECTORS, TEXTS, OFFSETS = "index/shard-{:05d}.faiss", "texts/shard-{:05d}.jsonl", "texts/shard-{:05d}.offsets.npy"
 # "train" in its name lets `load_dataset` find the split
 VIEWER = "data/train-{:05d}.parquet"
 SHARD_FILES = (VECTORS, TEXTS, OFFSETS, VIEWER)
-# Opened, every value is checked; more than this many shards or bytes are not a description of an index.
+# Every value of a manifest is checked; a larger file cannot be one.
 MAX_MANIFEST_BYTES = 256 << 20
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of an index: its size and its sha256."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileEntry":
+        """Describe a file on disk."""
+        return cls(path.stat().st_size, sha256_of(path))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], name: str) -> "FileEntry":
+        """Check the entry of the file `name`."""
+        size, digest = content["bytes"], content["sha256"]
+        _need(type(size) is int and size >= 0, f"bytes of {name}", size)
+        return cls(size, _digest(digest, f"sha256 of {name}"))
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard of an index: how many rows of how many documents, and its files by name."""
+
+    rows: int
+    documents: int
+    files: dict[str, FileEntry]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], number: int) -> "ShardEntry":
+        """Check the entry of the shard `number`."""
+        rows = _count(content["rows"], f"rows of shard {number}")
+        documents, files = content["documents"], content["files"]
+        _need(type(documents) is int and 0 <= documents <= rows, f"documents of shard {number}", documents)
+        # names are known beforehand, so that none leads out of the folder
+        _need({*files} == {name.format(number) for name in SHARD_FILES}, f"files of shard {number}", [*files])
+        return cls(rows, documents, {name: FileEntry.from_json(file, name) for name, file in files.items()})
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How vectors are stored (a preset, and the name for Faiss's factory), and the settings of search."""
+
+    preset: str
+    factory: str
+    search: dict[str, int]
+    shard_size: int
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Storage":
+        """Check the part `storage` of a manifest."""
+        search = content["search"]
+        _need(type(search) is dict and {*search} <= {"nprobe", "k_factor"}, "storage.search", search)
+        return cls(
+            _text(content["preset"], "storage.preset"),
+            _text(content["factory"], "storage.factory"),
+            {name: _count(value, "storage.search") for name, value in search.items()},
+            _count(content["shard_size"], "storage.shard_size"),
+        )
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The share of the `top_k` nearest rows that a search finds, measured with queries that did not choose it."""
+
+    top_k: int
+    recall: float
+    target: float
+    num_queries: int
+    num_rows: int
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Recall":
+        """Check the part `recall` of a manifest."""
+        for name in ("recall", "target"):
+            _need(_finite(content[name]) and 0 <= content[name] <= 1, f"recall.{name}", content[name])
+        for name in ("top_k", "num_queries", "num_rows"):
+            _count(content[name], f"recall.{name}")
+        return cls(*(content[field.name] for field in fields(cls)))
+
+
+@dataclass(frozen=True)
+class EmbedderDescription:
+    """What `Embedder.describe` said when the index was built; an imported index names its `model` and has no probe."""
+
+    name: str
+    revision: str | None
+    pooling: list[str]
+    normalized: bool
+    max_seq_length: int | None
+    dimension: int
+    query_prompt: str
+    document_prompt: str
+    probe: list[float] | None
+    model: str | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "EmbedderDescription":
+        """Check the part `embedder` of a manifest."""
+        revision, model, limit = content["revision"], content.get("model"), content["max_seq_length"]
+        pooling, normalized, probe = content["pooling"], content["normalized"], content["probe"]
+        dimension = _count(content["dimension"], "embedder.dimension")
+        _need(revision is None or type(revision) is str, "embedder.revision", revision)
+        _need(model is None or type(model) is str, "embedder.model", model)
+        _need(limit is None or _whole(limit), "embedder.max_seq_length", limit)
+        _need(type(pooling) is list and all(type(mode) is str for mode in pooling), "embedder.pooling", pooling)
+        _need(type(normalized) is bool, "embedder.normalized", normalized)
+        if probe is not None:
+            finite = type(probe) is list and all(map(_finite, probe)) and any(probe)
+            _need(finite and len(probe) == dimension, "embedder.probe", probe)
+        name, query, document = (
+            _text(content[part], f"embedder.{part}") for part in ("name", "query_prompt", "document_prompt")
+        )
+        return cls(name, revision, pooling, normalized, limit, dimension, query, document, probe, model)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what `Embedder.from_description` and `Embedder.check` take."""
+        content = asdict(self)
+        model = content.pop("model")
+        if model is None:
+            return content
+        return {"name": content.pop("name"), "revision": content.pop("revision"), "model": model, **content}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index is: `from_json` checks every field that is relied upon, whoever wrote the file."""
+
+    library_versions: dict[str, str]
+    faiss_version: str
+    sources: list[str]
+    embedder: EmbedderDescription
+    passage_tokens: int | None
+    storage: Storage
+    recall: Recall | None
+    corpus_digest: str
+    shards: list[ShardEntry]
+
+    @classmethod
+    def of(
+        cls,
+        shards: Sequence[ShardEntry],
+        embedder: EmbedderDescription,
+        storage: Storage,
+        passage_tokens: int | None = None,
+        sources: Sequence[str] = (),
+        recall: Recall | None = None,
+    ) -> "Manifest":
+        """Describe an index of these shards, made with the libraries that are installed."""
+        digests = [shard.files[TEXTS.format(number)].sha256 for number, shard in enumerate(shards)]
+        return cls(
+            library_versions={name: version(name) for name in ("tttnn", "sentence-transformers", "transformers")},
+            faiss_version=faiss_version(),
+            sources=[*sources],
+            embedder=embedder,
+            passage_tokens=passage_tokens,
+            storage=storage,
+            recall=recall,
+            corpus_digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
+            shards=[*shards],
+        )
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Manifest":
+        """Check every field of a manifest; a wrong one is an `InputError`, a missing one a `KeyError`."""
+        embedder, storage = EmbedderDescription.from_json(content["embedder"]), Storage.from_json(content["storage"])
+        _need(content["metric"] == METRIC, "metric", content["metric"])
+        digest = _digest(content["corpus_digest"], "corpus_digest")
+        sources, tokens, recall = content["sources"], content["passage_tokens"], content["recall"]
+        _need(type(sources) is list and all(type(name) is str for name in sources), "sources", sources)
+        _need(tokens is None or _whole(tokens), "passage_tokens", tokens)
+        versions, faiss = content["library_versions"], _text(content["faiss_version"], "faiss_version")
+        texts = type(versions) is dict and all(type(value) is str for value in versions.values())
+        _need(texts, "library_versions", versions)
+        shards = content["shards"]
+        _need(type(shards) is list and shards != [], "shards", shards)
+        manifest = cls(
+            versions,
+            faiss,
+            sources,
+            embedder,
+            tokens,
+            storage,
+            None if recall is None else Recall.from_json(recall),
+            digest,
+            [ShardEntry.from_json(shard, number) for number, shard in enumerate(shards)],
+        )
+        for name, counted in (("num_rows", manifest.num_rows), ("num_documents", manifest.num_documents)):
+            _need(content[name] == counted, name, content[name])
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the content of the file, in the order of its keys."""
+        content = asdict(self)
+        start = ("library_versions", "faiss_version", "sources")
+        return {
+            "format_version": FORMAT_VERSION,
+            **{name: content[name] for name in start},
+            "embedder": self.embedder.to_json(),
+            "metric": METRIC,
+            **{name: content[name] for name in ("passage_tokens", "storage", "recall")},
+            "num_documents": self.num_documents,
+            "num_rows": self.num_rows,
+            **{name: content[name] for name in ("corpus_digest", "shards")},
+        }
+
+    def to_bytes(self) -> bytes:
+        """Give the bytes of the file."""
+        return to_json(self.to_json())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of all shards; fewer than rows where rows are passages."""
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """All files by name."""
+        return {name: file for shard in self.shards for name, file in shard.files.items()}
+
+    def public(self) -> "Manifest":
+        """Name a local embedder `./minilm`, without the folders above it: such a name is never loaded."""
+        path = Path(self.embedder.name)
+        if not path.is_absolute():
+            return self
+        return replace(self, embedder=replace(self.embedder, name=f"./{path.name}"))
+
+    def chosen_shards(self, shards: Sequence[int] | None) -> list[int]:
+        """Check the numbers of shards that are asked for, by default all, and give them in order."""
+        count = len(self.shards)
+        numbers = sorted({*range(count)} if shards is None else {*shards})
+        if not numbers or numbers[0] < 0 or numbers[-1] >= count:
+            raise InputError(f"The shards {numbers} were asked for, but the index has shards 0 to {count - 1}.")
+        return numbers
+
+
+def read_manifest(folder: str | Path) -> Manifest:
     """
     Read the manifest of an index, and make sure that it is one.
 
@@ -38,7 +281,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             The index.
 
     Returns:
-        `dict[str, Any]`: the manifest.
+        `Manifest`: every field is checked.
 
     Raises:
         `FileNotFoundError`: If the folder has no manifest.
@@ -48,77 +291,35 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def manifest_bytes(folder: str | Path) -> bytes:
-    """
-    Read the manifest of an index as it is.
-
-    Args:
-        folder (`str` or `Path`):
-            The index.
-
-    Returns:
-        `bytes`: the file, for `parse_manifest`.
-
-    Raises:
-        `FileNotFoundError`: If the folder has no manifest.
-        `ValueError`: If the file is too large to be one.
-    """
+    """Read the manifest of an index as it is, for `parse_manifest`."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"'{folder}' holds no `{MANIFEST}`, so it is no index. Build one: `tttnn build-index`."
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise InputError(f"'{path}' has {path.stat().st_size} bytes, which no manifest has. Fetch the index anew.")
+        raise InputError(f"'{path}' has {path.stat().st_size} bytes, which no manifest has. Fetch the index again.")
     return path.read_bytes()
 
 
-def parse_manifest(content: bytes, path: str | Path) -> dict[str, Any]:
-    """
-    Parse a manifest, and check every part that is relied upon.
-
-    Args:
-        content (`bytes`):
-            The file, which may come from anybody.
-        path (`str` or `Path`):
-            Where it was, for errors.
-
-    Returns:
-        `dict[str, Any]`: the manifest.
-
-    Raises:
-        `ValueError`: If it is damaged, or of another format.
-    """
+def parse_manifest(content: bytes, path: str | Path) -> Manifest:
+    """Parse a manifest, which may come from anybody; `path` says in errors where it was."""
     try:
-        manifest = json.loads(content)
-        version = manifest["format_version"]
+        parsed = json.loads(content)
+        version = parsed["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"'{path}' is not a manifest ({error!r:.200}). Fetch or build the index anew.") from None
+        raise InputError(f"'{path}' is not a manifest ({error!r:.200}). Fetch or rebuild the index.") from None
     if type(version) is not int or version != FORMAT_VERSION:
         raise InputError(
             f"'{path}' has format_version {version!r:.100}; this tttnn reads {FORMAT_VERSION}. Install the tttnn that "
-            "wrote it, or build the index anew."
+            "wrote it, or rebuild the index."
         )
     try:
-        _check_embedder(manifest["embedder"])
-        _check_storage(manifest["storage"])
-        _need(manifest["metric"] == "squared_l2", "metric", manifest["metric"])
-        _need(_digest(manifest["corpus_digest"]), "corpus_digest", manifest["corpus_digest"])
-        sources, tokens = manifest["sources"], manifest["passage_tokens"]
-        _need(type(sources) is list and all(type(name) is str for name in sources), "sources", sources)
-        _need(tokens is None or _whole(tokens), "passage_tokens", tokens)
-        _check_recall(manifest["recall"])
-        shards = manifest["shards"]
-        _need(type(shards) is list and shards != [], "shards", shards)
-        for number, shard in enumerate(shards):
-            _check_shard(shard, number)
-        _need(manifest["num_rows"] == sum(shard["rows"] for shard in shards), "num_rows", manifest["num_rows"])
-        documents = sum(shard["documents"] for shard in shards)
-        _need(manifest["num_documents"] == documents, "num_documents", manifest["num_documents"])
+        return Manifest.from_json(parsed)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"'{path}' lacks a part or is damaged ({error!r:.200}). Fetch or build the index anew."
+            f"'{path}' lacks a part or is damaged ({error!r:.200}). Fetch or rebuild the index."
         ) from None
-    return manifest
 
 
 def _need(condition: bool, name: str, value: object) -> None:
@@ -126,83 +327,38 @@ def _need(condition: bool, name: str, value: object) -> None:
         raise InputError(f"`{name}` is {value!r:.100}")
 
 
+def _text(value: object, name: str) -> str:
+    _need(type(value) is str, name, value)
+    return value  # type: ignore[return-value]
+
+
 def _whole(value: object) -> bool:
     return type(value) is int and 0 < value < 2**48
 
 
-def _digest(value: object) -> bool:
-    return type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None
+def _count(value: object, name: str) -> int:
+    _need(_whole(value), name, value)
+    return value  # type: ignore[return-value]
+
+
+def _digest(value: object, name: str) -> str:
+    _need(type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None, name, value)
+    return value  # type: ignore[return-value]
 
 
 def _finite(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _check_embedder(embedder: dict[str, Any]) -> None:
-    for name in ("name", "query_prompt", "document_prompt"):
-        _need(type(embedder[name]) is str, f"embedder.{name}", embedder[name])
-    _need(embedder["revision"] is None or type(embedder["revision"]) is str, "embedder.revision", embedder["revision"])
-    _need(_whole(embedder["dimension"]), "embedder.dimension", embedder["dimension"])
-    limit, probe = embedder["max_seq_length"], embedder["probe"]
-    _need(limit is None or _whole(limit), "embedder.max_seq_length", limit)
-    if probe is not None:  # that of an index made of vectors that came from elsewhere
-        finite = type(probe) is list and all(map(_finite, probe)) and any(probe)
-        _need(finite and len(probe) == embedder["dimension"], "embedder.probe", probe)
-
-
-def _check_storage(storage: dict[str, Any]) -> None:
-    for name in ("preset", "factory"):
-        _need(type(storage[name]) is str, f"storage.{name}", storage[name])
-    _need(_whole(storage["shard_size"]), "storage.shard_size", storage["shard_size"])
-    search = storage["search"]
-    _need(type(search) is dict and {*search} <= {"nprobe", "k_factor"}, "storage.search", search)
-    _need(all(map(_whole, search.values())), "storage.search", search)
-
-
-def _check_recall(recall: dict[str, Any] | None) -> None:
-    if recall is not None:
-        for name in ("recall", "target"):
-            _need(_finite(recall[name]) and 0 <= recall[name] <= 1, f"recall.{name}", recall[name])
-        for name in ("top_k", "num_queries", "num_rows"):
-            _need(_whole(recall[name]), f"recall.{name}", recall[name])
-
-
-def _check_shard(shard: dict[str, Any], number: int) -> None:
-    _need(_whole(shard["rows"]), f"rows of shard {number}", shard["rows"])
-    documents, files = shard["documents"], shard["files"]
-    _need(type(documents) is int and 0 <= documents <= shard["rows"], f"documents of shard {number}", documents)
-    # names are known beforehand, so that none leads out of the folder
-    _need({*files} == {name.format(number) for name in SHARD_FILES}, f"files of shard {number}", [*files])
-    for name, file in files.items():
-        _need(type(file["bytes"]) is int and file["bytes"] >= 0, f"bytes of {name}", file["bytes"])
-        _need(_digest(file["sha256"]), f"sha256 of {name}", file["sha256"])
-
-
-def public_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
-    """
-    Leave out of a manifest what is this machine's own: the path of an embedder that is a local folder.
-
-    Args:
-        manifest (`dict[str, Any]`):
-            Of an index.
-
-    Returns:
-        `dict[str, Any]`: with `./minilm`, say, in the place of the path, which is neither on the Hub nor loaded.
-    """
-    embedder, path = manifest["embedder"], Path(manifest["embedder"]["name"])
-    name = f"./{path.name}" if path.is_absolute() else embedder["name"]
-    return {**manifest, "embedder": {**embedder, "name": name}}
-
-
-def check_file(path: Path, expected: dict[str, Any], verify: bool = False) -> None:
+def check_file(path: Path, expected: FileEntry, verify: bool = False) -> None:
     """
     Make sure that a file is the one that the manifest describes.
 
     Args:
         path (`Path`):
             The file.
-        expected (`dict[str, Any]`):
-            Its `bytes` and `sha256`.
+        expected (`FileEntry`):
+            Its size and checksum.
         verify (`bool`, *optional*, defaults to `False`):
             Whether to hash it even where an earlier open on this machine has found it whole.
 
@@ -217,22 +373,22 @@ def check_file(path: Path, expected: dict[str, Any], verify: bool = False) -> No
         )
     # in the Hub's cache a link to the file: removed alone, it would be put back without a download
     status = path.resolve().stat()
-    if status.st_size != expected["bytes"]:
+    if status.st_size != expected.bytes:
         raise InputError(
-            f"'{path}' has {status.st_size} bytes, and the manifest says {expected['bytes']}: it is damaged or not "
-            f"fetched to its end. Remove '{path.resolve()}', and fetch or build the index anew."
+            f"'{path}' has {status.st_size} bytes, and the manifest says {expected.bytes}: it is damaged, or its "
+            f"download did not end. Remove '{path.resolve()}', and fetch or rebuild the index."
         )
     # Hashing a large index takes minutes, so a file found whole once is only looked at again after a change.
-    stamp = f"{path.resolve()}\n{status.st_size} {status.st_mtime_ns} {status.st_ino}\n{expected['sha256']}"
+    stamp = f"{path.resolve()}\n{status.st_size} {status.st_mtime_ns} {status.st_ino}\n{expected.sha256}"
     name = hashlib.sha256(stamp.encode()).hexdigest()
     stamp_file = Path(constants.HF_HOME) / "tttnn" / "verified" / name
     if stamp_file.exists() and not verify:
         return
-    found = sha256_of(path)
-    if found != expected["sha256"]:
+    digest = sha256_of(path)
+    if digest != expected.sha256:
         raise InputError(
-            f"'{path}' is damaged: its sha256 is {found}, and the manifest says {expected['sha256']}. Remove "
-            f"'{path.resolve()}', and fetch or build the index anew."
+            f"'{path}' is damaged: its sha256 is {digest}, and the manifest says {expected.sha256}. Remove "
+            f"'{path.resolve()}', and fetch or rebuild the index."
         )
     try:
         stamp_file.parent.mkdir(parents=True, exist_ok=True)
@@ -241,84 +397,25 @@ def check_file(path: Path, expected: dict[str, Any], verify: bool = False) -> No
         logger.info("'%s' was verified, but that cannot be kept for the next time: %s", path, error)
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """
-    Describe a file in the way of the manifest.
-
-    Args:
-        path (`Path`):
-            The file.
-
-    Returns:
-        `dict[str, Any]`: `bytes` and `sha256`.
-    """
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+def check_trust(folder: Path, manifest: Manifest, numbers: Sequence[int]) -> None:
+    """Make sure that the Faiss files of shards are of a preset, or were built on this machine."""
+    files = [manifest.shards[number].files[VECTORS.format(number)] for number in numbers]
+    if manifest.storage.preset not in STORAGE_PRESETS and not all(_built_here(file).exists() for file in files):
+        raise InputError(
+            f"'{folder}' was made by the factory {manifest.storage.preset!r}, and not on this machine. Only files of "
+            f"the presets {', '.join(STORAGE_PRESETS)} are checked before Faiss reads them; a forged file of another "
+            "kind can crash this process. If you trust its maker, pass `trust_index=True` (`--trust-index`)."
+        )
 
 
-def make_manifest(
-    shards: list[dict[str, Any]],
-    embedder: dict[str, Any],
-    storage: dict[str, Any],
-    passage_tokens: int | None = None,
-    sources: Sequence[str] = (),
-    recall: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """
-    Describe an index.
-
-    Args:
-        shards (`list[dict[str, Any]]`):
-            The entry of each, as `ShardWriter.finish` gives it.
-        embedder (`dict[str, Any]`):
-            What `Embedder.describe` says.
-        storage (`dict[str, Any]`):
-            `preset`, `factory`, `shard_size` and `search`.
-        passage_tokens (`int`, *optional*):
-            Most tokens of a passage, where rows are passages.
-        sources (`Sequence[str]`, *optional*):
-            What was indexed, by name.
-        recall (`dict[str, Any]`, *optional*):
-            What was measured; none for an exact index.
-
-    Returns:
-        `dict[str, Any]`: the manifest, JSON-able.
-    """
-    digests = [shard["files"][TEXTS.format(number)]["sha256"] for number, shard in enumerate(shards)]
-    return {
-        "format_version": FORMAT_VERSION,
-        "library_versions": {name: version(name) for name in ("tttnn", "sentence-transformers", "transformers")},
-        "faiss_version": import_faiss().__version__,
-        "sources": list(sources),
-        "embedder": embedder,
-        "metric": "squared_l2",
-        "passage_tokens": passage_tokens,
-        "storage": storage,
-        "recall": recall,
-        "num_documents": sum(shard["documents"] for shard in shards),
-        "num_rows": sum(shard["rows"] for shard in shards),
-        "corpus_digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
-        "shards": shards,
-    }
+def note_built(file: FileEntry) -> None:
+    """Remember the checksum of a Faiss file that was built on this machine, which its builder may open."""
+    try:
+        _built_here(file).parent.mkdir(parents=True, exist_ok=True)
+        _built_here(file).touch()
+    except OSError as error:
+        logger.info("The index was built here, but that cannot be kept (%s): open it with `trust_index=True`.", error)
 
 
-def chosen_shards(manifest: dict[str, Any], shards: Sequence[int] | None) -> list[int]:
-    """
-    Check which shards are asked for.
-
-    Args:
-        manifest (`dict[str, Any]`):
-            Of the index.
-        shards (`Sequence[int]`, *optional*):
-            Their numbers. By default all.
-
-    Returns:
-        `list[int]`: the numbers, in order.
-
-    Raises:
-        `ValueError`: If none is asked for, or one that is not there.
-    """
-    count = len(manifest["shards"])
-    numbers = sorted({*range(count)} if shards is None else {*shards})
-    if not numbers or numbers[0] < 0 or numbers[-1] >= count:
-        raise InputError(f"The shards {numbers} were asked for, but the index has shards 0 to {count - 1}.")
-    return numbers
+def _built_here(file: FileEntry) -> Path:
+    return Path(constants.HF_HOME) / "tttnn" / "built" / file.sha256

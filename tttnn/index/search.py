@@ -1,30 +1,56 @@
-"""Faiss indexes of document vectors: described by a manifest, opened without a copy, searched as one."""
+"""Indexes of document vectors: described by a manifest, opened without a copy, their shards searched as one."""
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tttnn.documents import Document
 from tttnn.errors import InputError
-from tttnn.index.hub.remote_texts import RemoteFile, RemoteTexts, fetch_remote
 from tttnn.index.manifest import (
     MANIFEST,
     OFFSETS,
-    SHARD_FILES,
     TEXTS,
     VECTORS,
+    VIEWER,
+    Manifest,
+    ShardEntry,
     check_file,
-    chosen_shards,
+    check_trust,
     manifest_bytes,
     parse_manifest,
 )
 from tttnn.index.shard import Shard, blocks, nearest
-from tttnn.index.texts import TextStore
-from tttnn.index.vectors import import_faiss, read_vectors
+from tttnn.index.texts import TextSource, TextStore, fetch_places
+from tttnn.index.vectors import claimed_shape, read_vectors
+
+
+Pairs = list[tuple[float, int]]  # distances and rows that a query found
+
+
+class Index(Protocol):
+    """What is searched: a whole index, a part of one, or one on many machines."""
+
+    embedder: dict[str, Any]
+    digest: str
+
+    def __len__(self) -> int:
+        """Give the number of rows."""
+
+    def search(self, queries: np.ndarray, top_k: int) -> list[Pairs]:
+        """Find at most `top_k` pairs of squared L2 distance and row for each query, nearest first."""
+
+    def documents(self, rows: Sequence[int]) -> list[Document]:
+        """Give the documents of rows, in their order."""
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """Give the vectors of rows, float32 of shape `(n, dimension)`, as exactly as they are stored."""
+
+    def row_at(self, place: int) -> int:
+        """Give the number of a row by its place, below `len`, among the rows that are here."""
 
 
 class DocumentIndex:
@@ -76,25 +102,22 @@ class DocumentIndex:
         """
         self.nprobe, self.k_factor = search.get("nprobe"), search.get("k_factor", 1)
 
-    def shard_of(self, row: int) -> tuple[Shard, int]:
+    def row_at(self, place: int) -> int:
         """
-        Find the shard of a row.
+        Give the number of a row by its place among the rows of the open shards.
 
         Args:
-            row (`int`):
-                A row of the whole index.
+            place (`int`):
+                Below `len(index)`.
 
         Returns:
-            `tuple[Shard, int]`: the shard, and the row's place in it.
-
-        Raises:
-            `IndexError`: If no open shard has the row.
+            `int`: the row of the whole index; the same number where all shards are open.
         """
-        for shard in self.shards[max(bisect_right(self.shards, row, key=lambda shard: shard.start) - 1, 0) :][:1]:
-            if 0 <= row - shard.start < len(shard):
-                return shard, row - shard.start
-        ranges = ", ".join(f"{shard.start} to {shard.start + len(shard) - 1}" for shard in self.shards)
-        raise IndexError(f"Row {row} was asked for, but the index holds rows {ranges}.")
+        for shard in self.shards:
+            if place < len(shard):
+                return shard.start + place
+            place -= len(shard)
+        raise IndexError(f"The index holds {len(self)} rows, and place {place + len(self)} was asked for.")
 
     def documents(self, rows: Sequence[int]) -> list[Document]:
         """
@@ -112,18 +135,36 @@ class DocumentIndex:
             `ConnectionError`: If the texts are on the Hub, and it does not serve.
             `ValueError`: If a text is damaged.
         """
-        found: dict[int, Document] = {}
-        remote: dict[int, tuple[RemoteTexts, int]] = {}
-        for row in dict.fromkeys(rows):
-            shard, place = self.shard_of(row)
-            if isinstance(shard.documents, RemoteTexts):
-                remote[row] = shard.documents, place
-            else:
-                found[row] = shard.documents[place]
-        found.update(zip(remote, fetch_remote([*remote.values()]), strict=True))
-        return [found[row] for row in rows]
+        places = {row: self._place_of(row) for row in dict.fromkeys(rows)}
+        documents = fetch_places([(shard.documents, place) for shard, place in places.values()])
+        by_row = dict(zip(places, documents, strict=True))
+        return [by_row[row] for row in rows]
 
-    def search(self, queries: np.ndarray, top_k: int) -> list[list[tuple[float, int]]]:
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """
+        Give the vectors of rows.
+
+        Args:
+            rows (`Sequence[int]`):
+                Rows of the whole index, at least one.
+
+        Returns:
+            `np.ndarray`: float32 of shape `(len(rows), dimension)`, as exactly as they are stored.
+
+        Raises:
+            `IndexError`: If no open shard has a row.
+        """
+        return np.concatenate([shard.vectors_of([place]) for shard, place in map(self._place_of, rows)])
+
+    def _place_of(self, row: int) -> tuple[Shard, int]:
+        """Find the shard of a row, and the row's place in it."""
+        for shard in self.shards[max(bisect_right(self.shards, row, key=lambda shard: shard.start) - 1, 0) :][:1]:
+            if 0 <= row - shard.start < len(shard):
+                return shard, row - shard.start
+        ranges = ", ".join(f"{shard.start} to {shard.start + len(shard) - 1}" for shard in self.shards)
+        raise IndexError(f"Row {row} was asked for, but the index holds rows {ranges}.")
+
+    def search(self, queries: np.ndarray, top_k: int) -> list[Pairs]:
         """
         Find the nearest rows of each query.
 
@@ -137,70 +178,77 @@ class DocumentIndex:
             `list[list[tuple[float, int]]]`: for each query at most `top_k` pairs of squared L2 distance and row of the
             whole index, nearest first, equal distances by row.
         """
-        return self.search_each(queries, top_k, [self.k_factor])[0]
+        return search_shards(self.shards, queries, top_k, self.nprobe, [self.k_factor])[0]
 
-    def search_each(
-        self, queries: np.ndarray, top_k: int, k_factors: Sequence[int]
-    ) -> list[list[list[tuple[float, int]]]]:
-        """
-        Search with each of several `k_factor`; candidates are looked for once.
+    @property
+    def is_prefixed(self) -> bool:
+        """Whether fewer rows are always the first of more: not if some are ranked again, or a graph is walked."""
+        return self.shards[0].is_plain  # shards are stored alike
 
-        Args:
-            queries (`np.ndarray`):
-                As `search` takes them.
-            top_k (`int`):
-                Rows wanted for each query.
-            k_factors (`Sequence[int]`):
-                Each as `set_search` takes it.
 
-        Returns:
-            `list[list[list[tuple[float, int]]]]`: what `search` would give, for each.
-        """
-        if len(queries) == 0:
-            return [[] for _ in k_factors]
-        distances, rows = self._candidates(queries, top_k * max(k_factors))
-        if self.shards[0].exact is not None:
-            distances = np.full(rows.shape, np.inf, np.float32)
-            for shard in self.shards:
-                shard.measure(queries, rows, distances)
-        results = []
-        for depth in (top_k * k_factor for k_factor in k_factors):
-            near, found = nearest(distances[:, :depth], rows[:, :depth], top_k)
-            pairs = zip(near.tolist(), found.tolist(), strict=True)
-            results.append([[pair for pair in zip(*each, strict=True) if pair[1] >= 0] for each in pairs])
-        return results
+def search_shards(
+    shards: Sequence[Shard],
+    queries: np.ndarray,
+    top_k: int,
+    nprobe: int | None = None,
+    k_factors: Sequence[int] = (1,),
+    masks: Sequence[np.ndarray] | None = None,
+) -> list[list[Pairs]]:
+    """
+    Search shards as one, with each of several `k_factor`; candidates are looked for once.
 
-    def _candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find rows of each query, nearest first, padded with the row -1; each shard is read once."""
-        parts = blocks(np.ascontiguousarray(queries, np.float32))
-        # all shards are divided by the same centroids: the lists to look into are found once
-        lists = [self.shards[0].near_lists(part, self.nprobe) for part in parts]
-        distances, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        for shard in self.shards:
-            asked = min(depth, len(shard)), self.nprobe
-            selector = self._selector(shard)
-            found = [shard.search(part, *asked, near, selector) for part, near in zip(parts, lists, strict=True)]
-            near, places = (np.concatenate(each) for each in zip(*found, strict=True))
-            if places.max() >= len(shard):
-                raise InputError(
-                    f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {places.max()} "
-                    "of its own: it is damaged. Fetch or build the index anew."
-                )
-            # an inverted-file index pads with -1 where its probed lists hold too few rows
-            places[places >= 0] += shard.start
-            distances, rows = nearest(np.hstack([distances, near]), np.hstack([rows, places]), depth)
-        return distances, rows
+    A shard is opened by being asked for: each is asked for in turn, so that a sequence may keep one open at a time.
+    `masks` says for each shard which of its places are searched.
+    """
+    if len(queries) == 0:
+        return [[] for _ in k_factors]
+    distances, rows = _candidates(shards, queries, top_k * max(k_factors), nprobe, masks)
+    if shards[0].exact is not None:
+        distances = np.full(rows.shape, np.inf, np.float32)
+        for shard in shards:
+            shard.measure(queries, rows, distances)
+    results = []
+    for depth in (top_k * k_factor for k_factor in k_factors):
+        near, near_rows = nearest(distances[:, :depth], rows[:, :depth], top_k)
+        lines = zip(near.tolist(), near_rows.tolist(), strict=True)
+        results.append([[pair for pair in zip(*line, strict=True) if pair[1] >= 0] for line in lines])
+    return results
 
-    def _selector(self, shard: Shard) -> Any:  # noqa: ANN401
-        """Give a Faiss selector of places in a shard, or None for all."""
-        return None
+
+def _candidates(
+    shards: Sequence[Shard],
+    queries: np.ndarray,
+    depth: int,
+    nprobe: int | None,
+    masks: Sequence[np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find rows of each query, nearest first, padded with the row -1; each shard is read once."""
+    parts = blocks(np.ascontiguousarray(queries, np.float32))
+    # all shards are divided by the same centroids: the lists to look into are found once
+    lists = [shards[0].near_lists(part, nprobe) for part in parts]
+    distances, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for number, shard in enumerate(shards):
+        asked, mask = (min(depth, len(shard)), nprobe), None if masks is None else masks[number]
+        results = [shard.search(part, *asked, near, mask) for part, near in zip(parts, lists, strict=True)]
+        near, places = (np.concatenate(each) for each in zip(*results, strict=True))
+        if places.max() >= len(shard):
+            raise InputError(
+                f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {places.max()} "
+                "of its own: it is damaged. Fetch or rebuild the index."
+            )
+        # an inverted-file index pads with -1 where its probed lists hold too few rows
+        places[places >= 0] += shard.start
+        distances, rows = nearest(np.hstack([distances, near]), np.hstack([rows, places]), depth)
+    return distances, rows
 
 
 def open_index(
     folder: str | Path,
+    *,
     verify: bool = False,
     shards: Sequence[int] | None = None,
-    remote: Mapping[str, RemoteFile] | None = None,
+    open_texts: Callable[[int, ShardEntry], TextSource] | None = None,
+    trust_index: bool = False,
 ) -> DocumentIndex:
     """
     Open an index without reading its vectors or texts into memory.
@@ -212,74 +260,61 @@ def open_index(
             Whether to hash every file even where an earlier open on this machine has found it whole.
         shards (`Sequence[int]`, *optional*):
             Numbers of the shards to open; the others need not be there. By default all.
-        remote (`Mapping[str, RemoteFile]`, *optional*):
-            The files of the texts, by name, where they stay on the Hub. By default they are local.
+        open_texts (`Callable`, *optional*):
+            Opens the texts of a shard, given its number and its entry in the manifest, where they are not in the
+            folder.
+        trust_index (`bool`, *optional*, defaults to `False`):
+            Whether to let Faiss read files of kinds whose sizes are not checked beforehand. The presets `flat`, `ivf`
+            and `scale` are checked; a file of another factory can crash the process, or take all memory, if somebody
+            forged it. Files that were built on this machine are trusted in any case.
 
     Returns:
         `DocumentIndex`: memory-mapped.
 
     Raises:
         `FileNotFoundError`: If the folder has no manifest, or a file that the manifest names is missing.
-        `ValueError`: If the manifest is of another format, a file is not as the manifest says, or there is no such
-            shard.
+        `ValueError`: If the manifest is of another format, a file is not as the manifest says, there is no such shard,
+            or the index is not of a preset and not trusted.
     """
     folder = Path(folder)
-    content = manifest_bytes(folder)  # once, for an `add` may put another in its place
+    content = manifest_bytes(folder)  # once, because an `add` may put another in its place
     manifest = parse_manifest(content, folder / MANIFEST)
-    numbers = chosen_shards(manifest, shards)
-    opened, start = [], 0
-    for number, entry in enumerate(manifest["shards"]):
-        if number in numbers:
-            opened.append(_open_shard(folder, manifest, number, start, verify, remote))
-        start += entry["rows"]
-    _check_alike(opened, folder)
-    digest = hashlib.sha256(content + (b"" if shards is None else str(numbers).encode())).hexdigest()
-    search, passage_tokens = manifest["storage"]["search"], manifest["passage_tokens"]
-    return DocumentIndex(opened, manifest["embedder"], digest, search, folder, passage_tokens)
-
-
-def _check_alike(shards: list[Shard], folder: Path) -> None:
-    """Make sure that shards are stored and divided alike: the lists to look into are found once for all."""
-    first = shards[0]
-    for shard in shards[1:]:
-        alike = type(shard.lists) is type(first.lists) and (shard.exact is None) == (first.exact is None)
-        if alike and isinstance(first.lists, import_faiss().IndexIVF):
-            alike = shard.lists.nlist == first.lists.nlist
-            # of their centroids three are looked at, for opening must not read them all
-            for place in (0, first.lists.nlist // 2, first.lists.nlist - 1) if alike else ():
-                centroids = [each.lists.quantizer.reconstruct(place) for each in (first, shard)]
-                alike = alike and np.array_equal(*centroids)
-        if not alike:
+    numbers = manifest.chosen_shards(shards)
+    if not trust_index:
+        check_trust(folder, manifest, numbers)
+    starts = np.cumsum([0] + [entry.rows for entry in manifest.shards]).tolist()
+    opened = []
+    for number in numbers:
+        vectors, entry = _open_vectors(folder, manifest, number, verify), manifest.shards[number]
+        check_file(folder / OFFSETS.format(number), entry.files[OFFSETS.format(number)], verify)
+        if open_texts is None:
+            path = folder / TEXTS.format(number)
+            check_file(path, entry.files[TEXTS.format(number)], verify)
+            source: TextSource = TextStore(path, entry.rows)
+        else:
+            source = open_texts(number, entry)
+        opened.append(Shard(vectors, source, starts[number]))
+    for shard in opened[1:]:
+        if not shard.is_like(opened[0]):  # the lists to look into are found once for all
             raise InputError(
-                f"The shards of '{folder}' that begin at rows {first.start} and {shard.start} are stored in different "
-                "ways. Fetch or build the index anew."
+                f"The shards of '{folder}' that begin at rows {opened[0].start} and {shard.start} are stored in "
+                "different ways. Fetch or rebuild the index."
             )
+    digest = hashlib.sha256(content + (b"" if shards is None else str(numbers).encode())).hexdigest()
+    embedder, search = manifest.embedder.to_json(), manifest.storage.search
+    return DocumentIndex(opened, embedder, digest, search, folder, manifest.passage_tokens)
 
 
-def _open_shard(
-    folder: Path,
-    manifest: dict[str, Any],
-    number: int,
-    start: int,
-    verify: bool,
-    remote: Mapping[str, RemoteFile] | None,
-) -> Shard:
-    entry, vectors_path = manifest["shards"][number], folder / VECTORS.format(number)
-    offsets, texts = folder / OFFSETS.format(number), folder / TEXTS.format(number)
-    for name in (pattern.format(number) for pattern in SHARD_FILES):
-        if name == TEXTS.format(number) and remote is not None:
-            continue
-        # the files for viewers are not opened here, and may be left out
-        if folder / name in (vectors_path, offsets, texts) or verify and (folder / name).is_file():
-            check_file(folder / name, entry["files"][name], verify)
-    vectors = read_vectors(vectors_path, manifest["storage"]["preset"])
-    if (vectors.ntotal, vectors.d) != (entry["rows"], manifest["embedder"]["dimension"]):
+def _open_vectors(folder: Path, manifest: Manifest, number: int, verify: bool) -> Any:  # noqa: ANN401
+    entry, path = manifest.shards[number], folder / VECTORS.format(number)
+    check_file(path, entry.files[VECTORS.format(number)], verify)
+    # the viewer's file is not opened here, and may be left out
+    if verify and (viewer := folder / VIEWER.format(number)).is_file():
+        check_file(viewer, entry.files[VIEWER.format(number)], verify)
+    rows, dimension = claimed_shape(path)
+    if (rows, dimension) != (entry.rows, manifest.embedder.dimension):
         raise InputError(
-            f"Shard {number} of '{folder}' should hold {entry['rows']} rows of dimension "
-            f"{manifest['embedder']['dimension']}, but has {vectors.ntotal} vectors of dimension {vectors.d}. "
-            "Fetch or build the index anew."
+            f"Shard {number} of '{folder}' should hold {entry.rows} rows of dimension {manifest.embedder.dimension}, "
+            f"but has {rows} vectors of dimension {dimension}. Fetch or rebuild the index."
         )
-    if remote is None:
-        return Shard(vectors, TextStore(texts, entry["rows"]), start)
-    name = TEXTS.format(number)
-    return Shard(vectors, RemoteTexts(remote[name], offsets, entry["rows"], entry["files"][name]["bytes"]), start)
+    return read_vectors(path, manifest.storage.preset)

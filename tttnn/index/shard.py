@@ -1,14 +1,13 @@
 """A part of an index: its vectors, how they are searched, and where its documents are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tttnn.documents import Document
 from tttnn.errors import InputError
-from tttnn.index.hub.remote_texts import RemoteTexts
-from tttnn.index.texts import TextStore
+from tttnn.index.texts import TextSource
 from tttnn.index.vectors import import_faiss
 
 
@@ -20,20 +19,10 @@ QUERIES_PER_SEARCH = 16
 
 @dataclass
 class Shard:
-    """
-    A part of an index.
-
-    Args:
-        vectors (`faiss.Index`):
-            A Faiss index of squared L2 distances.
-        documents (`list[Document]`, `TextStore` or `RemoteTexts`):
-            The documents of its rows.
-        start (`int`, *optional*, defaults to `0`):
-            Its first row in the whole index.
-    """
+    """A part of an index: a Faiss index of squared L2 distances, the documents of its rows, and its first row."""
 
     vectors: Any
-    documents: list[Document] | TextStore | RemoteTexts
+    documents: TextSource
     start: int = 0
 
     def __post_init__(self) -> None:
@@ -48,19 +37,36 @@ class Shard:
     def __len__(self) -> int:
         return int(self.vectors.ntotal)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether vectors are stored as they are: a search for more rows then begins with what one for fewer finds."""
+        faiss = import_faiss()
+        return isinstance(self.vectors, faiss.IndexFlat | faiss.IndexIVFFlat)
+
+    def is_like(self, other: "Shard") -> bool:
+        """Whether another shard is stored and divided in the same way."""
+        if type(self.lists) is not type(other.lists) or (self.exact is None) != (other.exact is None):
+            return False
+        if not isinstance(self.lists, import_faiss().IndexIVF):
+            return True
+        # of their centroids three are looked at, because opening must not read them all
+        return self.lists.nlist == other.lists.nlist and all(
+            np.array_equal(*(each.lists.quantizer.reconstruct(place) for each in (self, other)))
+            for place in (0, self.lists.nlist // 2, self.lists.nlist - 1)
+        )
+
+    def vectors_of(self, places: Sequence[int]) -> np.ndarray:
+        """Give the vectors of places, as exactly as they are stored."""
+        stored = self.vectors if self.exact is None else self.exact
+        # `reconstruct` fails for an inverted file without a map of its rows
+        return np.concatenate([stored.reconstruct_n(int(place), 1) for place in places])
+
     def near_lists(self, queries: np.ndarray, nprobe: int | None) -> tuple[np.ndarray, np.ndarray] | None:
         """
-        Find the inverted lists to look into, which are the same for all shards of an index.
+        Find the inverted lists to look into: distances of their centroids, and their numbers.
 
-        Args:
-            queries (`np.ndarray`):
-                float32 of shape `(n, dimension)`.
-            nprobe (`int`, *optional*):
-                How many, at most all. By default what the file says.
-
-        Returns:
-            `tuple[np.ndarray, np.ndarray]`: distances of their centroids, and their numbers, both of shape
-            `(n, nprobe)`. None where there are no lists, or vectors are rotated before they are divided.
+        They are the same for all shards of an index. None if there are no lists, or vectors are rotated before they
+        are divided.
         """
         if not isinstance(self.lists, import_faiss().IndexIVF):
             return None
@@ -72,40 +78,30 @@ class Shard:
         depth: int,
         nprobe: int | None,
         lists: tuple[np.ndarray, np.ndarray] | None = None,
-        selector: Any = None,  # noqa: ANN401
+        mask: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        Find the nearest places of each query; nothing is kept for the next search.
+        Find distances and places nearest to each query, both of shape `(n, depth)`, padded with the place -1.
 
-        Args:
-            queries (`np.ndarray`):
-                float32 of shape `(n, dimension)`, contiguous.
-            depth (`int`):
-                Places wanted for each query.
-            nprobe (`int`, *optional*):
-                As `near_lists` takes it.
-            lists (`tuple[np.ndarray, np.ndarray]`, *optional*):
-                What `near_lists` gave. By default they are found here, if there are any.
-            selector (`faiss.IDSelector`, *optional*):
-                The places among which to search. By default all.
-
-        Returns:
-            `tuple[np.ndarray, np.ndarray]`: distances and places, both of shape `(n, depth)`; the place is -1 where
-            fewer are found.
+        `lists` is what `near_lists` gave, and `mask` says which places are searched. Nothing is kept for the next
+        search.
         """
-        faiss, settings = import_faiss(), self._settings(nprobe, selector)
+        faiss = import_faiss()
+        # eight places a byte, the first in the lowest bit
+        selector = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+        settings = self._settings(nprobe, selector)
         if lists is None:
             return self.lists.search(queries, depth, params=settings)
         if queries.shape[1] != self.lists.d:  # which Faiss does not look at here
             raise InputError(
                 f"The lists of the shard that begins at row {self.start} are of dimension {self.lists.d}, and queries "
-                f"of {queries.shape[1]}: it is damaged. Fetch or build the index anew."
+                f"of {queries.shape[1]}: it is damaged. Fetch or rebuild the index."
             )
         settings.nprobe = lists[1].shape[1]
         near, places = np.empty((len(queries), depth), np.float32), np.empty((len(queries), depth), np.int64)
-        given, numbers, distances, *found = map(faiss.swig_ptr, (queries, lists[1], lists[0], near, places))
+        vectors, numbers, distances, *results = map(faiss.swig_ptr, (queries, lists[1], lists[0], near, places))
         # `search_preassigned` of Faiss 1.15 takes no settings
-        self.lists.search_preassigned_c(len(queries), given, depth, numbers, distances, *found, False, settings)
+        self.lists.search_preassigned_c(len(queries), vectors, depth, numbers, distances, *results, False, settings)
         return near, places
 
     def _settings(self, nprobe: int | None, selector: Any = None) -> Any:  # noqa: ANN401
@@ -119,17 +115,7 @@ class Shard:
         return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe, max_codes=lists.max_codes)
 
     def measure(self, queries: np.ndarray, rows: np.ndarray, distances: np.ndarray) -> None:
-        """
-        Measure the candidates that are in this shard by the vectors that are stored whole.
-
-        Args:
-            queries (`np.ndarray`):
-                float32 of shape `(n, dimension)`.
-            rows (`np.ndarray`):
-                Of shape `(n, depth)`: for each query rows of the whole index.
-            distances (`np.ndarray`):
-                float32 of the same shape, into which the squared L2 distances of this shard's rows are written.
-        """
+        """Write into `distances` those of the candidate `rows` that are in this shard, by the vectors stored whole."""
         for block, among, measured in zip(blocks(queries), blocks(rows), blocks(distances), strict=True):
             places = among - self.start
             inside = (places >= 0) & (places < len(self))
@@ -139,34 +125,12 @@ class Shard:
 
 
 def blocks(array: np.ndarray) -> list[np.ndarray]:
-    """
-    Divide queries, or what belongs to each of them.
-
-    Args:
-        array (`np.ndarray`):
-            Of any shape.
-
-    Returns:
-        `list[np.ndarray]`: views of at most `QUERIES_PER_SEARCH` lines each.
-    """
+    """Divide queries, or what belongs to each of them, into views of at most `QUERIES_PER_SEARCH` lines."""
     return [array[first : first + QUERIES_PER_SEARCH] for first in range(0, len(array), QUERIES_PER_SEARCH)]
 
 
 def nearest(distances: np.ndarray, rows: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Choose of the rows that were found for each query those that are nearest.
-
-    Args:
-        distances (`np.ndarray`):
-            Of shape `(n, found)`.
-        rows (`np.ndarray`):
-            Of the same shape; -1 where fewer were found.
-        number (`int`):
-            Rows wanted for each query.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: at most as many of both, nearest first, equal distances by row, -1 at the end.
-    """
+    """Choose the nearest rows of each query; equal distances are ordered by row, and the padding -1 comes last."""
     order = np.lexsort((rows, distances, rows < 0))[:, :number]
     lines = np.arange(len(rows))[:, None]
     return distances[lines, order], rows[lines, order]

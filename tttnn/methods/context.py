@@ -1,17 +1,21 @@
 """Neighbors in the context window, in the place of training on them or beside it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
-from tttnn.adaptation.requirements import context_length
-from tttnn.adaptation.scoring import ScoredText, lay_out_context, score_in_context
-from tttnn.adaptation.steps import in_model
-from tttnn.adaptation.windows import prefix_token_id
+from tttnn.adaptation import (
+    Episode,
+    Method,
+    TestTimeTrainer,
+    TrainableArguments,
+    context_length,
+    in_model,
+    lay_out_context,
+    prefix_token_id,
+    score_in_context,
+)
 from tttnn.errors import InputError
-from tttnn.methods.base import AdapterTrainer
-from tttnn.neighbors import Neighbor
-from tttnn.records import DocumentRecord
 
 
 @dataclass
@@ -22,7 +26,7 @@ class ContextArguments:
     Args:
         context_length (`int`, *optional*):
             Tokens of neighbors before each scoring window, at most. By default the model's context less `max_length`,
-            or half of `max_length` where that is more; then windows are shorter by what the neighbors take of them.
+            or half of `max_length` if that is more; then windows are shorter by what the neighbors take of them.
 
     Raises:
         `ValueError`: If it is not positive.
@@ -41,7 +45,8 @@ class ContextArguments:
             raise InputError(f"`context_length` is {self.context_length} tokens. Pass at least 1.")
 
 
-class ContextTrainer(AdapterTrainer):
+@dataclass(frozen=True)
+class Context(Method):
     """
     Scores a document with its neighbors in the context window, and takes no step: `--method context`.
 
@@ -51,57 +56,62 @@ class ContextTrainer(AdapterTrainer):
     Args:
         context (`ContextArguments`, *optional*):
             How much of the model's context the neighbors get.
-        kwargs:
-            Those of `AdapterTrainer`.
-
-    Raises:
-        `ValueError`: If the model's context has no room for neighbors and text, or its prefix is trained.
     """
 
-    method = "context"
+    name = "context"
+    description = "neighbors in the context window, no step"
     trains = False
+    own_options = {"context": ContextArguments}
 
-    def __init__(self, *, context: ContextArguments | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if self.trainable.trainable == "prefix":
+    context: ContextArguments = field(default_factory=ContextArguments)
+
+    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+        """Fill in the room for neighbors; refuse one that leaves no token, and a prefix in the context's place."""
+        super().prepared_for(trainer)
+        if self.trainable is not None and self.trainable.trainable == "prefix":
             # PEFT puts the prefix into the place of the keys and values of what was read before
             raise InputError(
-                f"`trainable` is 'prefix', which takes the place of the context that {self.method} reads first. "
-                "Choose another, lora say."
+                f"`trainable` is 'prefix', which takes the place of the context that {self.name} reads first. Choose "
+                "another, for example lora."
             )
-        self.limit = context_length(self.model)
-        self.context_length = (context or ContextArguments()).context_length or self._default_length()
-        if self.limit is not None and self.context_length > self.limit - 2:
+        limit = context_length(trainer.model)
+        length = self.context.context_length
+        if length is None and limit is None:
+            length = trainer.args.num_neighbors * (trainer.max_length + 1)
+        elif length is None and limit is not None:
+            length = max(limit - trainer.max_length - 1, trainer.max_length // 2)
+        if limit is not None and length is not None and length > limit - 2:
             raise InputError(
-                f"`context_length` is {self.context_length} tokens, and the model reads {self.limit} at once: no "
-                f"token is left for the text. Pass at most {self.limit - 2}."
+                f"`context_length` is {length} tokens, and the model reads {limit} at once: no token is left for the "
+                f"text. Pass at most {limit - 2}."
             )
+        return replace(self, context=ContextArguments(length))
 
-    def _default_length(self) -> int:
-        if self.limit is None:
-            return self.args.num_neighbors * (self.max_length + 1)
-        return max(self.limit - self.max_length - 1, self.max_length // 2)
+    def settings(self) -> dict[str, Any]:
+        """Name the method and the room for neighbors."""
+        return {**super().settings(), "context_length": self.context.context_length}
 
-    def method_settings(self) -> dict[str, Any]:
-        """Name the method and the room for neighbors (see `EpisodeTrainer.method_settings`)."""
-        return {**super().method_settings(), "context_length": self.context_length}
-
-    def _score_after(self, neighbors: list[Neighbor], scored_text: ScoredText, record: DocumentRecord) -> None:
-        start, prefix_id = perf_counter(), prefix_token_id(self.processing_class)
-        nearest_first = sorted(neighbors, key=lambda neighbor: neighbor.distance)
-        token_ids = [sum(self._chunks(neighbor), []) for neighbor in nearest_first]
-        context = lay_out_context(token_ids, prefix_id, self.context_length)
-        windows = scored_text
-        if context and self.limit is not None:
+    def score_adapted(self, episode: Episode) -> None:
+        """Score the document after its neighbors."""
+        start, trainer = perf_counter(), episode.trainer
+        prefix_id, limit = prefix_token_id(trainer.processing_class), context_length(trainer.model)
+        nearest_first = sorted(episode.neighbors, key=lambda neighbor: neighbor.distance)
+        token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
+        context = lay_out_context(token_ids, prefix_id, self.context.context_length or 0)
+        windows = episode.scored_text
+        if context and limit is not None:
             # one token more parts the context from the window
-            windows = scored_text.cut(min(self.max_length, self.limit - len(context) - 1))
-        with self.compute_loss_context_manager(), in_model(record):
-            nll = score_in_context(self.model, windows, context, prefix_id, self.max_length)
-        self._keep_score(nll, windows, record, start)
+            windows = windows.cut(min(trainer.max_length, limit - len(context) - 1))
+        with trainer.compute_loss_context_manager(), in_model(episode.record):
+            nll = score_in_context(episode.model, windows, context, prefix_id, trainer.max_length)
+        episode.add_score(nll, start, windows)
 
 
-class ContextAndTrainingTrainer(ContextTrainer):
+@dataclass(frozen=True)
+class ContextAndTraining(Context):
     """Trains on the neighbors, and then scores with them in the context window too: `--method context+ttt`."""
 
-    method = "context+ttt"
+    name = "context+ttt"
+    description = "both"
     trains = True
+    own_options = {"trainable": TrainableArguments, "context": ContextArguments}

@@ -10,12 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tttnn.adaptation.scoring import ScoredText
-from tttnn.adaptation.steps import in_model
-from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows
+from tttnn.adaptation import Episode, Method, Window, in_model, prefix_token_id, scoring_windows
 from tttnn.errors import InputError
-from tttnn.methods.base import AdapterTrainer
-from tttnn.neighbors import Neighbor
 from tttnn.records import DocumentRecord, nll_matrix
 
 
@@ -136,7 +132,8 @@ def read_windows(model: PreTrainedModel, windows: list[Window]) -> Iterator[tupl
         yield states, targets, logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
 
-class KnnLMTrainer(AdapterTrainer):
+@dataclass(frozen=True)
+class KnnLM(Method):
     """
     Mixes the model with the votes of its neighbors' hidden states, and takes no step: `--method knn-lm`.
 
@@ -148,44 +145,42 @@ class KnnLMTrainer(AdapterTrainer):
         knn (`KnnArguments`):
             One pair of lambda and temperature to evaluate. With several, to choose from, a record has a score for
             each, in the order of `KnnArguments.candidates`, after the score before; metrics are those of the last.
-        kwargs:
-            Those of `AdapterTrainer`.
 
     Source: Khandelwal et al., [kNN-LM](https://huggingface.co/papers/1911.00172).
     """
 
-    method = "knn-lm"
+    name = "knn-lm"
+    description = "the neighbors' hidden states vote for the next token"
     trains = False
+    own_options = {"knn": KnnArguments}
 
-    def __init__(self, *, knn: KnnArguments, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.knn = knn
+    knn: KnnArguments = field(default_factory=KnnArguments)
 
-    def method_settings(self) -> dict[str, Any]:
-        """Name the method and its weights (see `EpisodeTrainer.method_settings`)."""
-        return {**super().method_settings(), **vars(self.knn)}
+    def settings(self) -> dict[str, Any]:
+        """Name the method and its weights."""
+        return {**super().settings(), **vars(self.knn)}
 
-    def _score_after(self, neighbors: list[Neighbor], scored_text: ScoredText, record: DocumentRecord) -> None:
-        start, prefix_id = perf_counter(), prefix_token_id(self.processing_class)
-        chunks = [sum(self._chunks(neighbor), []) for neighbor in neighbors]
-        windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, self.max_length)]
-        with self.compute_loss_context_manager(), in_model(record):
-            nlls = self._mixed_nlls(windows, scored_text.windows)
-        self._keep_score(nlls[0], scored_text, record, start)
-        record.nll += nlls[1:]  # of the other candidates, from the same pass
+    def score_adapted(self, episode: Episode) -> None:
+        """Append the score under each pair of weight and temperature, all from one pass."""
+        start, trainer = perf_counter(), episode.trainer
+        prefix_id = prefix_token_id(trainer.processing_class)
+        chunks = [sum(episode.chunks_of(neighbor), []) for neighbor in episode.neighbors]
+        windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, trainer.max_length)]
+        with trainer.compute_loss_context_manager(), in_model(episode.record):
+            nlls = self._mixed_nlls(episode.model, windows, episode.scored_text.windows)
+        episode.add_score(nlls[0], start)
+        episode.record.nll += nlls[1:]
 
-    def _mixed_nlls(self, neighbors: list[Window], scored: list[Window]) -> list[float]:
+    def _mixed_nlls(self, model: PreTrainedModel, neighbors: list[Window], scored: list[Window]) -> list[float]:
         """Give the nll of the scored windows under each pair of weight and temperature."""
-        stored = [(states, targets) for states, targets, _ in read_windows(self.model, neighbors)]
+        stored = [(states, targets) for states, targets, _ in read_windows(model, neighbors)]
         datastore = Datastore(*map(torch.cat, zip(*stored, strict=True))) if stored else None
         totals = [0.0] * len(self.knn.candidates)
-        for states, targets, from_model in read_windows(self.model, scored):
-            votes = from_model.expand(
-                len(self.knn.knn_temperature), -1
-            )  # without a datastore the model stays as it is
+        for states, targets, from_model in read_windows(model, scored):
+            votes = from_model.expand(len(self.knn.knn_temperature), -1)  # no datastore leaves the model as it is
             if datastore is not None:
                 votes = datastore.log_probabilities(states, targets, self.knn.knn_temperature, self.knn.knn_k)
-            # on the host, for float64 is not on every device
+            # on the host, because float64 is not on every device
             from_model, votes = from_model.double().cpu(), votes.double().cpu()
             for place, (row, weight) in enumerate(product(votes, self.knn.knn_lambda)):
                 mixed = torch.logaddexp(from_model + math.log1p(-weight), row + _log(weight))

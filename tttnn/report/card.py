@@ -1,12 +1,14 @@
-"""A section for a model card, made of the same records as the report."""
+"""A section for a model card, made of the same results as the report."""
 
 from pathlib import Path
+
+import numpy as np
 
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.results import contaminated
 from tttnn.report.runs import Run
 from tttnn.report.study import Study
-from tttnn.report.tables import difference, figure, share
+from tttnn.report.tables import count_documents, difference, score_cells, share
 
 
 CITATION = """@inproceedings{hardt2024test,
@@ -26,37 +28,19 @@ PILE_CITATION = """@article{gao2020pile,
 
 
 def model_card(study: Study) -> list[Block]:
-    """
-    Write the evaluation section of a model card.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-
-    Returns:
-        `list[Block]`: what was evaluated, how, results, limits, citation.
-    """
+    """Write the evaluation section of a model card: what was evaluated, how, results, limits, citation."""
     grouping = study.grouping
     header = ["run", "method", "documents", "bits per byte before", "after", "ratio"]
     header += [f"difference, {study.interval_name} interval", "documents worse"]
     rows = [
-        [
-            run.label,
-            run.method,
-            str(total.documents),
-            figure(total.before),
-            figure(total.after),
-            figure(total.ratio, ".3f"),
-            difference(total.difference, total.low, total.high),
-            share(total.worse, total.documents),
-        ]
+        [run.label, run.method, str(total.documents), *score_cells(total), share(total.worse, total.documents)]
         for run, total in zip(study.runs, study.totals, strict=True)
     ]
-    models = list(dict.fromkeys(model_name(run) for run in study.runs))
+    models = list(dict.fromkeys(_model_name(run) for run in study.runs))
     tasks = [result.group for result in study.groups[0]]
     what = f"Bits per byte of {', '.join(models)}, before and after adaptation to each test document. "
     what += f"Tasks of the Pile: {', '.join(tasks)}. " if grouping.is_pile else ""
-    what += "Sums are pooled over documents" + (", and tasks weighed as in the Pile." if grouping.is_pile else ".")
+    what += "Sums are pooled over documents" + (", and tasks have the Pile's weights." if grouping.is_pile else ".")
     citations = f"{CITATION}\n\n{PILE_CITATION}" if grouping.is_pile else CITATION
     return [
         Heading("Evaluation: test-time training on nearest neighbors"),
@@ -72,7 +56,7 @@ def model_card(study: Study) -> list[Block]:
     ]
 
 
-def model_name(run: Run) -> str:
+def _model_name(run: Run) -> str:
     """Name the model of a run: its id on the Hub, or the name of its folder."""
     model = str(run.settings.get("model"))
     return Path(model).name if Path(model).is_absolute() else model
@@ -86,7 +70,8 @@ def _how(run: Run) -> str:
     if "order" in used:
         words.append(f"order {used['order']}")
     if "learning_rate" in used:
-        words.append(f"learning rate {used['learning_rate']:g}")
+        rates = used["learning_rate"]  # a list if an optimizer with several was passed
+        words.append(f"learning rate {' and '.join(f'{rate:g}' for rate in np.atleast_1d(rates))}")
     if used.get("num_indexed"):
         words.append(f"an index of {used['num_indexed']} documents")
     if "query" in used:
@@ -104,23 +89,24 @@ def _limits(study: Study) -> list[str]:
         "other corpora, models or seeds."
     ]
     if study.totals[0].group == "weighted_mean":
-        limits.append("Not all tasks of the Pile are there: the mean is not comparable with a published pile_all.")
-    if any(run.used_settings().get("query") == "document" and run.used_settings().get("index") for run in study.runs):
-        limits.append("Where the query is the whole document, neighbors are found with the very text that is scored.")
+        limits.append("Some tasks of the Pile are missing: the mean is not comparable with a published pile_all.")
+    if any(run.used_settings().get("query") == "document" and run.retrieves for run in study.runs):
+        limits.append("If the query is the whole document, the scored text itself finds the neighbors.")
     if count:
         limits.append(
-            f"{count} {'document has' if count == 1 else 'documents have'} a near-copy of the scored text among the "
-            "neighbors."
+            f"{count_documents(count)} {'has' if count == 1 else 'have'} a near-copy or a part of the document itself "
+            "among the neighbors."
         )
         for run, clean in zip(study.runs, study.clean, strict=True):
             if clean is not None and clean.num_bytes:
                 interval = difference(clean.difference, clean.low, clean.high)
                 limits.append(f"Without such documents, {run.label}: difference {interval}.")
     else:
-        limits.append("No near-copy of a scored text was found among the neighbors.")
+        limits.append("No document and no near-copy of it was found among its own neighbors.")
     for run, total in zip(study.runs, study.totals, strict=True):
         if total.untrained:
             limits.append(
-                f"{run.label}: {total.untrained} of {total.documents} documents are untrained, and count so."
+                f"{run.label}: {total.untrained} of {count_documents(total.documents)} could not be trained on, and "
+                "count with the score of the original model."
             )
     return [*limits, *study.notes]

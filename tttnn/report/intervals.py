@@ -1,4 +1,4 @@
-"""Paired bootstrap intervals over documents, and a rank correlation."""
+"""Paired bootstrap intervals over documents."""
 
 import math
 from collections.abc import Iterator
@@ -15,19 +15,7 @@ CHUNK = 5_000_000  # drawn documents in memory at a time
 
 
 class PairedScores(NamedTuple):
-    """
-    Two scores of each of some documents.
-
-    Args:
-        before (`np.ndarray`):
-            Negative log-likelihoods in nats, float64 of shape `(documents,)`.
-        after (`np.ndarray`):
-            Those that they are compared with.
-        bytes_before (`np.ndarray`):
-            Bytes that `before` is the score of.
-        bytes_after (`np.ndarray`):
-            Bytes that `after` is the score of.
-    """
+    """Two scores of each document in nats, and the bytes that they are the scores of; all of shape `(documents,)`."""
 
     before: np.ndarray
     after: np.ndarray
@@ -37,11 +25,8 @@ class PairedScores(NamedTuple):
     @classmethod
     def of(cls, records: list[DocumentRecord]) -> "PairedScores":
         """Pair the first with the last score of each record."""
-        num_bytes = np.array([record.num_bytes for record in records], dtype=np.float64)
-        before, after = (
-            np.array([record.nll[place] for record in records], dtype=np.float64).reshape(-1) for place in (0, -1)
-        )
-        return cls(before, after, num_bytes, num_bytes)
+        rows = [(record.nll[0], record.nll[-1], record.num_bytes, record.num_bytes) for record in records]
+        return cls(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
 
 
 @dataclass(frozen=True)
@@ -53,12 +38,12 @@ class Bootstrap:
         num_samples (`int`, *optional*, defaults to `10000`):
             Samples drawn.
         seed (`int`, *optional*, defaults to `0`):
-            Of the draws.
+            Seed of the random draws.
         confidence (`float`, *optional*, defaults to `0.95`):
             Share of samples inside the interval.
 
     Raises:
-        `ValueError`: If there is no sample to draw, or the confidence is no share.
+        `ValueError`: If a number is out of range.
     """
 
     num_samples: int = 10_000
@@ -67,7 +52,7 @@ class Bootstrap:
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
-            raise InputError(f"`num_samples` is {self.num_samples}. Pass at least 1; intervals ask for 1000 or more.")
+            raise InputError(f"`num_samples` is {self.num_samples}. Pass at least 1; an interval needs 1000 or more.")
         if self.seed < 0:
             raise InputError(f"`seed` is {self.seed}. Pass 0 or more.")
         if not 0 < self.confidence < 1:
@@ -79,8 +64,9 @@ class Bootstrap:
         """
         Give an interval of the difference in bits per byte of two scores.
 
-        Each sample draws as many documents as there are, with replacement, within each group; a document brings both
-        scores together, so that what they share cancels. Sums are pooled within a group.
+        Each sample draws, within each group, as many documents as the group has, with replacement; so the document of
+        a group of one is in every sample. A document brings both scores together, and what they share cancels. Sums
+        are pooled within a group.
 
         Args:
             groups (`dict[str, PairedScores]`):
@@ -89,20 +75,21 @@ class Bootstrap:
                 Share of each group, summing to 1. By default one group has all.
 
         Returns:
-            `tuple[float, float]`: lower and upper end of after minus before; NaN where a group has under two
-            documents.
+            `tuple[float, float]`: lower and upper end of after minus before; NaN if no group has two documents, or one
+            has none.
         """
-        if not groups or any(len(scores.before) < 2 for scores in groups.values()):
+        sizes = [len(scores.before) for scores in groups.values()]
+        if max(sizes, default=0) < 2 or min(sizes) < 1:
             return math.nan, math.nan
         generator = np.random.default_rng(self.seed)
-        differences = np.zeros(self.num_samples)
+        differences = np.zeros((self.num_samples, 1))
         for name, scores in groups.items():
             share = 1.0 if weights is None else weights[name]
-            columns = np.stack(scores, axis=1)
-            sums = np.concatenate([counts @ columns for counts in _draws(len(columns), self.num_samples, generator)])
+            sums = self._sums(np.stack(scores, axis=1), generator)
             with np.errstate(invalid="ignore", divide="ignore"):
-                differences += share * (sums[:, 1] / sums[:, 3] - sums[:, 0] / sums[:, 2]) / math.log(2)
-        return self._ends(differences)
+                differences[:, 0] += share * (sums[:, 1] / sums[:, 3] - sums[:, 0] / sums[:, 2]) / math.log(2)
+        low, high = self._ends(differences)[:, 0].tolist()
+        return low, high
 
     def curve_interval(self, scores: np.ndarray, num_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -112,26 +99,27 @@ class Bootstrap:
             scores (`np.ndarray`):
                 Nats of shape `(documents, points)`; the first point is the one that others are compared with.
             num_bytes (`np.ndarray`):
-                Of shape `(documents,)`.
+                Bytes of each document, of shape `(documents,)`.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: lower and upper ends, each of shape `(points,)`.
         """
-        generator, columns = np.random.default_rng(self.seed), np.column_stack([scores - scores[:, :1], num_bytes])
-        sums = np.concatenate([counts @ columns for counts in _draws(len(scores), self.num_samples, generator)])
-        sums = sums[sums[:, -1] > 0]  # a draw without a byte is left out
-        if not len(sums):
-            return np.full(scores.shape[1], math.nan), np.full(scores.shape[1], math.nan)
-        differences = sums[:, :-1] / sums[:, -1:] / math.log(2)
-        low, high = np.quantile(differences, [(1 - self.confidence) / 2, (1 + self.confidence) / 2], axis=0)
+        columns = np.column_stack([scores - scores[:, :1], num_bytes])
+        sums = self._sums(columns, np.random.default_rng(self.seed))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            low, high = self._ends(sums[:, :-1] / sums[:, -1:] / math.log(2))
         return low, high
 
-    def _ends(self, differences: np.ndarray) -> tuple[float, float]:
-        differences = differences[~np.isnan(differences)]  # a draw without a byte is left out
+    def _sums(self, columns: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Sum the columns over the documents of each sample."""
+        return np.concatenate([counts @ columns for counts in _draws(len(columns), self.num_samples, generator)])
+
+    def _ends(self, differences: np.ndarray) -> np.ndarray:
+        """Give the lower and upper ends of columns; a sample without a byte (not finite) is left out."""
+        differences = differences[np.isfinite(differences).all(axis=1)]
         if not len(differences):
-            return math.nan, math.nan
-        low, high = np.quantile(differences, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-        return float(low), float(high)
+            return np.full((2, differences.shape[1]), math.nan)
+        return np.quantile(differences, [(1 - self.confidence) / 2, (1 + self.confidence) / 2], axis=0)
 
 
 def _draws(num_documents: int, num_samples: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -153,10 +141,7 @@ def bootstrap_difference(
     seed: int = 0,
 ) -> tuple[float, float]:
     """
-    Give an interval of the change in bits per byte, paired and resampled over documents.
-
-    Each sample draws as many documents as there are, with replacement, within each group; a document brings its scores
-    before and after together, so that what they share cancels. Sums are pooled within a group.
+    Give an interval of the change in bits per byte, paired and resampled over documents (see `Bootstrap.interval`).
 
     Args:
         groups (`dict[str, list[DocumentRecord]]`):
@@ -168,32 +153,11 @@ def bootstrap_difference(
         num_samples (`int`, *optional*, defaults to `10000`):
             Samples drawn.
         seed (`int`, *optional*, defaults to `0`):
-            Of the draws.
+            Seed of the random draws.
 
     Returns:
-        `tuple[float, float]`: lower and upper end of after minus before; NaN where a group has under two documents.
+        `tuple[float, float]`: lower and upper end of after minus before; NaN if no group has two documents, or one has
+        none.
     """
     scores = {name: PairedScores.of(records) for name, records in groups.items()}
     return Bootstrap(num_samples, seed, confidence).interval(scores, weights)
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """
-    Give Spearman's rank correlation.
-
-    Args:
-        first (`np.ndarray`):
-            Of shape `(n,)`.
-        second (`np.ndarray`):
-            As many.
-
-    Returns:
-        `float`: between -1 and 1; NaN for under three pairs, or where one side is all the same.
-    """
-    ranks: list[np.ndarray] = []
-    for values in (first, second):
-        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-        if len(counts) < 2 or len(values) < 3:
-            return math.nan
-        ranks.append((counts.cumsum() - (counts - 1) / 2)[places])  # ties share their mean rank
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

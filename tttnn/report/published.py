@@ -1,75 +1,56 @@
 """Which published figures stand beside a run."""
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from tttnn.adaptation.presets import PRESETS
-from tttnn.evaluation.pile import PUBLISHED, PUBLISHED_NEIGHBORS
 from tttnn.report.runs import Run
 
 
-PUBLISHED_OWNERS = {"gpt2": "openai-community", "gpt2-large": "openai-community", "gpt-neo-1.3B": "EleutherAI"}
-PUBLISHED_TITLES = {
-    "gpt2": "GPT-2, the query is the scored text",
-    "gpt2-split": "GPT-2, the query is the first half",
-    "gpt2-large": "GPT-2 Large, the query is the scored text",
-    "gpt-neo-1.3B": "GPT-Neo 1.3B, the query is the scored text",
-}
+@cache
+def published_figures() -> dict[str, Any]:
+    """Read the figures, with their source and licence."""
+    content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+    return content
 
 
 @dataclass
 class Published:
-    """
-    Which published figures stand beside a run.
-
-    Args:
-        name (`str`):
-            A key of `PUBLISHED`.
-        is_same (`bool`):
-            Whether the run has the same model, by name, and the settings of the published ones.
-        neighbors (`int`):
-            The number of neighbors, of those published, that is nearest to the run's.
-    """
+    """The published figures that stand beside a run."""
 
     name: str
-    is_same: bool
-    neighbors: int
+    is_same: bool  # the run has their model, by name, and their settings
+    neighbors: int  # of the published numbers, the nearest to that of the run
 
     @property
     def title(self) -> str:
         """Name the model and the protocol."""
-        return PUBLISHED_TITLES[self.name]
+        return str(published_figures()["runs"][self.name]["title"])
 
     def figures(self, task: str) -> tuple[float, float]:
         """Give the published bits per byte of a task before and after."""
-        row = PUBLISHED[self.name][task]
-        return row[0], row[PUBLISHED_NEIGHBORS.index(self.neighbors)]
+        row = published_figures()["runs"][self.name]["bits_per_byte"][task]
+        return row[0], row[published_figures()["neighbors"].index(self.neighbors)]
 
 
 def published_for(run: Run) -> Published | None:
-    """
-    Choose the published figures that are nearest to a run.
-
-    Args:
-        run (`Run`):
-            Its settings name model and protocol.
-
-    Returns:
-        `Published`: those of the same model and protocol, or else GPT-2's; `None` for a method without any.
-    """
+    """Choose the figures of the same model and protocol, or else GPT-2's; `None` for a method without figures."""
     if run.settings.get("method", "ttt") != "ttt":
         return None
     used = run.used_settings()
     wanted = used.get("num_neighbors", 0)
-    neighbors = min(PUBLISHED_NEIGHBORS, key=lambda number: abs(number - wanted))
-    is_prefix = used.get("query", "prefix") == "prefix"
-    model = str(used.get("model"))
-    for name, owner in PUBLISHED_OWNERS.items():
-        if model in (name, f"{owner}/{name}") and (name == "gpt2" or not is_prefix):
-            rate, length = (5e-6, 2048) if name == "gpt-neo-1.3B" else (2e-5, 1024)
-            theirs = {
-                **{field: value for field, value in PRESETS["tttlm"].items() if field not in ("query", "optim")},
-                **{"num_neighbors": neighbors, "learning_rate": rate, "max_length": length, "trainable": "full"},
-            }
-            same = wanted == neighbors and all(used.get(field) == value for field, value in theirs.items())
-            return Published("gpt2-split" if is_prefix else name, same, neighbors)
-    return Published("gpt2-split" if is_prefix else "gpt2", False, neighbors)
+    neighbors = min(published_figures()["neighbors"], key=lambda number: abs(number - wanted))
+    query = used.get("query", "prefix")
+    preset = {name: value for name, value in PRESETS["tttlm"].items() if name != "optim"}  # one AdamW or the other
+    if query == "document":
+        del preset["cut"]  # nothing is cut
+    for name, published in published_figures()["runs"].items():
+        settings = published["settings"]
+        if used.get("model") in (settings["model"], settings["model"].split("/")[1]) and query == settings["query"]:
+            expected = {**preset, **settings, "model": used["model"], "num_neighbors": neighbors, "trainable": "full"}
+            is_same = all(used.get(setting) == value for setting, value in expected.items())
+            return Published(name, is_same, neighbors)
+    return Published("gpt2-split" if query == "prefix" else "gpt2", False, neighbors)

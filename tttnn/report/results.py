@@ -1,4 +1,4 @@
-"""Results of runs: pooled by group, compared pair by pair on the same documents, and with what was published."""
+"""Results of runs: pooled by group, and compared on the documents that two runs share."""
 
 import math
 from collections import Counter
@@ -16,52 +16,24 @@ from tttnn.report.runs import Run
 
 
 Groups = dict[str, list[DocumentRecord]]
+POOLED = "pooled, unweighted"
 
 
 @dataclass
 class Result:
-    """
-    Pooled scores of some documents.
+    """Scores of some documents in bits per byte; without a byte they are NaN, and so is all that follows from them."""
 
-    Args:
-        group (`str`):
-            Their task or group, or the name of the total.
-        documents (`int`):
-            How many they are.
-        num_bytes (`int`):
-            UTF-8 bytes of the scored texts.
-        before (`float`):
-            Bits per byte before; NaN without a byte, like all that follows from it.
-        after (`float`):
-            Bits per byte after.
-        low (`float`):
-            Lower end of the interval of the difference; NaN where there is none.
-        high (`float`):
-            Upper end.
-        worse (`int`):
-            Documents with a higher score after than before.
-        untrained (`int`):
-            Documents for which nothing was retrieved.
-        near_copies (`int`):
-            Documents with a near-copy among their neighbors.
-        seconds (`dict[str, float]`):
-            Sums by phase.
-        trained_tokens (`int`):
-            Tokens of all training chunks.
-        scored_tokens (`int`):
-            Tokens predicted, over all scoring passes.
-    """
-
-    group: str
+    group: str  # their task or group, or the name of the total
     documents: int
     num_bytes: int
     before: float
     after: float
-    low: float
+    low: float  # the interval of the difference; NaN if there is none
     high: float
-    worse: int
+    worse: int  # documents with a higher score after than before
     untrained: int
-    near_copies: int
+    near_copies: int  # documents with a near-copy among their neighbors
+    own_neighbors: int  # documents that are among their own neighbors
     seconds: dict[str, float]
     trained_tokens: int
     scored_tokens: int
@@ -77,37 +49,38 @@ class Result:
         return self.after / self.before if self.before else math.nan
 
 
+def pool(
+    name: str,
+    records: list[DocumentRecord],
+    bootstrap: Bootstrap,
+    groups: Groups | None = None,
+    weights: dict[str, float] | None = None,
+) -> Result:
+    """Pool records; with groups, pool within each and weigh the groups: a document in no group is in no mean."""
+    scores = {group: PairedScores.of(members) for group, members in (groups or {name: records}).items()}
+    weights = weights or {name: 1.0}
+    low, high = bootstrap.interval(scores, weights)
+    return Result(
+        group=name,
+        documents=len(records),
+        num_bytes=sum(record.num_bytes for record in records),
+        before=_mean(scores, weights, lambda pair: _bits(pair.before, pair.bytes_before)),
+        after=_mean(scores, weights, lambda pair: _bits(pair.after, pair.bytes_after)),
+        low=low,
+        high=high,
+        worse=sum(record.nll[-1] > record.nll[0] for record in records),
+        untrained=sum(record.status == "untrained" for record in records),
+        near_copies=sum(bool(record.near_copies) for record in records),
+        own_neighbors=sum(bool(record.own_neighbors) for record in records),
+        seconds={phase: sum(record.seconds.get(phase, 0.0) for record in records) for phase in SECONDS},
+        trained_tokens=sum(record.num_trained_tokens for record in records),
+        scored_tokens=sum(record.num_scored_tokens for record in records),
+    )
+
+
 @dataclass
 class Comparison:
-    """
-    Two runs on the documents that both have.
-
-    Args:
-        label (`str`):
-            Of the run.
-        baseline (`str`):
-            Of the run that it is compared with.
-        documents (`int`):
-            In both.
-        only_run (`int`):
-            Only in the run.
-        only_baseline (`int`):
-            Only in the baseline.
-        after (`float`):
-            Bits per byte of the run after.
-        baseline_after (`float`):
-            Bits per byte of the baseline after, on the same documents.
-        low (`float`):
-            Lower end of the interval of their difference; NaN where there is none.
-        high (`float`):
-            Upper end.
-        other_bytes (`int`):
-            Documents of which the two scored a different number of bytes.
-        other_before (`int`):
-            Documents whose scores before differ.
-        causes (`dict[str, tuple[Any, Any]]`):
-            Settings that the score before depends on and that differ: of the run, and of the baseline.
-    """
+    """Two runs on the documents that both have, in bits per byte after adaptation."""
 
     label: str
     baseline: str
@@ -116,10 +89,11 @@ class Comparison:
     only_baseline: int
     after: float = math.nan
     baseline_after: float = math.nan
-    low: float = math.nan
+    low: float = math.nan  # the interval of the difference
     high: float = math.nan
-    other_bytes: int = 0
-    other_before: int = 0
+    other_bytes: int = 0  # documents of which the two scored a different number of bytes
+    other_before: int = 0  # documents whose scores before differ
+    # settings that the score before depends on and that differ: of the run, and of the baseline
     causes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
@@ -134,20 +108,7 @@ class Comparison:
 
 
 class Grouping:
-    """
-    Parts documents into tasks of the Pile, groups by a field of their metadata, or none.
-
-    Args:
-        runs (`list[Run]`):
-            All runs of the report.
-        group_by (`str`, *optional*):
-            A field of the metadata. By default tasks where every document has one, else one group.
-        bootstrap (`Bootstrap`, *optional*):
-            Draws the intervals.
-
-    Raises:
-        `ValueError`: If no document has that field.
-    """
+    """Parts documents into tasks of the Pile (if all have one), groups by a field of their metadata, or one group."""
 
     def __init__(self, runs: list[Run], group_by: str | None = None, bootstrap: Bootstrap | None = None) -> None:
         records = [record for run in runs for record in run.records]
@@ -177,7 +138,7 @@ class Grouping:
         return {name: groups[name] for name in order if name in groups}
 
     def weighed(self, records: list[DocumentRecord]) -> tuple[str, Groups, dict[str, float]]:
-        """Name the total, and give its groups with their weights; a task without a byte is in none."""
+        """Name the total, and give its groups with their weights, without the tasks that have no byte."""
         if not self.is_pile:
             return "all", {"all": records}, {"all": 1.0}
         groups = {
@@ -190,55 +151,39 @@ class Grouping:
 
     def results(self, records: list[DocumentRecord]) -> list[Result]:
         """Give a result for each group."""
-        return [
-            self._result(name, {name: members}, {name: 1.0}, members) for name, members in self.split(records).items()
-        ]
+        return [pool(name, members, self.bootstrap) for name, members in self.split(records).items()]
 
     def total(self, records: list[DocumentRecord]) -> Result:
         """Give the result over all groups: the Pile's weighted mean over tasks, or all documents pooled."""
         name, groups, weights = self.weighed(records)
-        return self._result(name, groups, weights, records)
+        return pool(name, records, self.bootstrap, groups, weights)
 
-    def _result(self, name: str, groups: Groups, weights: dict[str, float], records: list[DocumentRecord]) -> Result:
-        scores = {group: PairedScores.of(members) for group, members in groups.items()}
-        low, high = self.bootstrap.interval(scores, weights)
-        return Result(
-            group=name,
-            documents=len(records),
-            num_bytes=sum(record.num_bytes for record in records),
-            before=_mean(scores, weights, lambda pair: _bits(pair.before, pair.bytes_before)),
-            after=_mean(scores, weights, lambda pair: _bits(pair.after, pair.bytes_after)),
-            low=low,
-            high=high,
-            worse=sum(record.nll[-1] > record.nll[0] for record in records),
-            untrained=sum(record.status == "untrained" for record in records),
-            near_copies=sum(bool(record.near_copies) for record in records),
-            seconds={phase: sum(record.seconds.get(phase, 0.0) for record in records) for phase in SECONDS},
-            trained_tokens=sum(record.num_trained_tokens for record in records),
-            scored_tokens=sum(record.num_scored_tokens for record in records),
-        )
+    def pooled(self, records: list[DocumentRecord]) -> Result | None:
+        """Give the result without weights, if the total has weights."""
+        return pool(POOLED, records, self.bootstrap) if self.is_pile else None
 
     def compare(self, run: Run, baseline: Run) -> Comparison:
         """Compare two runs on the documents that both have."""
-        ours, theirs = keyed(run.records), keyed(baseline.records)
-        keys = [key for key in theirs if key in ours]
-        comparison = Comparison(run.label, baseline.label, len(keys), len(ours) - len(keys), len(theirs) - len(keys))
+        of_run, of_baseline = keyed(run.records), keyed(baseline.records)
+        keys = [key for key in of_baseline if key in of_run]
+        only_run, only_baseline = len(of_run) - len(keys), len(of_baseline) - len(keys)
+        comparison = Comparison(run.label, baseline.label, len(keys), only_run, only_baseline)
         if not keys:
             return comparison
-        _, groups, weights = self.weighed([theirs[key] for key in keys])
+        _, groups, weights = self.weighed([of_baseline[key] for key in keys])
         pairs: dict[str, list[tuple[DocumentRecord, DocumentRecord]]] = {name: [] for name in groups}
         for key in keys:
-            name = self.name_of(theirs[key]) if self.is_pile else "all"
+            name = self.name_of(of_baseline[key]) if self.is_pile else "all"
             if name in pairs:
-                pairs[name].append((theirs[key], ours[key]))
+                pairs[name].append((of_baseline[key], of_run[key]))
         scores = {name: _paired(members) for name, members in pairs.items()}
         comparison.baseline_after = _mean(scores, weights, lambda pair: _bits(pair.before, pair.bytes_before))
         comparison.after = _mean(scores, weights, lambda pair: _bits(pair.after, pair.bytes_after))
         comparison.low, comparison.high = self.bootstrap.interval(scores, weights)
-        comparison.other_bytes = sum(ours[key].num_bytes != theirs[key].num_bytes for key in keys)
-        # batches of another size change a score by less
+        comparison.other_bytes = sum(of_run[key].num_bytes != of_baseline[key].num_bytes for key in keys)
+        # another batch size changes a score by less
         comparison.other_before = sum(
-            not math.isclose(ours[key].nll[0], theirs[key].nll[0], rel_tol=1e-5, abs_tol=1e-4) for key in keys
+            not math.isclose(of_run[key].nll[0], of_baseline[key].nll[0], rel_tol=1e-5, abs_tol=1e-4) for key in keys
         )
         if comparison.other_bytes or comparison.other_before:
             for name in ("model", "revision", "weights", "tokenizer", "query", "max_length", "bf16", "fp16"):
@@ -263,49 +208,23 @@ def _mean(groups: dict[str, PairedScores], weights: dict[str, float], value: Cal
 
 
 def keyed(records: list[DocumentRecord]) -> dict[tuple[str, int], DocumentRecord]:
-    """
-    Key records by what they have in common with those of the same document in another run.
-
-    Args:
-        records (`list[DocumentRecord]`):
-            Of one run.
-
-    Returns:
-        `dict[tuple[str, int], DocumentRecord]`: by the digest of the text, and how often it came before.
-    """
+    """Key the records of a run by the digest of the text and how often it came before, as another run would."""
     seen: Counter[str] = Counter()
-    found = {}
+    by_key = {}
     for record in records:
-        found[record.digest, seen[record.digest]] = record
+        by_key[record.digest, seen[record.digest]] = record
         seen[record.digest] += 1
-    return found
+    return by_key
 
 
 def shared_records(runs: list[Run]) -> list[list[DocumentRecord]]:
-    """
-    Give of each run the records of the documents that all have.
-
-    Args:
-        runs (`list[Run]`):
-            At least one.
-
-    Returns:
-        `list[list[DocumentRecord]]`: in the order of the runs; of the documents in that of the first run.
-    """
-    found = [keyed(run.records) for run in runs]
-    keys = [key for key in found[0] if all(key in records for records in found)]
-    return [[records[key] for key in keys] for records in found]
+    """Give, of each run, the records of the documents that all runs have, in the order of the first run."""
+    by_key = [keyed(run.records) for run in runs]
+    keys = [key for key in by_key[0] if all(key in records for records in by_key)]
+    return [[records[key] for key in keys] for records in by_key]
 
 
 def contaminated(runs: list[Run]) -> set[str]:
-    """
-    Name the documents that have a near-copy among the neighbors of any run.
-
-    Args:
-        runs (`list[Run]`):
-            All runs of the report: a method without neighbors finds none by itself.
-
-    Returns:
-        `set[str]`: digests.
-    """
-    return {record.digest for run in runs for record in run.records if record.near_copies}
+    """Give the digests of the documents that have themselves or a near-copy among the neighbors of any run."""
+    records = [record for run in runs for record in run.records]
+    return {record.digest for record in records if record.near_copies or record.own_neighbors}

@@ -1,109 +1,87 @@
-"""Folders of runs, as a report reads them: journals, what was tried on validation documents, and labels."""
+"""Folders of runs, as a report reads them: journals, trials on validation documents, and labels."""
 
 import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, StepArguments
 from tttnn.errors import InputError
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES, read_journal
-from tttnn.methods import METHODS
 from tttnn.records import DocumentRecord
 
 
-# Settings that only one choice of `trainable` has a use for.
+# Settings that matter to one choice of `trainable` only.
 ONLY_FOR = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
-# What `optimizer` repeats of other settings.
+# Settings that matter only to a run that retrieves, to one that takes steps, and to one that does both.
+RETRIEVING = {"retriever", "index", "num_indexed", *(option.name for option in fields(RetrievalArguments))}
+STEPPING = {"trainable", "optimizer", "early_stopping", *ONLY_FOR, *(option.name for option in fields(StepArguments))}
+STEPPING_ON_NEIGHBORS = {option.name for option in fields(NeighborStepArguments)}
+# Settings that `optimizer` repeats.
 IN_OPTIMIZER = {"learning_rate", "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"}
 
 
 @dataclass
 class Run:
-    """
-    One evaluation of test documents, read from its journal.
-
-    Args:
-        label (`str`):
-            Names it in the report.
-        folder (`Path`):
-            Where it lies, absolute.
-        name (`str`):
-            Of the evaluation: `"eval"`, or `"eval-fraction-0.1"` with a part of the index.
-        settings (`dict[str, Any]`):
-            What its numbers depend on.
-        records (`list[DocumentRecord]`):
-            One per finished document, in the order of the data set.
-        trials (`dict[str, tuple[dict[str, Any], list[DocumentRecord]]]`):
-            Settings and records of what was tried on validation documents, by the name of the journal.
-        random_distances (`list[float]`):
-            Squared L2 distances of queries to random documents, if the folder has them.
-        evaluation (`dict[str, Any]`):
-            What was evaluated on what, if the folder says it.
-    """
+    """One evaluation of test documents, read from its journal."""
 
     label: str
     folder: Path
-    name: str
+    name: str  # "eval", or "eval-fraction-0.1" with a part of the index
     settings: dict[str, Any]
     records: list[DocumentRecord]
+    # settings and records on validation documents, by the name of the journal
     trials: dict[str, tuple[dict[str, Any], list[DocumentRecord]]] = field(default_factory=dict)
-    random_distances: list[float] = field(default_factory=list)
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    random_distances: list[float] = field(default_factory=list)  # squared L2, of queries to random documents
+    evaluation: dict[str, Any] = field(default_factory=dict)  # what was evaluated on what
 
     @property
     def fraction(self) -> float | None:
-        """The part of the index that was used, where the run is one of several with different parts."""
-        found = re.fullmatch(r"eval-fraction-([0-9.e+-]+)", self.name)
-        return float(found[1]) if found else None
+        """The part of the index that was used, if the run is one of several with different parts."""
+        match = re.fullmatch(r"eval-fraction-([0-9.e+-]+)", self.name)
+        return float(match[1]) if match else None
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether a document has neighbors, or lacks the neighbors that the method needs."""
+        return any(record.neighbor_ids or record.status == "untrained" for record in self.records)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a document was trained on."""
+        return any(record.status == "trained" for record in self.records)
 
     @property
     def method(self) -> str:
-        """The method with what it trains, where that is not the whole model."""
+        """The method, and what it trains if that is not the whole model."""
         method, trainable = str(self.settings.get("method", "ttt")), self.settings.get("trainable", "full")
-        trains = method not in METHODS or METHODS[method].trainer.trains
-        return method if trainable == "full" or not trains else f"{method}, {trainable}"
+        return method if trainable == "full" or not self.trains else f"{method}, {trainable}"
 
     def used_settings(self) -> dict[str, Any]:
-        """Give the settings that the method has a use for."""
-        method = METHODS.get(self.settings.get("method", "ttt"))
-        unused = set(method.unused) if method else set()
-        if method and not method.trainer.trains:
-            unused |= {"optimizer", "trainable", "early_stopping", *ONLY_FOR}
-        if method and not method.trainer.retrieves:
-            unused |= {"retriever", "num_indexed"}
+        """Give the settings that matter to the run."""
         trainable = self.settings.get("trainable", "full")
-        unused |= {name for name, choice in ONLY_FOR.items() if choice != trainable}
+        unused = {name for name, choice in ONLY_FOR.items() if choice != trainable}
+        unused |= set() if self.retrieves else RETRIEVING
+        unused |= set() if self.trains else STEPPING
+        unused |= set() if self.retrieves and self.trains else STEPPING_ON_NEIGHBORS
         return {name: value for name, value in self.settings.items() if name not in unused}
 
 
 def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
-    """
-    Read folders of runs.
-
-    Args:
-        paths (`Sequence[str | Path]`):
-            Folders that `tttnn evaluate` or `examples/pile_eval.py` wrote to.
-
-    Returns:
-        `tuple`: the runs, in the order of the folders, and sentences about what was left out.
-
-    Raises:
-        `ValueError`: If a folder has no journal, no run has a finished document, or a journal cannot be read.
-        `OSError`: If a folder is not there.
-    """
+    """Read the runs of folders, in their order, and sentences about what was left out."""
     runs: list[Run] = []
     notes: list[str] = []
     folders = dict.fromkeys(Path(path).resolve() for path in paths)
     if len(folders) < len(paths):
         notes.append("A folder that was given twice counts once.")
     for folder in folders:
-        found = _read_folder(folder)
-        if not found:
-            notes.append(f"{folder.name}: left out, for it has no finished test document yet.")
-        runs += found
+        in_folder = _read_folder(folder)
+        if not in_folder:
+            notes.append(f"{folder.name} is left out: it has no finished test document yet.")
+        runs += in_folder
     if not runs:
         raise InputError(
             f"No run of {', '.join(str(folder) for folder in folders)} has a finished test document. Wait for the "
@@ -113,7 +91,7 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     for run in runs:
         whole = run.evaluation.get("num_documents", 0)
         if isinstance(whole, int) and len(run.records) < whole:
-            notes.append(f"{run.label} is not finished: {len(run.records)} of {whole} documents are there.")
+            notes.append(f"{run.label} is not finished: it has {len(run.records)} of {whole} documents.")
     return runs, notes
 
 
@@ -121,12 +99,12 @@ def _read_folder(folder: Path) -> list[Run]:
     if folder.is_file():
         raise NotADirectoryError(f"'{folder}' is a file. Pass the folder of the run: '{folder.parent}'.")
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder '{folder}'. Pass the `--output_dir` of an evaluation.")
+        raise FileNotFoundError(f"There is no folder '{folder}'. Pass the `--output-dir` of an evaluation.")
     names = {re.sub(r"\.rank\d+$", "", path.stem) for path in folder.glob("journal-*.jsonl")}
     if not names:
         raise InputError(
-            f"'{folder}' has no journal (journal-eval.jsonl). Pass the `--output_dir` of an evaluation, not a folder "
-            "of such folders."
+            f"'{folder}' has no journal (journal-eval.jsonl). Pass the `--output-dir` of one evaluation, not a folder "
+            "that holds several."
         )
     trials, runs = {}, []
     for name in sorted(names, key=_by_number):
@@ -144,8 +122,8 @@ def _read_folder(folder: Path) -> list[Run]:
 
 def _by_number(name: str) -> tuple[str, float]:
     """Sort `a-0.5` before `a-1` and `a-1e-05` before both."""
-    found = re.fullmatch(r"(.*?-)(\d[0-9.]*(?:e[+-]?\d+)?)", name)
-    return (found[1], float(found[2])) if found else (name, -1.0)
+    match = re.fullmatch(r"(.*?-)(\d[0-9.]*(?:e[+-]?\d+)?)", name)
+    return (match[1], float(match[2])) if match else (name, -1.0)
 
 
 def _check(records: list[DocumentRecord], path: Path) -> None:
@@ -153,7 +131,7 @@ def _check(records: list[DocumentRecord], path: Path) -> None:
         if not record.nll or not all(isinstance(nll, int | float) and math.isfinite(nll) for nll in record.nll):
             raise InputError(
                 f"Document {record.index} ('{record.id}') in '{path}' has the scores {record.nll}, which are not "
-                "finite numbers. Remove its line, and run the evaluation again."
+                "finite numbers. Remove its line and run the evaluation again."
             )
 
 
@@ -165,7 +143,7 @@ def _random_distances(path: Path) -> list[float]:
         return [float(distance) for distance in distances if distance is not None and math.isfinite(distance)]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"'{path}' is not of the form {{\"distances\": [...]}} with numbers ({error!r}). Move it away."
+            f"'{path}' does not hold {{\"distances\": [...]}} with numbers ({error!r}). Move it away."
         ) from None
 
 
@@ -195,17 +173,7 @@ def _label(runs: list[Run]) -> None:
 
 
 def differing_settings(runs: list[Run]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """
-    Tell runs apart by their settings.
-
-    Args:
-        runs (`list[Run]`):
-            Any number of them.
-
-    Returns:
-        `tuple`: of the settings that are not the same in all runs that use them, the value that more than half of
-        those have; and for each run its values of these settings, without the ones that most have.
-    """
+    """Of the settings that differ, give the value of more than half of the runs, and each run's other values."""
     used = [run.used_settings() for run in runs]
     names = [name for name in dict.fromkeys(name for settings in used for name in settings) if name != "method"]
     common: dict[str, Any] = {}

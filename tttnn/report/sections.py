@@ -2,103 +2,80 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from tttnn.evaluation.pile import TASKS
-from tttnn.methods import METHODS
+from tttnn.report.export import library_versions
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.pictures.costs import phase_seconds
 from tttnn.report.published import Published, published_for
 from tttnn.report.results import Comparison, Result, contaminated
 from tttnn.report.runs import Run, differing_settings
-from tttnn.report.study import Study, library_versions, trials_of
-from tttnn.report.tables import NONE, difference, figure, share
+from tttnn.report.study import Study
+from tttnn.report.tables import NONE, count_documents, difference, figure, score_cells, share
+from tttnn.report.trials import trials_of
+
+
+MEANS = {
+    "all": "Scores are pooled over all documents: sums of nats over sums of bytes.",
+    "pile_all": "Scores are pooled within a task; the total, pile_all, is their mean with the Pile's weights. "
+    "The tables of tasks also show all documents pooled without weights.",
+    "weighted_mean": "Scores are pooled within a task; the total, weighted_mean, is their mean with the Pile's "
+    "weights of these tasks, scaled to a sum of 1. It is not comparable with a published pile_all. The tables of "
+    "tasks also show all documents pooled without weights.",
+}
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """
-    Write settings in a line.
-
-    Args:
-        settings (`dict[str, Any]`):
-            By name.
-
-    Returns:
-        `str`: `"order random, seed 1"`; digests are cut to 8 digits.
-    """
-    return ", ".join(
-        f"{name} {str(value)[:8] if name in ('index', 'weights') and value else value}"
-        for name, value in settings.items()
-    )
+    """Write settings in a line, `"order random, seed 1"`; digests are cut to 8 digits."""
+    cut = {name: re.sub(r"^([0-9a-f]{8})[0-9a-f]{8,}$", r"\1", str(value)) for name, value in settings.items()}
+    return ", ".join(f"{name} {value}" for name, value in cut.items())
 
 
 def overview(study: Study) -> list[Block]:
-    """
-    Begin the page: what is reported, and the table of runs.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-
-    Returns:
-        `list[Block]`: with the title.
-    """
+    """Begin the page: what is reported, and the table of runs."""
     bootstrap, total = study.grouping.bootstrap, study.totals[0].group
-    means = {
-        "all": "Scores are pooled over all documents: sums of nats over sums of bytes.",
-        "pile_all": "Scores are pooled within a task; the total, pile_all, is their mean with the Pile's weights.",
-        "weighted_mean": "Scores are pooled within a task; the total, weighted_mean, is their mean with the Pile's "
-        "weights of these tasks, scaled to a sum of 1. It is not the pile_all of a publication.",
-    }
     common, apart = differing_settings(study.runs)
     header = ["run", "method", "documents", "bytes", "bits per byte before", "after", "ratio"]
-    header += [f"difference, {study.interval_name} interval", "worse", "untrained", "with near-copies", "set apart by"]
+    header += [
+        f"difference, {study.interval_name} interval",
+        "worse",
+        "untrained",
+        "with near-copies",
+        "own neighbors",
+    ]
     rows = []
-    for run, result, own in zip(study.runs, study.totals, apart, strict=True):
-        cells = [str(result.documents), str(result.num_bytes), *_scores(result)]
-        copies = str(result.near_copies) if METHODS[run.settings.get("method", "ttt")].trainer.retrieves else NONE
-        counts = [share(result.worse, result.documents), str(result.untrained), copies]
-        rows.append([run.label, run.method, *cells, *counts, settings_text(own) or NONE])
+    for run, result, settings in zip(study.runs, study.totals, apart, strict=True):
+        cells = [str(result.documents), str(result.num_bytes), *score_cells(result)]
+        copies = [str(result.near_copies), str(result.own_neighbors)] if run.retrieves else [NONE, NONE]
+        counts = [share(result.worse, result.documents), str(result.untrained), *copies]
+        rows.append([run.label, run.method, *cells, *counts, settings_text(settings) or NONE])
     text = (
         f"Bits per byte of {len(study.runs)} {'run' if len(study.runs) == 1 else 'runs'} before and after adaptation; "
-        f"lower is better. {means[total]} Intervals are paired bootstraps over documents, {bootstrap.num_samples} "
-        f"draws, seed {bootstrap.seed}: they cover the choice of documents, and no other source of chance, and are "
-        "too narrow for ten documents or less. A document that could not be trained on stays in every mean, untrained."
+        f"lower is better. {MEANS[total]} Intervals are paired bootstraps over documents, {bootstrap.num_samples} "
+        f"draws, seed {bootstrap.seed}. They cover the choice of documents and no other source of chance, and they "
+        "are too narrow for ten documents or fewer. Worse counts documents with a higher score after than before. "
+        "Untrained documents could not be trained on; they count in every mean with the score of the original model. "
+        "Own neighbors counts documents of which a part is among their own neighbors."
     )
     blocks: list[Block] = [Heading("Test-time training report", 1), Paragraph(text)]
     blocks += [Points(study.notes)] if study.notes else []
-    blocks += [Heading("Runs"), Table(header, rows)]
+    blocks += [Heading("Runs"), Table([*header, "settings that differ"], rows)]
     if common:
-        blocks.append(Paragraph(f"Most runs have in common, of the settings that differ: {settings_text(common)}."))
-    lonely = [result.group for result in study.groups[0] if result.documents < 2]
-    if study.grouping.is_pile and lonely:
-        blocks.append(Paragraph(f"One document has no interval, nor has a total with {', '.join(lonely)} in it."))
+        blocks.append(Paragraph(f"Of the settings that differ, most runs have: {settings_text(common)}."))
     return blocks
 
 
-def _scores(result: Result) -> list[str]:
-    interval = difference(result.difference, result.low, result.high)
-    return [figure(result.before), figure(result.after), figure(result.ratio, ".3f"), interval]
-
-
 def comparison(study: Study) -> list[Block]:
-    """
-    Compare runs with the baseline on the same documents.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-
-    Returns:
-        `list[Block]`: with a heading.
-    """
+    """Compare runs with the baseline on the same documents."""
     blocks: list[Block] = [Heading("Paired comparison")]
     if not study.comparisons:
-        return [*blocks, Paragraph("There is one run, so there is nothing to compare it with.")]
+        return [*blocks, Paragraph("There is only one run, so there is nothing to compare it with.")]
     text = (
         f"Each run against {study.baseline.label}, on the documents that both have (matched by the digests of their "
-        "texts): bits per byte after, run minus baseline. Below 0 the run is better. No correction for the number of "
-        "comparisons is made."
+        "texts): bits per byte after, run minus baseline. Below 0 the run is better. The intervals are not corrected "
+        "for the number of comparisons."
     )
     header = ["run", "documents matched", "after", f"after, {study.baseline.label}"]
     header += [f"difference, {study.interval_name} interval", "verdict"]
@@ -130,45 +107,30 @@ def _verdict(item: Comparison) -> str:
 
 
 def _warnings(item: Comparison) -> list[str]:
-    found = []
+    warnings = []
     if item.only_run or item.only_baseline:
-        found.append(
-            f"{item.label}: {item.documents} documents are in both runs; {item.only_run} are only in it, and "
-            f"{item.only_baseline} only in {item.baseline}. These are left out."
+        warnings.append(
+            f"{item.label}: both runs have {count_documents(item.documents)}. Left out are {item.only_run} that only "
+            f"{item.label} has, and {item.only_baseline} that only {item.baseline} has."
         )
-    causes = "; ".join(f"{name}: {ours!r} against {theirs!r}" for name, (ours, theirs) in item.causes.items())
+    causes = "; ".join(f"{name}: {value!r} against {other!r}" for name, (value, other) in item.causes.items())
     causes = f" Settings that differ: {causes}." if causes else ""
     if item.other_bytes:
-        found.append(
-            f"{item.label}: of {item.other_bytes} documents it scored another number of bytes than {item.baseline}, "
-            f"so this is not the same protocol.{causes}"
+        warnings.append(
+            f"{item.label}: the protocol is not that of {item.baseline}, because the number of scored bytes differs "
+            f"for {count_documents(item.other_bytes)}.{causes}"
         )
     elif item.other_before:
-        found.append(
-            f"{item.label}: for {item.other_before} documents the score before adaptation is not that of "
-            f"{item.baseline}, so the model or the way of scoring is another, and the difference is not one of "
-            f"adaptation alone.{causes}"
+        warnings.append(
+            f"{item.label}: the score before adaptation differs from that of {item.baseline} for "
+            f"{count_documents(item.other_before)}. The model or the scoring is different, so the difference does not "
+            f"come from adaptation alone.{causes}"
         )
-    return found
+    return warnings
 
 
-def group_table(study: Study, run: Run, total: Result, results: list[Result]) -> list[Block]:
-    """
-    Set out one run by task or group.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-        run (`Run`):
-            One of its runs.
-        total (`Result`):
-            Of the run.
-        results (`list[Result]`):
-            Of its groups.
-
-    Returns:
-        `list[Block]`: a table, and for tasks of the Pile a line about the published figures in it.
-    """
+def group_table(study: Study, run: Run, results: list[Result]) -> list[Block]:
+    """Lay out one run by task or group, and for tasks of the Pile the published figures beside it."""
     published = published_for(run) if study.grouping.is_pile else None
     header = [str(study.grouping.kind), "documents", "bits per byte before", "after", "ratio"]
     header += [f"difference, {study.interval_name} interval", "worse", "seconds"]
@@ -176,21 +138,21 @@ def group_table(study: Study, run: Run, total: Result, results: list[Result]) ->
         kind = "published" if published.is_same else "another model, published"
         header += [f"{kind}: before", "after", "ratio"]
     rows = []
-    for result in [*results, total]:
+    for result in results:
         seconds = figure(result.seconds["total"], ".1f")
-        cells = [str(result.documents), *_scores(result), share(result.worse, result.documents), seconds]
+        cells = [str(result.documents), *score_cells(result), share(result.worse, result.documents), seconds]
         rows.append([result.group, *cells, *(_published_cells(published, result.group) if published else [])])
     blocks: list[Block] = [Table(header, rows)]
     if published:
         words = (
-            "Model and settings have the same names as theirs; index and test documents may be others."
+            "Model and settings have the same names as in the publication; index and test documents may be others."
             if published.is_same
-            else (f"This run's model is {run.settings.get('model')}: compare ratios at most, and with care.")
+            else (f"This run's model is {run.settings.get('model')}: compare at most the ratios, and with care.")
         )
         blocks.append(
             Paragraph(
-                f"Published figures: {published.title}, trained on {published.neighbors} neighbors, on the "
-                f"Pile (TTT-NN, arXiv 2305.18466). {words}"
+                f"Published figures: {published.title}, on the Pile, number of neighbors {published.neighbors} "
+                f"(TTT-NN, arXiv 2305.18466). {words}"
             )
         )
     return blocks
@@ -204,39 +166,25 @@ def _published_cells(published: Published, group: str) -> list[str]:
 
 
 def near_copies(study: Study) -> list[Block]:
-    """
-    Show results without contaminated documents, and list those that were not trained on.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-
-    Returns:
-        `list[Block]`: with a heading.
-    """
+    """Show results without contaminated documents, and list the documents that were not trained on."""
     blocks: list[Block] = [Heading("Near-copies and failures")]
     count = len(contaminated(study.runs))
     if not count:
-        blocks.append(Paragraph("No run found a near-copy of a scored text among the neighbors."))
+        blocks.append(Paragraph("No run found a document or a near-copy of it among its own neighbors."))
     else:
         text = (
-            f"{count} {'document has' if count == 1 else 'documents have'} a near-copy of the scored text among the "
-            "neighbors of some run. Without them, in all runs alike:"
+            f"{count_documents(count)} {'has' if count == 1 else 'have'} a near-copy or a part of the document itself "
+            "among the neighbors of a run. Results without these documents, which are left out of all runs:"
         )
         header = ["run", "documents left", "bits per byte before", "after", "ratio"]
-        header += [
-            f"difference, {study.interval_name} interval",
-            "with all documents",
-            f"against {study.baseline.label}",
-        ]
+        header += [f"difference, {study.interval_name} interval", "with all documents"]
         against = {item.label: difference(item.difference, item.low, item.high) for item in study.clean_comparisons}
         rows = [
-            [run.label]
-            + ([NONE, *[NONE] * 4] if clean is None else [str(clean.documents), *_scores(clean)])
+            [run.label, *([NONE] * 5 if clean is None else [str(clean.documents), *score_cells(clean)])]
             + [difference(total.difference, total.low, total.high), against.get(run.label, NONE)]
             for run, clean, total in zip(study.runs, study.clean, study.totals, strict=True)
         ]
-        blocks += [Paragraph(text), Table(header, rows)]
+        blocks += [Paragraph(text), Table([*header, f"against {study.baseline.label}"], rows)]
     failed = [
         [run.label, record.id, record.error or "no reason was recorded"]
         for run in study.runs
@@ -245,29 +193,14 @@ def near_copies(study: Study) -> list[Block]:
     ]
     if not failed:
         return [*blocks, Paragraph("No document was left untrained.")]
-    text = "Documents that were left untrained; each counts with the score that it had before:"
+    text = "Documents that could not be trained on; they are scored with the original model:"
     return [*blocks, Paragraph(text), Table(["run", "document", "error"], failed)]
 
 
 def speed(study: Study) -> list[Block]:
-    """
-    Set out what the runs took.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-
-    Returns:
-        `list[Block]`: a table and a line.
-    """
-    header = [
-        "run",
-        "tokens trained per second",
-        "tokens scored per second",
-        "outside the model",
-        "seconds per document",
-    ]
-    header += ["retrieve", "train", "score", "rest"]
+    """Lay out the time that the runs took."""
+    header = ["run", "tokens trained per second", "tokens scored per second", "outside the model"]
+    header += ["seconds per document", "retrieve", "train", "score", "rest"]
     rows = []
     for run, total in zip(study.runs, study.totals, strict=True):
         seconds, phases = total.seconds, phase_seconds(total)
@@ -276,30 +209,18 @@ def speed(study: Study) -> list[Block]:
             for phase, tokens in (("train", total.trained_tokens), ("score", total.scored_tokens))
         ]
         outside = f"{100 * (1 - seconds['model'] / seconds['total']):.1f} %" if seconds["total"] else NONE
-        each = [
-            figure(seconds["total"] / total.documents, ".2f"),
-            *(figure(value, ".2f") for value in phases.values()),
-        ]
-        rows.append([run.label, *rates, outside, *each])
+        per_document = [seconds["total"] / total.documents, *phases.values()]
+        rows.append([run.label, *rates, outside, *(figure(value, ".2f") for value in per_document)])
     text = (
-        "Tokens per second are those of the phases train and score. Outside the model is the share of the time that "
-        "is not spent in forward and backward passes, clipping and the optimizer. The rest is mostly restoring the "
-        "model."
+        "Tokens per second are those of the phases train and score. Outside the model is the share of time that is "
+        "not spent in forward and backward passes, clipping and the optimizer. The rest is mostly the time to restore "
+        "the model."
     )
     return [Heading("Speed"), Table(header, rows), Paragraph(text)]
 
 
 def choices(study: Study) -> list[Block]:
-    """
-    Show what was chosen on validation documents, and how each candidate scored.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-
-    Returns:
-        `list[Block]`: with a heading.
-    """
+    """Show what was chosen on validation documents, and how each candidate scored."""
     blocks: list[Block] = [Heading("Chosen on validation documents")]
     seen = set()
     for run in study.runs:
@@ -311,7 +232,7 @@ def choices(study: Study) -> list[Block]:
         ranked = sorted(trials, key=lambda trial: (math.isnan(trial.bits_per_byte), trial.bits_per_byte))
         most = len(ranked) if len(ranked) <= 12 else 10
         shown = [trial for place, trial in enumerate(ranked) if place < most or trial.chosen]
-        words = f"{run.label} has {'; '.join(best)}" if best else f"The setting of {run.label} is none of these"
+        words = f"{run.label} uses {'; '.join(best)}" if best else f"{run.label} uses none of these"
         words += f", of {len(trials)} candidates." + (" The best ones:" if len(shown) < len(trials) else "")
         rows = [
             [trial.name, str(trial.documents), figure(trial.bits_per_byte), "yes" if trial.chosen else ""]
@@ -319,24 +240,15 @@ def choices(study: Study) -> list[Block]:
         ]
         blocks += [Paragraph(words), Table(["candidate", "documents", "bits per byte", "chosen"], rows)]
     if not seen:
-        blocks.append(Paragraph("Nothing was chosen: every setting was given."))
+        blocks.append(Paragraph("No run chose a setting on validation documents."))
     return blocks
 
 
 def reproduction(study: Study) -> list[Block]:
-    """
-    Give the settings of every run, and the versions of libraries.
-
-    Args:
-        study (`Study`):
-            What the report shows.
-
-    Returns:
-        `list[Block]`: with a heading.
-    """
+    """Give the settings of every run, and the versions of libraries."""
     text = (
-        "What was evaluated on what, by the names of the options; and the settings in the journal, on which the "
-        "numbers depend. The versions are those with which this report was made."
+        "For each run: the options of the evaluation, and under `settings` the values in the journal, on which the "
+        "numbers depend. The library versions are those that made this report."
     )
     blocks: list[Block] = [Heading("How to reproduce"), Paragraph(text)]
     for run in study.runs:

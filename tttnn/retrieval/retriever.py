@@ -11,12 +11,16 @@ from sentence_transformers import SentenceTransformer
 from tttnn.documents import Document, as_documents, check_text
 from tttnn.embedding import Embedder
 from tttnn.errors import InputError, InputTypeError
-from tttnn.index.build.build import index_in_memory
-from tttnn.index.build.save import write_index
-from tttnn.index.hub.transfer import fetch_index, push_index
-from tttnn.index.manifest import read_manifest
-from tttnn.index.search import DocumentIndex, open_index
-from tttnn.index.subset import IndexSubset
+from tttnn.index import (
+    DocumentIndex,
+    IndexSubset,
+    fetch_index,
+    index_in_memory,
+    open_index,
+    push_index,
+    read_manifest,
+    write_index,
+)
 from tttnn.neighbors import Neighbor
 from tttnn.retrieval.cache import NeighborCache
 
@@ -25,7 +29,7 @@ class NeighborRetriever:
     """
     Finds the nearest documents of a text in a Faiss index.
 
-    Open one with `NeighborRetriever.from_pretrained`, or make one of a few thousand texts with
+    Open one with `NeighborRetriever.from_pretrained`, or index a few thousand texts with
     `NeighborRetriever.from_documents`.
 
     Args:
@@ -34,7 +38,7 @@ class NeighborRetriever:
         embedder (`Embedder`, *optional*):
             Embeds the queries. By default the one that the index names, loaded at the first query.
         cache (`NeighborCache`, *optional*):
-            Keeps on disk what queries found. By default nothing is kept.
+            Keeps the vectors and neighbors of queries on disk. By default nothing is kept.
 
     Raises:
         `ValueError`: If the embedder is not the one that built the index.
@@ -48,15 +52,32 @@ class NeighborRetriever:
         self.index = index
         self.cache = cache
         self._embedder = embedder
+        self._source = "memory" if index.folder is None else str(index.folder)  # for people
         if embedder is not None:
             embedder.check(index.embedder)
 
     def __len__(self) -> int:
         return len(self.index)
 
+    def __repr__(self) -> str:
+        shards = self.index.shards
+        return (
+            f"NeighborRetriever(rows={len(self)}, shards={len(shards)}, storage='{type(shards[0].vectors).__name__}', "
+            f"embedder='{self.index.embedder['name']}', source='{self._source}')"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """
+        Say where neighbors come from: the journal of a run records it.
+
+        Returns:
+            `dict[str, Any]`: `index`, the digest that tells this index from any other, and `num_indexed`, its rows.
+        """
+        return {"index": self.index.digest, "num_indexed": len(self)}
+
     @property
     def embedder(self) -> Embedder:
-        """The embedder of the queries, loaded when it is first needed."""
+        """The embedder of the queries; it is loaded at the first use."""
         if self._embedder is None:
             embedder = Embedder.from_description(self.index.embedder)
             embedder.check(self.index.embedder)
@@ -75,12 +96,13 @@ class NeighborRetriever:
         texts: str = "local",
         embedder: str | SentenceTransformer | Embedder | None = None,
         verify: bool = False,
+        trust_index: bool = False,
         cache: NeighborCache | None = None,
     ) -> "NeighborRetriever":
         """
         Open an index from a folder or from a dataset repo of the Hub.
 
-        The vectors and texts are memory-mapped: opening costs no memory in proportion to the index.
+        Vectors and texts are memory-mapped, so that an index may be larger than the memory.
 
         Args:
             repo_id (`str` or `Path`):
@@ -90,45 +112,54 @@ class NeighborRetriever:
             token (`str` or `bool`, *optional*):
                 Token for a private repo.
             cache_dir (`str` or `Path`, *optional*):
-                Where downloads are kept. By default the Hub cache.
+                Folder of the downloads. By default the Hub's cache.
             local_files_only (`bool`, *optional*, defaults to `False`):
-                Whether to use the Hub cache only.
+                Whether to use only what is in the Hub's cache.
             shards (`Sequence[int]`, *optional*):
-                Numbers of the shards to fetch and open, as `[0, 3]`. Neighbors keep their ids. By default all.
+                Numbers of the shards to fetch and open, for example `[0, 3]`; neighbors keep their ids. By
+                default all.
             texts (`str`, *optional*, defaults to `"local"`):
-                `"local"`, or `"remote"` to leave the texts on the Hub and ask for those of the neighbors only.
+                `"local"`, or `"remote"` to leave the texts on the Hub and fetch only those of the neighbors.
             embedder (`str`, `SentenceTransformer` or `Embedder`, *optional*):
-                The embedder that built the index, where it now has another name or path. By default the one that the
+                The embedder that built the index, if it now has another name or path. By default the one that the
                 index names is loaded at the first query: `tttlm`, a Hub id or an absolute path.
             verify (`bool`, *optional*, defaults to `False`):
-                Whether to hash every file again. The first open on a machine does so in any case.
+                Whether to check the sha256 of every file again. The first open on a machine always does.
+            trust_index (`bool`, *optional*, defaults to `False`):
+                Whether to let Faiss read files that are of no preset and were built elsewhere: forged, they can crash
+                the process.
             cache (`NeighborCache`, *optional*):
-                Keeps on disk what queries found, for runs over the same documents. By default nothing is kept.
+                Keeps the vectors and neighbors of queries on disk, for runs over the same documents. By default
+                nothing is kept.
 
         Returns:
             `NeighborRetriever`: ready to retrieve.
 
         Raises:
-            `FileNotFoundError`: If there is no index.
-            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
+            `FileNotFoundError`: If there is no index, or it is not in the Hub's cache and the Hub may not be asked.
+            `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
+            `HfHubHTTPError`: If the Hub refuses: an unknown repo, or a token without access.
             `ValueError`: If a file is damaged, there is no such shard, or the embedder is not the one that built the
                 index.
         """
-        folder, remote = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
-        index = open_index(folder, verify, shards, remote)
+        folder, open_texts = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
+        index = open_index(folder, verify=verify, shards=shards, open_texts=open_texts, trust_index=trust_index)
         if embedder is not None and not isinstance(embedder, Embedder):
             embedder = Embedder.from_description(index.embedder, embedder)
-        return cls(index, embedder, cache)
+        retriever = cls(index, embedder, cache)
+        if folder != Path(repo_id).expanduser():
+            retriever._source = f"{repo_id}@{revision or 'main'}"
+        return retriever
 
     def subset(self, fraction: float, seed: int = 0) -> "NeighborRetriever":
         """
-        Draw a part of the documents at random, to see what a smaller corpus would give.
+        Draw a random part of the documents, to see what a smaller corpus would give.
 
         Args:
             fraction (`float`):
-                The share of the documents, above 0 and at most 1. Smaller shares lie within larger ones.
+                The share of the documents, above 0 and at most 1. A smaller share is part of a larger one.
             seed (`int`, *optional*, defaults to `0`):
-                Of the draw.
+                Seed of the random draw.
 
         Returns:
             `NeighborRetriever`: over that part, with the same rows, embedder and cache.
@@ -136,7 +167,9 @@ class NeighborRetriever:
         Raises:
             `ValueError`: If the fraction is out of range, or leaves no document.
         """
-        return NeighborRetriever(IndexSubset(self.index, fraction, seed), self.embedder, self.cache)
+        part = NeighborRetriever(IndexSubset(self.index, fraction, seed), self.embedder, self.cache)
+        part._source = f"{fraction:g} of {self._source}"
+        return part
 
     @classmethod
     def from_documents(
@@ -158,21 +191,21 @@ class NeighborRetriever:
             documents (`Iterable`):
                 A `datasets.Dataset`, or texts, rows (`dict`) or `Document` items.
             embedder (`str`, `SentenceTransformer` or `Embedder`):
-                Embeds the documents, and later the queries.
+                Embeds the documents and the queries.
             text_column (`str`, *optional*, defaults to `"text"`):
                 The field of a row with the text.
             id_column (`str`, *optional*):
-                The field of a row with its id. By default `id`, or else its position.
+                The field of a row with its id. By default `id`, or the row's position if it has none.
             passage_tokens (`int`, *optional*):
-                Index passages of at most so many tokens of the embedder. By default whole documents, of which it
-                reads the beginning.
+                Index passages of at most this number of the embedder's tokens. By default whole documents are rows,
+                and the embedder reads the beginning of each.
             batch_size (`int`, *optional*):
                 Texts in one forward pass. By default `Embedder.default_batch_size`.
             show_progress_bar (`bool`, *optional*, defaults to `False`):
-                Whether to show one.
+                Whether to show a progress bar.
 
         Returns:
-            `NeighborRetriever`: `retriever.save_pretrained(folder)` keeps it.
+            `NeighborRetriever`: over these documents; `retriever.save_pretrained(folder)` saves it.
 
         Raises:
             `ValueError`: If there is no document, or one cannot be encoded.
@@ -195,7 +228,7 @@ class NeighborRetriever:
             `Path`: the folder.
 
         Raises:
-            `FileExistsError`: If the folder is there and not empty.
+            `FileExistsError`: If the folder exists and is not empty.
             `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
             `FileNotFoundError`: If its texts were left on the Hub.
         """
@@ -212,28 +245,30 @@ class NeighborRetriever:
         license: str | None = None,
     ) -> CommitInfo:
         """
-        Upload the index to a dataset repo of the Hub, with a card; an interrupted upload goes on at the next call.
+        Upload the index to a dataset repo of the Hub, with a card; an interrupted upload resumes at the next call.
 
         Args:
             repo_id (`str`):
-                The id of the repo, made if it is not there.
+                The id of the repo; it is created if it does not exist.
             private (`bool`, *optional*):
                 Whether a new repo is private. By default the user's or organization's setting.
             token (`str` or `bool`, *optional*):
                 Token with the right to write. By default the saved one.
             revision (`str`, *optional*):
-                Branch to push to, made if it is not there. By default `main`.
+                Branch to push to; it is created if it does not exist. By default `main`.
             commit_message (`str`, *optional*):
-                Of the commit.
+                Message of the commit. By default `Upload index`.
             license (`str`, *optional*):
-                The licence of the corpus, by its name on the Hub. By default that of the card before, or `unknown`.
+                The license of the corpus, by its name on the Hub. By default that of the earlier card, or `unknown`.
 
         Returns:
-            `CommitInfo`: of the commit.
+            `CommitInfo`: the commit.
 
         Raises:
             `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
             `FileNotFoundError`: If not all of its files were fetched.
+            `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
+            `HfHubHTTPError`: If the Hub refuses: a token without the right to write.
         """
         self._check_whole()
         options = (private, token, revision, commit_message, license)
@@ -246,11 +281,11 @@ class NeighborRetriever:
         if isinstance(self.index, IndexSubset):
             raise InputError("This is a part of an index, drawn by `subset`. Save the whole one.")
         if self.index.folder is not None:
-            opened, there = len(self.index.shards), len(read_manifest(self.index.folder)["shards"])
+            opened, there = len(self.index.shards), len(read_manifest(self.index.folder).shards)
             if opened < there:
                 raise InputError(
-                    f"Of the {there} shards of '{self.index.folder}' {opened} are open, and an index is saved whole. "
-                    "Open all of them: `from_pretrained` without `shards`."
+                    f"Only {opened} of the {there} shards of '{self.index.folder}' are open, and only a whole index "
+                    "can be saved. Open all of them: `from_pretrained` without `shards`."
                 )
 
     def retrieve(self, texts: list[str], top_k: int = 50) -> list[list[Neighbor]]:
@@ -259,18 +294,18 @@ class NeighborRetriever:
 
         Args:
             texts (`list[str]`):
-                Query texts, embedded in batches; the embedder truncates each to its `max_seq_length` tokens, and an
-                empty one counts as one space.
+                Query texts, embedded in batches. The embedder truncates each to its `max_seq_length` tokens, and reads
+                an empty one as one space.
             top_k (`int`, *optional*, defaults to `50`):
                 Candidates fetched per text.
 
         Returns:
-            `list[list[Neighbor]]`: in the order of `texts`, each with at most `top_k` neighbors, nearest first, equal
-            distances by row. `distance` is squared L2.
+            `list[list[Neighbor]]`: in the order of `texts`, each with at most `top_k` neighbors, nearest first; equal
+            distances are in the order of rows. `distance` is squared L2.
 
         Raises:
             `ValueError`: If `top_k` exceeds the number of indexed documents or is not positive.
-            `ValueError`: If a text holds a lone surrogate.
+            `ValueError`: If a text contains a lone surrogate.
             `TypeError`: If `texts` is a single string, or an item is not a string.
 
         Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
@@ -280,16 +315,16 @@ class NeighborRetriever:
         self.prepare(top_k)
         texts = [check_text(text, f"row {row}") for row, text in enumerate(texts)]
         if self.cache is None:
-            found = self.index.search(self.embedder.encode_query(texts), top_k)
+            results = self.index.search(self.embedder.encode_query(texts), top_k)
         else:
-            found = self.cache.search(self.index, self.embedder.encode_query, texts, top_k)
-        rows = list(dict.fromkeys(row for pairs in found for _, row in pairs))
+            results = self.cache.search(self.index, self.embedder.encode_query, texts, top_k)
+        rows = list(dict.fromkeys(row for pairs in results for _, row in pairs))
         documents = dict(zip(rows, self.index.documents(rows), strict=True))
-        return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in found]
+        return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in results]
 
     def prepare(self, top_k: int) -> None:
         """
-        Load the embedder, and make sure that the index is large enough, before the first query.
+        Load the embedder and check that the index is large enough, before the first query.
 
         Args:
             top_k (`int`):
@@ -303,7 +338,7 @@ class NeighborRetriever:
         if not 1 <= top_k <= len(self):
             raise InputError(
                 f"`top_k` is {top_k}, but the index holds {len(self)} documents. Pass at least 1 and at most "
-                f"{len(self)}; where it is left open, it follows from `num_neighbors`."
+                f"{len(self)}; by default it follows from `num_neighbors`."
             )
         _ = self.embedder
 

@@ -14,9 +14,12 @@ from build_program import WordEmbedder, files_of, make_documents
 import tttnn.index.build.compress
 from tttnn import Document
 from tttnn.index.build.build import IndexSettings, build_index
-from tttnn.index.manifest import MANIFEST, VECTORS, read_manifest
-from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.build.unfinished import STATE
+from tttnn.index.build.writers import WORK
+from tttnn.index.manifest import MANIFEST, VECTORS, Recall, read_manifest
+from tttnn.index.search import DocumentIndex, open_index, search_shards
 from tttnn.index.shard import Shard
+from tttnn.index.texts import TextList
 from tttnn.index.vectors import read_vectors
 
 
@@ -82,16 +85,16 @@ def build(tmp_path_factory):
 def read_into_memory(folder):
     """The same files, read by Faiss without a map."""
     manifest, shards, start = read_manifest(folder), [], 0
-    for number, entry in enumerate(manifest["shards"]):
+    for number, entry in enumerate(manifest.shards):
         vectors = faiss.read_index(str(folder / VECTORS.format(number)))
-        shards.append(Shard(vectors, DOCUMENTS[start : start + entry["rows"]], start))
-        start += entry["rows"]
-    return DocumentIndex(shards, manifest["embedder"], "", manifest["storage"]["search"])
+        shards.append(Shard(vectors, TextList(DOCUMENTS[start : start + entry.rows]), start))
+        start += entry.rows
+    return DocumentIndex(shards, manifest.embedder.to_json(), "", manifest.storage.search)
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, *FACTORIES])
 def test_a_mapped_index_finds_just_what_its_files_find_in_memory(preset, build, queries):
-    mapped, in_memory = open_index(build(preset)), read_into_memory(build(preset))
+    mapped, in_memory = open_index(build(preset), trust_index=True), read_into_memory(build(preset))
     for top_k in (1, 20, 300):
         found = mapped.search(queries, top_k)
         assert found == in_memory.search(queries, top_k)
@@ -101,7 +104,7 @@ def test_a_mapped_index_finds_just_what_its_files_find_in_memory(preset, build, 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale", "IVF4,SQ8", "IVF4,PQ4x4fs,Refine(SQ8)"])
 def test_the_manifest_says_how_thoroughly_to_search(preset, build):
-    index, search = open_index(build(preset)), read_manifest(build(preset))["storage"]["search"]
+    index, search = open_index(build(preset), trust_index=True), read_manifest(build(preset)).storage.search
     assert search.keys() == ({"nprobe"} if index.shards[0].exact is None else {"nprobe", "k_factor"})
     assert (index.nprobe, index.k_factor) == (search["nprobe"], search.get("k_factor", 1))
 
@@ -149,7 +152,7 @@ def recorded_queries(embedder):
 
 
 def recall_of(folder, search, queries, vectors):
-    index = open_index(folder)
+    index = open_index(folder, trust_index=True)
     index.set_search(search)
     nearest = np.argsort(squared_distances(vectors, queries), axis=1)[:, :20]
     found = [{row for _, row in pairs} for pairs in index.search(queries, 20)]
@@ -160,20 +163,20 @@ def recall_of(folder, search, queries, vectors):
 def test_the_recorded_recall_is_what_numpy_finds(preset, build, embedder, vectors):
     manifest = read_manifest(build(preset))
     tuning, measuring = recorded_queries(embedder)
-    recall, search = manifest["recall"], manifest["storage"]["search"]
-    assert recall == {
-        "top_k": 20,
-        "recall": pytest.approx(recall_of(build(preset), search, measuring, vectors), abs=1e-9),
-        "target": 0.95,
-        "num_queries": 200,
-        "num_rows": 600,
-    }
-    assert 0 < recall["recall"] <= 1
+    recall, search = manifest.recall, manifest.storage.search
+    assert recall == Recall(
+        top_k=20,
+        recall=pytest.approx(recall_of(build(preset), search, measuring, vectors), abs=1e-9),
+        target=0.95,
+        num_queries=200,
+        num_rows=600,
+    )
+    assert 0 < recall.recall <= 1
 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale"])
 def test_the_settings_are_the_cheapest_that_reach_the_target(preset, build, embedder, vectors):
-    search = read_manifest(build(preset))["storage"]["search"]
+    search = read_manifest(build(preset)).storage.search
     tuning, _ = recorded_queries(embedder)
     assert recall_of(build(preset), search, tuning, vectors) >= 0.95
     assert search["nprobe"] > 1
@@ -199,7 +202,7 @@ def test_queries_are_first_halves_of_texts(tmp_path):
 @pytest.mark.parametrize("preset", ["ivf", "scale", "PQ4x4", "IVF4,PQ4x4fs"])
 def test_any_number_of_shards_finds_the_same_to_the_bit(preset, build, queries, tmp_path):
     build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings(preset, 600))
-    whole, parts = open_index(tmp_path / "index"), open_index(build(preset))
+    whole, parts = open_index(tmp_path / "index"), open_index(build(preset), trust_index=True)
     assert (len(whole.shards), len(parts.shards)) == (1, 3)
     for top_k in (1, 20):
         assert whole.search(queries, top_k) == parts.search(queries, top_k)
@@ -207,14 +210,14 @@ def test_any_number_of_shards_finds_the_same_to_the_bit(preset, build, queries, 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale", "IVF4,PQ4x4fs", "PCA8,IVF4,SQ8,RFlat"])
 def test_a_query_alone_finds_what_it_finds_among_others(preset, build, queries):
-    index = open_index(build(preset))
+    index = open_index(build(preset), trust_index=True)
     assert index.search(queries, 20) == [index.search(query[None], 20)[0] for query in queries]
 
 
 @pytest.mark.parametrize("preset", ["scale", "PCA8,IVF4,SQ8,RFlat"])
 def test_several_numbers_of_candidates_are_searched_as_each_by_itself(preset, build, queries):
-    index = open_index(build(preset))
-    together = index.search_each(queries, 20, [1, 2, 5])
+    index = open_index(build(preset), trust_index=True)
+    together = search_shards(index.shards, queries, 20, index.nprobe, [1, 2, 5])
     for k_factor, found in zip([1, 2, 5], together, strict=True):
         index.set_search({"nprobe": index.nprobe, "k_factor": k_factor})
         assert index.search(queries, 20) == found
@@ -232,7 +235,7 @@ def test_two_indexes_of_the_same_shards_search_each_as_thoroughly_as_it_is_told(
 @pytest.mark.parametrize("preset", ["ivf", "scale", "PCA8,IVF4,SQ8,RFlat", "IVF4,PQ4x4fs"])
 def test_a_search_leaves_to_others_what_is_set_in_the_shards(preset, build, queries):
     """Threads search the same Faiss objects with settings of their own."""
-    shards = open_index(build(preset)).shards
+    shards = open_index(build(preset), trust_index=True).shards
     lists = [faiss.try_extract_index_ivf(shard.lists) for shard in shards]
     before = [each.nprobe for each in lists]
     few, all_lists = (DocumentIndex(shards, {}, "", {"nprobe": nprobe}) for nprobe in (3, 4))
@@ -261,7 +264,7 @@ def test_shards_find_what_one_faiss_index_of_all_rows_finds(preset, every_list, 
     whole = faiss.read_index(str(build(preset) / VECTORS.format(0)))
     whole.reset()
     whole.add(vectors)
-    index, lists = open_index(build(preset)), faiss.try_extract_index_ivf(whole)
+    index, lists = open_index(build(preset), trust_index=True), faiss.try_extract_index_ivf(whole)
     if isinstance(whole, faiss.IndexRefine):
         lists, whole.k_factor = faiss.try_extract_index_ivf(whole.base_index), 4
     lists.nprobe = lists.nlist if every_list else 2
@@ -285,10 +288,10 @@ def test_rows_may_be_converted_in_any_number_of_pieces(preset, build, tmp_path, 
 def test_a_target_that_is_missed_is_warned_of_and_stays_in_the_manifest(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="tttnn"):
         build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings("PQ2x2", recall_target=0.99))
-    recall = read_manifest(tmp_path / "index")["recall"]
-    assert recall["recall"] < 0.9 and recall["target"] == 0.99
+    recall = read_manifest(tmp_path / "index").recall
+    assert recall.recall < 0.9 and recall.target == 0.99
     (record,) = caplog.records
-    assert f"finds {100 * recall['recall']:.1f} %, less than the 99.0 % that were asked for" in record.getMessage()
+    assert f"finds {100 * recall.recall:.1f} %, less than the 99.0 % that were asked for" in record.getMessage()
     assert "No settings of search reached them. Take the preset 'flat'" in record.getMessage()
 
 
@@ -306,8 +309,8 @@ def test_a_target_that_only_the_queries_of_the_choice_reach_may_be_asked_for_hig
 def test_a_target_that_is_reached_is_not_warned_of(preset, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="tttnn"):
         build_index(DOCUMENTS, WordEmbedder(), tmp_path / "index", IndexSettings(preset, recall_target=0.8))
-    recall = read_manifest(tmp_path / "index")["recall"]
-    assert recall["recall"] >= recall["target"] == 0.8
+    recall = read_manifest(tmp_path / "index").recall
+    assert recall.recall >= recall.target == 0.8
     assert caplog.records == []
 
 
@@ -320,7 +323,7 @@ def test_an_index_of_few_documents_finds_them_all(preset, number, tmp_path, embe
     found = index.search(embedder.encode_query(TEXTS[:number]), number)
     assert [pairs[0][1] for pairs in found] == list(range(number))
     assert [sorted(row for _, row in pairs) for pairs in found] == [list(range(number))] * number
-    assert read_manifest(tmp_path / "index")["recall"]["num_rows"] == number
+    assert read_manifest(tmp_path / "index").recall.num_rows == number
 
 
 @pytest.mark.parametrize("preset", ["ivf", "scale"])
@@ -334,9 +337,8 @@ def test_documents_without_a_text_are_indexed_and_queried(preset, tmp_path):
 def test_a_factory_that_faiss_cannot_train_is_an_error_and_the_embedded_shards_stay(tmp_path):
     with pytest.raises(ValueError, match="Faiss cannot make the index 'PQ8x8' from 30 vectors of dimension 32"):
         build_index(DOCUMENTS[:30], WordEmbedder(), tmp_path / "index", IndexSettings("PQ8x8", 20))
-    assert not (tmp_path / "index").exists()
-    assert len(json.loads((tmp_path / "index.unfinished" / "unfinished.json").read_text())["shards"]) == 2
-    assert not (tmp_path / "index.unfinished" / MANIFEST).exists()
+    assert len(json.loads((tmp_path / "index" / WORK / STATE).read_text())["shards"]) == 2
+    assert not (tmp_path / "index" / MANIFEST).exists()
 
 
 def exchange(folder, number, index):
@@ -372,7 +374,7 @@ def test_shards_of_two_presets_are_refused(build, vectors, tmp_path):
     flat.add(vectors[250:500])
     exchange(folder, 1, flat)
     with pytest.raises(ValueError, match="are stored in different ways"):
-        open_index(folder)
+        open_index(folder, trust_index=True)
 
 
 def test_a_shard_that_names_rows_of_another_is_damaged(build, vectors, tmp_path):

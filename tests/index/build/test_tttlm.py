@@ -10,14 +10,16 @@ import zstandard
 from build_program import files_of
 from conftest import save_bert
 
-import tttnn.index.build.compress
 import tttnn.index.build.tttlm
+import tttnn.index.build.unfinished
 from tttnn import Embedder, NeighborRetriever
 from tttnn.embedding import TTTLM
 from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings
-from tttnn.index.build.tttlm import import_published_index
-from tttnn.index.manifest import MANIFEST, read_manifest
+from tttnn.index.build.tttlm import import_tttlm_index
+from tttnn.index.build.unfinished import UnfinishedIndex
+from tttnn.index.build.writers import WORK
+from tttnn.index.manifest import MANIFEST, Storage, read_manifest
 from tttnn.index.search import open_index
 
 
@@ -66,7 +68,7 @@ def publish(tmp_path, suffix):
 
 
 def test_row_i_of_a_shard_is_line_i_of_its_file(published, tmp_path):
-    import_published_index(*published, tmp_path / "index")
+    import_tttlm_index(*published, tmp_path / "index")
     index = open_index(tmp_path / "index")
     documents = index.documents(range(sum(SIZES)))
     lines = [json.loads(line) for number in range(3) for line in lines_of(number)]
@@ -80,13 +82,13 @@ def test_row_i_of_a_shard_is_line_i_of_its_file(published, tmp_path):
 
 
 def test_vectors_come_unchanged(published, tmp_path):
-    import_published_index(*published, tmp_path / "index")
+    import_tttlm_index(*published, tmp_path / "index")
     for shard, vectors in zip(open_index(tmp_path / "index").shards, VECTORS, strict=True):
         np.testing.assert_array_equal(shard.vectors.reconstruct_n(0, len(vectors)), vectors)
 
 
 def test_neighbors_are_those_of_brute_force(files, tmp_path):
-    import_published_index(*files, tmp_path / "index")
+    import_tttlm_index(*files, tmp_path / "index")
     vectors, queries = np.concatenate(VECTORS), np.random.default_rng(9).normal(size=(20, DIMENSION))
     found = open_index(tmp_path / "index").search(queries.astype(np.float32), 10)
     for pairs, query in zip(found, queries, strict=True):
@@ -96,26 +98,26 @@ def test_neighbors_are_those_of_brute_force(files, tmp_path):
 
 
 def test_the_manifest_says_that_the_vectors_came_from_elsewhere(files, tmp_path):
-    import_published_index(*files, tmp_path / "index")
+    import_tttlm_index(*files, tmp_path / "index")
     manifest = read_manifest(tmp_path / "index")
-    assert manifest["sources"] == ["00.jsonl", "01.jsonl", "02.jsonl"]
-    assert (manifest["num_documents"], manifest["num_rows"], manifest["recall"]) == (82, 82, None)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 2**29 // 96}
-    embedder = manifest["embedder"]
-    assert (embedder["name"], embedder["model"], embedder["max_seq_length"]) == ("tttlm", TTTLM[0], 512)
-    assert (embedder["dimension"], embedder["probe"]) == (DIMENSION, None)
+    assert manifest.sources == ["00.jsonl", "01.jsonl", "02.jsonl"]
+    assert (manifest.num_documents, manifest.num_rows, manifest.recall) == (82, 82, None)
+    assert manifest.storage == Storage("flat", "Flat", {}, 2**29 // 96)
+    embedder = manifest.embedder
+    assert (embedder.name, embedder.model, embedder.max_seq_length) == ("tttlm", TTTLM[0], 512)
+    assert (embedder.dimension, embedder.probe) == (DIMENSION, None)
 
 
 def test_an_embedder_of_another_dimension_cannot_query_it(files, tmp_path, embedder):
-    import_published_index(*files, tmp_path / "index")
+    import_tttlm_index(*files, tmp_path / "index")
     with pytest.raises(ValueError, match="built with the embedder 'tttlm', whose dimension is 24; .* has 32"):
         NeighborRetriever.from_pretrained(tmp_path / "index", embedder=embedder)
 
 
 def test_metadata_named_passage_counts_as_a_document(files, tmp_path):
     write_lines(files[1][2], [json.dumps({"text": "a", "passage": "b"})] * 7)
-    import_published_index(*files, tmp_path / "index")
-    assert read_manifest(tmp_path / "index")["num_documents"] == 82
+    import_tttlm_index(*files, tmp_path / "index")
+    assert read_manifest(tmp_path / "index").num_documents == 82
 
 
 # --- stored otherwise than exactly ---
@@ -129,12 +131,12 @@ def of_this_dimension(tokenizer, tmp_path_factory):
 
 @pytest.mark.parametrize("preset", ["ivf", "scale", "IVF2,SQ8"])
 def test_vectors_are_stored_as_a_preset_says_with_the_recall_measured(files, tmp_path, preset, of_this_dimension):
-    import_published_index(*files, tmp_path / "index", IndexSettings(preset, recall_target=0.9), of_this_dimension)
+    import_tttlm_index(*files, tmp_path / "index", IndexSettings(preset, recall_target=0.9), of_this_dimension)
     manifest = read_manifest(tmp_path / "index")
-    assert manifest["storage"]["preset"] == preset
-    assert (manifest["recall"]["target"], manifest["recall"]["num_rows"]) == (0.9, 82)
-    assert manifest["recall"]["recall"] > 0.7
-    assert (manifest["embedder"]["name"], manifest["embedder"]["probe"]) == ("tttlm", None)
+    assert manifest.storage.preset == preset
+    assert (manifest.recall.target, manifest.recall.num_rows) == (0.9, 82)
+    assert manifest.recall.recall > 0.7
+    assert (manifest.embedder.name, manifest.embedder.probe) == ("tttlm", None)
     index, vectors = open_index(tmp_path / "index"), np.concatenate(VECTORS)
     assert [len(shard) for shard in index.shards] == [*SIZES]
     assert all(type(shard.vectors) is not faiss.IndexFlatL2 for shard in index.shards)
@@ -143,28 +145,34 @@ def test_vectors_are_stored_as_a_preset_says_with_the_recall_measured(files, tmp
     assert [document.text for document in index.documents([30])] == ["text 0 of file 1\nΣ"]
 
 
-@pytest.mark.parametrize("part", ["_measure", "describe_file"])
+def no_manifest(monkeypatch):
+    """Interrupt an import before its manifest."""
+    monkeypatch.setattr(UnfinishedIndex, "finish", fail)
+
+
+@pytest.mark.parametrize("part", ["measure", "replace"])
 def test_an_import_that_was_interrupted_while_it_converted_ends_with_the_same_files(
     files, tmp_path, of_this_dimension, monkeypatch, part
 ):
     given = (IndexSettings("scale"), of_this_dimension)
-    import_published_index(*files, tmp_path / "whole", *given)
+    import_tttlm_index(*files, tmp_path / "whole", *given)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(tttnn.index.build.compress, part, fail)
-        import_published_index(*files, tmp_path / "index", *given)
+        patch.setattr(tttnn.index.build.unfinished, part, fail)
+        import_tttlm_index(*files, tmp_path / "index", *given)
     with monkeypatch.context() as patch:
         patch.setattr(tttnn.index.build.tttlm, "_counted", fail)
-        patch.setattr(tttnn.index.build.compress, "trained_index", fail)
-        import_published_index(*files, tmp_path / "index", *given)
+        patch.setattr(tttnn.index.build.unfinished, "trained_for", fail)
+        patch.setattr(tttnn.index.build.unfinished, "converted", fail)
+        import_tttlm_index(*files, tmp_path / "index", *given)
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
 
 
 def test_another_preset_is_chosen_while_the_exact_vectors_are_there(files, tmp_path, of_this_dimension, monkeypatch):
-    import_published_index(*files, tmp_path / "whole", IndexSettings("ivf"), of_this_dimension)
+    import_tttlm_index(*files, tmp_path / "whole", IndexSettings("ivf"), of_this_dimension)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(tttnn.index.build.compress, "_measure", fail)
-        import_published_index(*files, tmp_path / "index", IndexSettings("scale"), of_this_dimension)
-    import_published_index(*files, tmp_path / "index", IndexSettings("ivf"), of_this_dimension)
+        patch.setattr(tttnn.index.build.unfinished, "measure", fail)
+        import_tttlm_index(*files, tmp_path / "index", IndexSettings("scale"), of_this_dimension)
+    import_tttlm_index(*files, tmp_path / "index", IndexSettings("ivf"), of_this_dimension)
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
 
 
@@ -176,19 +184,28 @@ def test_another_preset_is_chosen_while_the_exact_vectors_are_there(files, tmp_p
     ],
     ids=["preset", "recall target"],
 )
-def test_other_settings_than_those_of_an_import_of_which_only_the_move_was_left_are_an_error(
+def test_an_import_of_other_settings_than_those_of_the_one_that_its_manifest_names_is_an_error(
     files, tmp_path, of_this_dimension, monkeypatch, first, other
 ):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(tttnn.index.build.tttlm, "move_index", fail)
-        import_published_index(*files, tmp_path / "index", first, of_this_dimension)
-    found, asked = (f"'{each.preset}', {each.recall_target}" for each in (first, other))
-    with pytest.raises(ValueError, match=rf"interrupted build of \(.*{found}\) .* and not of \(.*{asked}\)"):
-        import_published_index(*files, tmp_path / "index", other, of_this_dimension)
-    assert_nothing(tmp_path)
-    monkeypatch.setattr("tttnn.embedding._tttlm", None)  # no embedder is needed for the move
-    import_published_index(*files, tmp_path / "index", first)
-    assert read_manifest(tmp_path / "index")["storage"]["preset"] == first.preset
+        patch.setattr(tttnn.index.build.unfinished, "settle", fail)
+        import_tttlm_index(*files, tmp_path / "index", first, of_this_dimension)
+    with pytest.raises(FileExistsError, match="is there already"):
+        import_tttlm_index(*files, tmp_path / "index", other, of_this_dimension)
+    assert read_manifest(tmp_path / "index").storage.preset == first.preset
+
+
+def test_an_import_that_was_interrupted_after_its_manifest_needs_no_embedder(
+    files, tmp_path, of_this_dimension, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(tttnn.index.build.unfinished, "settle", fail)
+        import_tttlm_index(*files, tmp_path / "index", IndexSettings("ivf"), of_this_dimension)
+    monkeypatch.setattr("tttnn.embedding._tttlm", None)
+    monkeypatch.setattr(tttnn.index.build.tttlm, "read_documents", fail)
+    import_tttlm_index(*files, tmp_path / "index", IndexSettings("ivf"))
+    assert len(open_index(tmp_path / "index", verify=True)) == 82
+    assert not (tmp_path / "index" / WORK).exists()
 
 
 def test_a_folder_that_is_not_empty_is_told_before_an_embedder_is_loaded(files, tmp_path, monkeypatch):
@@ -196,7 +213,7 @@ def test_a_folder_that_is_not_empty_is_told_before_an_embedder_is_loaded(files, 
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):
-        import_published_index(*files, tmp_path / "index", IndexSettings("ivf"))
+        import_tttlm_index(*files, tmp_path / "index", IndexSettings("ivf"))
 
 
 def test_an_embedder_that_gives_another_vector_for_the_first_text_is_warned_of(
@@ -207,25 +224,25 @@ def test_an_embedder_that_gives_another_vector_for_the_first_text_is_warned_of(
     index = faiss.IndexFlatL2(DIMENSION)
     index.add(same.encode_document(texts))
     faiss.write_index(index, str(files[0][0]))
-    import_published_index(*files, tmp_path / "same", IndexSettings("ivf", recall_target=0.1), of_this_dimension)
+    import_tttlm_index(*files, tmp_path / "same", IndexSettings("ivf", recall_target=0.1), of_this_dimension)
     assert "gives another vector" not in caplog.text
     index.reset()
     index.add(same.encode_document(texts[::-1]))
     faiss.write_index(index, str(files[0][0]))
-    loaded = Embedder.from_description(read_manifest(tmp_path / "same")["embedder"], of_this_dimension)
-    import_published_index(*files, tmp_path / "other", IndexSettings("ivf", recall_target=0.1), loaded)
+    loaded = Embedder.from_description(read_manifest(tmp_path / "same").embedder.to_json(), of_this_dimension)
+    import_tttlm_index(*files, tmp_path / "other", IndexSettings("ivf", recall_target=0.1), loaded)
     assert f"The embedder '{of_this_dimension}' gives another vector for the first text of" in caplog.text
 
 
 def test_exact_vectors_need_no_embedder_and_others_that_of_the_files(files, tmp_path, monkeypatch, embedder):
     loaded = []
     monkeypatch.setattr("tttnn.embedding._tttlm", lambda *given: loaded.append(given) or copy.deepcopy(embedder))
-    import_published_index(*files, tmp_path / "index")
+    import_tttlm_index(*files, tmp_path / "index")
     assert loaded == []
     with pytest.raises(ValueError, match="whose dimension is 24; 'tttlm' has 32"):
-        import_published_index(*files, tmp_path / "other", IndexSettings("ivf"))
+        import_tttlm_index(*files, tmp_path / "other", IndexSettings("ivf"))
     assert loaded == [(None, None)]
-    assert not (tmp_path / "other.unfinished").exists()
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -238,15 +255,15 @@ def test_exact_vectors_need_no_embedder_and_others_that_of_the_files(files, tmp_
 )
 def test_settings_that_cannot_be_are_told_before_anything_is_written(files, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        import_published_index(*files, tmp_path / "index", settings)
-    assert not (tmp_path / "index.unfinished").exists()
+        import_tttlm_index(*files, tmp_path / "index", settings)
+    assert not (tmp_path / "index" / WORK).exists()
 
 
 # --- files that do not belong together ---
 
 
 def assert_nothing(tmp_path):
-    assert not (tmp_path / "index").exists()
+    assert not (tmp_path / "index" / MANIFEST).exists()
 
 
 @pytest.mark.parametrize("number", [0, 44, 46], ids=["none", "too few", "too many"])
@@ -254,31 +271,31 @@ def test_another_number_of_texts_is_an_error_that_names_both(published, tmp_path
     lines = lines_of(1)
     write_lines(published[1][1], (lines + lines)[:number])
     with pytest.raises(ValueError, match=f"holds {number} documents, but its index holds 45 vectors"):
-        import_published_index(*published, tmp_path / "index")
+        import_tttlm_index(*published, tmp_path / "index")
     assert_nothing(tmp_path)
 
 
 def test_after_an_error_the_right_file_goes_on_from_the_finished_shard(published, tmp_path, monkeypatch):
-    import_published_index(*published, tmp_path / "whole")
+    import_tttlm_index(*published, tmp_path / "whole")
     write_lines(published[1][1], lines_of(1)[:-1])
     with pytest.raises(ValueError, match="holds 44 documents"):
-        import_published_index(*published, tmp_path / "index")
+        import_tttlm_index(*published, tmp_path / "index")
     write_lines(published[1][1], lines_of(1))
     read, read_documents = [], tttnn.index.build.tttlm.read_documents
     monkeypatch.setattr(
         tttnn.index.build.tttlm, "read_documents", lambda path: [read.append(path), read_documents(path)][1]
     )
-    import_published_index(*published, tmp_path / "index")
+    import_tttlm_index(*published, tmp_path / "index")
     assert read == published[1][1:]
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
-    assert not (tmp_path / "index.unfinished").exists()
+    assert not (tmp_path / "index" / WORK).exists()
 
 
 def test_a_file_that_is_cut_short_is_an_error_that_names_it(tmp_path):
     indexes, texts = publish(tmp_path, ".jsonl.zst")
     texts[0].write_bytes(texts[0].read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"00.jsonl.zst"):
-        import_published_index(indexes, texts, tmp_path / "index")
+        import_tttlm_index(indexes, texts, tmp_path / "index")
     assert_nothing(tmp_path)
 
 
@@ -287,7 +304,7 @@ def test_another_dimension_is_an_error_that_names_both(files, tmp_path):
     index.add(np.zeros((45, 8), np.float32))
     faiss.write_index(index, str(files[0][1]))
     with pytest.raises(ValueError, match=r"01.jsonl.index' has dimension 8, and '.*00.jsonl.index' has 24"):
-        import_published_index(*files, tmp_path / "index")
+        import_tttlm_index(*files, tmp_path / "index")
     assert_nothing(tmp_path)
 
 
@@ -298,7 +315,7 @@ def test_vectors_that_are_not_stored_exactly_are_refused(files, tmp_path, kind):
     index.add(VECTORS[1])
     faiss.write_index(index, str(files[0][1]))
     with pytest.raises(ValueError, match="01.jsonl.index' is of the kind .* not of that of the preset 'flat'"):
-        import_published_index(*files, tmp_path / "index")
+        import_tttlm_index(*files, tmp_path / "index")
     assert_nothing(tmp_path)
 
 
@@ -307,72 +324,81 @@ def test_other_distances_are_refused(files, tmp_path):
     index.add(VECTORS[0])
     faiss.write_index(index, str(files[0][0]))
     with pytest.raises(ValueError, match="00.jsonl.index"):
-        import_published_index(*files, tmp_path / "index")
+        import_tttlm_index(*files, tmp_path / "index")
     assert_nothing(tmp_path)
 
 
 def test_index_files_that_are_none_are_refused(files, tmp_path):
     with pytest.raises(ValueError, match="00.jsonl' is of the kind"):
-        import_published_index(files[1], files[1], tmp_path / "index")
+        import_tttlm_index(files[1], files[1], tmp_path / "index")
     assert_nothing(tmp_path)
 
 
 @pytest.mark.parametrize(("number", "others"), [(3, 2), (2, 3), (0, 0)])
 def test_other_numbers_of_files_are_refused(files, tmp_path, number, others):
     with pytest.raises(ValueError, match=f"{number} index files and {others} data files were given"):
-        import_published_index(files[0][:number], files[1][:others], tmp_path / "index")
+        import_tttlm_index(files[0][:number], files[1][:others], tmp_path / "index")
 
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_a_missing_file_is_named_before_anything_is_read(files, tmp_path, kind):
     files[kind][2].unlink()
     with pytest.raises(FileNotFoundError, match=f"There is no file '{files[kind][2]}'"):
-        import_published_index(*files, tmp_path / "index")
-    assert not (tmp_path / "index.unfinished").exists()
+        import_tttlm_index(*files, tmp_path / "index")
+    assert not (tmp_path / "index" / WORK).exists()
 
 
 # --- where it is written ---
 
 
-def test_a_folder_beside_that_is_no_interrupted_import_is_left_as_it_is(files, tmp_path):
-    (tmp_path / "index.unfinished").mkdir()
-    (tmp_path / "index.unfinished" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
-        import_published_index(*files, tmp_path / "index")
-    assert (tmp_path / "index.unfinished" / "mine.txt").read_text() == "mine"
+def test_a_hidden_folder_that_is_no_interrupted_import_is_left_as_it_is(files, tmp_path):
+    (mine := tmp_path / "index" / WORK / "mine.txt").parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="index' is there already"):
+        import_tttlm_index(*files, tmp_path / "index")
+    assert mine.read_text() == "mine"
     assert_nothing(tmp_path)
 
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(files, tmp_path):
-    import_published_index(*files, tmp_path / "index")
+    import_tttlm_index(*files, tmp_path / "index")
     before = files_of(tmp_path / "index")
     with pytest.raises(FileExistsError, match="is there already"):
-        import_published_index(*files, tmp_path / "index")
+        import_tttlm_index(*files, tmp_path / "index")
     assert files_of(tmp_path / "index") == before
 
 
 def test_a_folder_that_is_locked_is_not_touched(files, tmp_path):
     with locked(tmp_path / "index"), pytest.raises(RuntimeError, match="Another process is writing"):
-        import_published_index(*files, tmp_path / "index")
+        import_tttlm_index(*files, tmp_path / "index")
     assert_nothing(tmp_path)
 
 
-@pytest.mark.parametrize("part", ["a shard", "the move"])
-def test_an_interrupted_import_does_not_go_on_with_other_files(files, tmp_path, monkeypatch, part):
+def test_an_interrupted_import_does_not_resume_with_other_files(files, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(tttnn.index.build.tttlm, "move_index" if part == "the move" else "make_manifest", fail)
-        import_published_index(*files, tmp_path / "index")
+        no_manifest(patch)
+        import_tttlm_index(*files, tmp_path / "index")
     with pytest.raises(ValueError, match="interrupted build"):
-        import_published_index(files[0][::-1], files[1][::-1], tmp_path / "index")
-    import_published_index(*files, tmp_path / "index")
+        import_tttlm_index(files[0][::-1], files[1][::-1], tmp_path / "index")
+    import_tttlm_index(*files, tmp_path / "index")
     assert len(open_index(tmp_path / "index")) == 82
 
 
-def test_an_import_of_which_only_the_move_was_left_reads_no_text(files, tmp_path, monkeypatch):
+def test_an_import_that_lacks_its_manifest_only_reads_no_text(files, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(tttnn.index.build.tttlm, "move_index", fail)
-        import_published_index(*files, tmp_path / "index")
-    assert (tmp_path / "index.unfinished" / MANIFEST).is_file()
+        no_manifest(patch)
+        import_tttlm_index(*files, tmp_path / "index")
     monkeypatch.setattr(tttnn.index.build.tttlm, "read_documents", fail)
-    import_published_index(*files, tmp_path / "index")
+    import_tttlm_index(*files, tmp_path / "index")
     assert len(open_index(tmp_path / "index")) == 82
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_vectors_of_an_import_that_the_disk_lost_are_missed(files, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        no_manifest(patch)
+        import_tttlm_index(*files, tmp_path / "index")
+    path = tmp_path / "index" / f"index/shard-{number:05d}.faiss"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ValueError, match=f"shard-{number:05d}.faiss' is not what was written"):
+        import_tttlm_index(*files, tmp_path / "index")

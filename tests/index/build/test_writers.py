@@ -13,11 +13,12 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 import pytest
+from build_program import WordEmbedder, files_of
 from made_indexes import OPENED_FILES, description, index_of_ten, make_index
 
 from tttnn import Document, Embedder
 from tttnn.files import locked
-from tttnn.index.build.build import build_index
+from tttnn.index.build.build import IndexSettings, add_documents, build_index
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
 from tttnn.index.search import open_index
@@ -34,9 +35,9 @@ class Interrupted:
     def __init__(self, documents, happen):
         self.documents, self.happen = documents, happen
 
-    def __getitem__(self, row):
+    def fetch(self, rows):
         self.happen()
-        return self.documents[row]
+        return self.documents.fetch(rows)
 
 
 def index_that(happen, number=1):
@@ -86,7 +87,7 @@ def test_an_index_comes_back_from_its_folder_as_it_was(tmp_path):
 
 
 def test_rows_are_copied_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("tttnn.index.build.writers.ROWS_PER_COPY", 3)
+    monkeypatch.setattr("tttnn.index.build.compress.ROWS_PER_COPY", 3)
     index = make_index(np.arange(22, dtype=np.float32).reshape(11, 2), num_shards=2)
     opened = open_index(write_index(index, tmp_path / "index"))
     stored = [shard.vectors.reconstruct_n(0, len(shard)) for shard in opened.shards]
@@ -190,13 +191,43 @@ def test_a_folder_with_something_in_it_is_noticed_before_the_work(embedder, tmp_
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_a_folder_beside_that_is_no_interrupted_save_is_an_error_and_is_left_as_it_is(tmp_path):
-    (tmp_path / "new.saving").mkdir()
-    (tmp_path / "new.saving" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="new.saving', but that is there already"):
+def test_a_build_that_was_interrupted_is_not_overwritten_by_a_save(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build_index(interrupting(), WordEmbedder(), tmp_path / "new", IndexSettings(shard_size=1))
+    before = files_of(tmp_path / "new")
+    with pytest.raises(ValueError, match="holds an interrupted build with other settings"):
         write_index(index_of_ten(), tmp_path / "new")
-    assert (tmp_path / "new.saving" / "mine.txt").read_text() == "mine"
-    assert not (tmp_path / "new").exists()
+    assert files_of(tmp_path / "new") == before
+
+
+def test_an_index_to_which_documents_are_being_added_is_not_overwritten_by_a_save(tmp_path):
+    build_index([Document("0", "a")], WordEmbedder(), tmp_path / "new")
+    with pytest.raises(KeyboardInterrupt):
+        add_documents(iter(interrupting()), WordEmbedder(), tmp_path / "new")
+    with pytest.raises(ValueError, match="holds an interrupted build with other settings"):
+        write_index(index_of_ten(), tmp_path / "new")
+    assert open_index(tmp_path / "new", verify=True).documents([0]) == [Document("0", "a")]
+
+
+def test_a_save_that_was_killed_after_its_manifest_is_an_index(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tttnn.index.build.unfinished.settle", kill)
+        write_index(index_of_ten(), tmp_path / "new")
+    assert len(open_index(tmp_path / "new")) == 10
+    assert not (tmp_path / "new" / "data" / "train-00000.parquet").exists()
+    with pytest.raises(FileExistsError, match="is there already"):
+        write_index(index_of_ten(), tmp_path / "new")
+    assert len(open_index(tmp_path / "new", verify=True)) == 10
+    assert (tmp_path / "new" / "data" / "train-00000.parquet").is_file()
+
+
+def kill(_folder):
+    raise KeyboardInterrupt
+
+
+def interrupting():
+    yield from [Document("0", "a"), Document("1", "b")]
+    raise KeyboardInterrupt
 
 
 def test_an_empty_folder_may_be_written_to(tmp_path):
@@ -235,7 +266,8 @@ def test_an_interrupted_save_leaves_no_index_and_can_be_started_again(tmp_path, 
 
     with pytest.raises(error):
         write_index(index_that(happen), tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    with pytest.raises(FileNotFoundError, match="no index"):
+        open_index(tmp_path / "new")
     write_index(index_of_ten(), tmp_path / "new")
     assert len(open_index(tmp_path / "new")) == 10
     assert names_in(tmp_path) == ["new"]
@@ -258,12 +290,9 @@ def test_a_killed_save_leaves_no_index_and_can_be_started_again(tmp_path):
     os.kill(child, signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert (tmp_path / "two shards are written").exists()
-    assert any(path.suffix == ".faiss" for path in tmp_path.glob("new*/index/*"))
+    assert any(path.suffix == ".faiss" for path in tmp_path.glob("new/.unfinished/*"))
     with pytest.raises(FileNotFoundError, match="no index"):
         open_index(tmp_path / "new")
-    for unfinished in tmp_path.glob("new*"):
-        with pytest.raises(FileNotFoundError, match="no index"):
-            open_index(unfinished)
     write_index(index_of_ten(), tmp_path / "new")
     assert len(open_index(tmp_path / "new")) == 10
     assert names_in(tmp_path) == ["new"]
@@ -281,7 +310,8 @@ def test_a_full_disk_leaves_no_index(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not (tmp_path / "new").exists()
+    with pytest.raises(FileNotFoundError, match="no index"):
+        open_index(tmp_path / "new")
 
 
 def test_a_folder_into_which_another_process_writes_is_refused(tmp_path):

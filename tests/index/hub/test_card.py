@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import DatasetCard, SpaceCard
 
 from tttnn.index.hub.card import GENERATED, index_card
-from tttnn.index.manifest import SHARD_FILES, read_manifest
+from tttnn.index.manifest import SHARD_FILES, Manifest, read_manifest
 
 
 ROOT = Path(__file__).parents[3]
@@ -30,16 +30,19 @@ def files_of(number, sizes):
 
 
 MANIFEST = {
-    "format_version": 2,
+    "library_versions": {"tttnn": "0.1.0"},
+    "faiss_version": "1.15.1",
     "sources": ["wikipedia.jsonl.zst", "user/texts"],
     "embedder": {
         "name": "sentence-transformers/all-MiniLM-L6-v2",
         "revision": "8b3219a",
+        "pooling": ["mean"],
+        "normalized": True,
         "max_seq_length": 256,
         "dimension": 384,
         "query_prompt": "query: ",
         "document_prompt": "",
-        "probe": [1.0],
+        "probe": [1.0] * 384,
     },
     "metric": "squared_l2",
     "passage_tokens": None,
@@ -55,8 +58,12 @@ MANIFEST = {
 }
 
 
-def manifest_with(**entries):
-    return copy.deepcopy(MANIFEST) | entries
+def manifest_with(num_rows=150_000, **entries):
+    content = copy.deepcopy(MANIFEST) | {"num_rows": num_rows, "num_documents": min(num_rows, 150_000)} | entries
+    if num_rows != 150_000:  # in one shard
+        counts = {"rows": num_rows, "documents": content["num_documents"]}
+        content["shards"] = [{**counts, "files": files_of(0, [1, 1, 1, 1])}]
+    return Manifest.from_json(content)
 
 
 def table_of(card):
@@ -66,7 +73,7 @@ def table_of(card):
 
 @pytest.fixture(scope="module")
 def card():
-    return index_card(MANIFEST, "user/wiki-index", "cc-by-sa-4.0")
+    return index_card(manifest_with(), "user/wiki-index", "cc-by-sa-4.0")
 
 
 # --- front matter ---
@@ -90,12 +97,12 @@ def test_the_front_matter_begins_the_card(card):
 
 
 def test_a_licence_that_nobody_gave_is_unknown():
-    assert DatasetCard(index_card(MANIFEST, "user/wiki-index")).data.license == "unknown"
+    assert DatasetCard(index_card(manifest_with(), "user/wiki-index")).data.license == "unknown"
 
 
 @pytest.mark.parametrize("name", ["user/yes", "user/1e3", "user/a.b-c_d", "user/null"])
 def test_a_name_that_yaml_would_take_for_something_else_stays_a_string(name):
-    data = DatasetCard(index_card(MANIFEST, name)).data
+    data = DatasetCard(index_card(manifest_with(), name)).data
     assert data.pretty_name == f"Index {name.removeprefix('user/')}"
 
 
@@ -208,7 +215,7 @@ def test_the_example_card_is_read_by_the_hub():
 
 def test_the_example_names_no_folder_of_whoever_built_it():
     manifest = read_manifest(EXAMPLE)
-    assert not any(Path(name).is_absolute() for name in (manifest["embedder"]["name"], *manifest["sources"]))
+    assert not any(Path(name).is_absolute() for name in (manifest.embedder.name, *manifest.sources))
 
 
 # --- the Space of the metric ---

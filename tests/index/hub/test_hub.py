@@ -1,4 +1,4 @@
-"""An index on the Hub, asked for over HTTP on 127.0.0.1: pinned, fetched once, and then at home in the cache."""
+"""An index on the Hub, over HTTP on 127.0.0.1: pinned by revision, fetched once, and then opened from the cache."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TEXTS
-from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import close_session
 from loopback_hub import LoopbackHub
 
@@ -22,7 +22,7 @@ from tttnn.index.hub.card import index_card
 from tttnn.index.manifest import read_manifest
 
 
-pytestmark = pytest.mark.slow  # a process of its own imports torch and transformers
+pytestmark = pytest.mark.slow  # a separate process imports torch and transformers
 
 # `HF_ENDPOINT` must be set before huggingface_hub is imported: all that asks the Hub runs in this program, once.
 PROGRAM = """
@@ -73,7 +73,7 @@ METRIC = Path(__file__).parents[3] / "tttnn" / "metrics" / "bits_per_byte"
 
 
 def run_program(program, hub, home, *arguments):
-    """What a program printed last, in a process of its own for which the Hub is this one."""
+    """What a program printed last, in a separate process for which the Hub is this one."""
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     run = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -147,6 +147,14 @@ def resolved(visit, revision):
     return [path.removeprefix(start) for path in visit["hub"].paths("GET") if path.startswith(start)]
 
 
+def test_an_index_from_the_hub_names_its_repo_and_revision(visit, cache, embedder):
+    opened = NeighborRetriever.from_pretrained("user/index", revision="v1", cache_dir=cache, local_files_only=True)
+    folder = embedder.transformers_model.config._name_or_path
+    assert repr(opened) == (
+        f"NeighborRetriever(rows=10, shards=1, storage='IndexFlatL2', embedder='{folder}', source='user/index@v1')"
+    )
+
+
 def nearest(retriever):
     return [neighbor.text for neighbor in retriever.retrieve([QUERY], top_k=3)[0]]
 
@@ -206,15 +214,19 @@ def test_a_commit_serves_as_revision(visit, cache, retriever):
     assert nearest(opened) == nearest(retriever)
 
 
-def test_local_files_only_without_the_files_is_the_error_of_the_hub(tmp_path):
-    with pytest.raises(LocalEntryNotFoundError, match="local_files_only=False"):
-        NeighborRetriever.from_pretrained("user/index", cache_dir=tmp_path / "empty", local_files_only=True)
+@pytest.mark.parametrize(
+    ("options", "setting"), [({"local_files_only": True}, "local_files_only"), ({}, "HF_HUB_OFFLINE")]
+)
+def test_without_the_hub_and_the_files_the_error_names_the_index_and_the_setting(tmp_path, options, setting):
+    message = rf"no folder 'user/index', .* \(revision 'v1'\) is not complete in .* `{setting}` is set. .*`--index`"
+    with pytest.raises(FileNotFoundError, match=message):
+        NeighborRetriever.from_pretrained("user/index", revision="v1", cache_dir=tmp_path / "empty", **options)
 
 
 def test_a_file_missing_in_the_cache_is_an_error_that_names_it(visit, cache):
     snapshot = cache / "datasets--user--index" / "snapshots" / visit["commits"]["v1"]
     (snapshot / "texts" / "shard-00000.jsonl").unlink()
-    with pytest.raises((IncompleteSnapshotError, FileNotFoundError), match="shard-00000.jsonl"):
+    with pytest.raises(FileNotFoundError, match="shard-00000.jsonl"):
         NeighborRetriever.from_pretrained("user/index", revision="v1", cache_dir=cache, local_files_only=True)
 
 
@@ -281,7 +293,7 @@ def test_shards_that_are_not_there_are_an_error_before_any_is_fetched(hub, embed
 # --- what goes wrong on the way ---
 
 
-def test_a_file_cut_off_in_the_middle_is_fetched_from_there_on(hub, embedder, waits, monkeypatch):
+def test_a_file_cut_off_in_the_middle_is_resumed_from_there(hub, embedder, waits, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50)  # what is written at a time
     hub.order("GET", "^/blobs/.*/texts/shard-00000.jsonl", cut=120)
     retriever = NeighborRetriever.from_pretrained("user/index", embedder=embedder)
@@ -329,18 +341,16 @@ def test_a_download_waits_as_long_as_the_hub_asks(hub, embedder, waits):
 
 
 @pytest.mark.parametrize(("method", "pattern"), [("GET", "/revision/main"), ("GET", "^/blobs/.*/shard-00001.faiss")])
-def test_a_hub_that_goes_on_failing_is_a_connection_error_that_says_how_to_go_on(
-    hub, embedder, waits, method, pattern
-):
+def test_a_hub_that_keeps_failing_is_a_connection_error_that_says_how_to_resume(hub, embedder, waits, method, pattern):
     hub.order(method, pattern, status=503, times=1000)
-    with pytest.raises(ConnectionError, match=r"The download of 'user/index' broke off .*503.* Start again"):
+    with pytest.raises(ConnectionError, match=r"The index 'user/index' .* could not be downloaded .*503.* again"):
         NeighborRetriever.from_pretrained("user/index", embedder=embedder)
     assert waits == [1, 2, 4, 8, 8]
 
 
 def test_a_hub_that_cannot_be_reached_is_a_connection_error(hub, embedder, waits):
     hub.close()
-    with pytest.raises(ConnectionError, match="The download of 'user/index' broke off"):
+    with pytest.raises(ConnectionError, match=r"The index 'user/index' \(revision 'main'\) could not be downloaded"):
         NeighborRetriever.from_pretrained("user/index", embedder=embedder)
 
 

@@ -1,4 +1,4 @@
-"""An index pushed to a Hub on 127.0.0.1 and pulled from it: one commit, nothing sent twice, nothing of others lost."""
+"""An index pushed to a Hub on 127.0.0.1 and pulled from it: one commit, nothing sent twice, no other file lost."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_the_path_of_a_local_embedder_stays_here(hub, embedder, tmp_path):
     assert json.loads(arrived["tttnn_index.json"])["embedder"] == local.describe() | {"name": "./minilm"}
     with pytest.raises(ValueError, match=r"'\./minilm', a relative path, .* Pass it"):
         NeighborRetriever.from_pretrained("user/index").retrieve([QUERY], top_k=1)
-    # where it was built, it goes on without being passed
+    # on the machine that built it, the embedder need not be passed
     expected = found(NeighborRetriever.from_pretrained(tmp_path / "index"))
     assert found(NeighborRetriever.from_pretrained("user/index", embedder=local)) == expected
 
@@ -240,7 +240,7 @@ def test_the_example_of_the_card_runs(hub, retriever, capsys):
     )
 
 
-def test_a_card_that_was_made_is_made_anew(hub, make, folder):
+def test_a_generated_card_is_generated_again(hub, make, folder):
     push_index(folder, "user/index")
     push_index(make(TEXTS[:4]), "user/index")
     assert "of 4 documents" in hub.files("user/index")["README.md"].decode()
@@ -295,10 +295,10 @@ def test_a_card_whose_front_matter_the_hub_refuses_ends_the_push_before_anything
 # --- what goes wrong ---
 
 
-def test_an_interrupted_upload_goes_on_without_what_has_arrived(hub, folder, waits):
+def test_an_interrupted_upload_resumes_without_what_has_arrived(hub, folder, waits):
     lost = sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
     hub.order("PUT", lost, status=403, times=6)
-    with pytest.raises(ConnectionError, match="already sent are not sent again"):
+    with pytest.raises(ConnectionError, match="files that have arrived are not sent again"):
         push_index(folder, "user/index")
     arrived, before = {*hub.blobs}, len(hub.paths("PUT"))
     assert lost not in arrived and hub.files("user/index").keys() == {".gitattributes"}
@@ -334,7 +334,7 @@ def test_a_store_whose_address_has_expired_is_asked_at_a_new_one(hub, folder, wa
     assert files_in(folder).items() <= hub.files("user/index").items()
 
 
-# Every request of a push, by method and path, and the answers that pass.
+# Every request of a push, by method and path.
 STEPS = {
     "repo": ("POST", "/api/repos/create"),
     "branch": ("POST", "/branch/v2"),
@@ -350,7 +350,7 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_push_goes_on_after_an_answer_that_passes(hub, make, folder, waits, step, status):
+def test_a_push_survives_a_transient_answer(hub, make, folder, waits, step, status):
     push_index(make(TEXTS[:4]), "user/index", revision="v2")
     method, pattern = STEPS[step]
     pattern = pattern or sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
@@ -376,12 +376,15 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, make, folder, wait
     assert (len(history), commit.oid) == (3, history[-1].sha)
 
 
-@pytest.mark.parametrize("step", ["repo", "listing", "commit"])
-def test_a_hub_that_goes_on_failing_is_a_connection_error_that_says_how_to_go_on(hub, folder, waits, step):
+@pytest.mark.parametrize("step", STEPS)
+def test_a_hub_that_keeps_failing_in_a_push_is_asked_six_times_at_any_step(hub, make, folder, waits, step):
+    push_index(make(TEXTS[:4]), "user/index", revision="v2")
     method, pattern = STEPS[step]
-    hub.order(method, pattern.replace("v2", "main"), status=503, times=1000)
-    with pytest.raises(ConnectionError, match=r"The push to 'user/index' broke off .*503.* Start it again: files"):
-        push_index(folder, "user/index")
+    pattern = pattern or sha256((folder / "texts" / "shard-00001.jsonl").read_bytes()).hexdigest()
+    hub.order(method, pattern, status=503, times=1000)
+    with pytest.raises(ConnectionError, match=r"The push to 'user/index' failed .*503.* Run it again: files"):
+        push_index(folder, "user/index", revision="v2")
+    assert (1000 - hub.faults[-1].times, waits) == (6, [1, 2, 4, 8, 8])
 
 
 @pytest.mark.parametrize("step", ["repo", "where to send", "commit"])
@@ -513,7 +516,7 @@ def test_a_second_pull_fetches_nothing(hub, folder, tmp_path):
     assert len([path for path in hub.paths("GET") if "shard-" in path]) == before
 
 
-def test_a_download_cut_off_in_the_middle_of_a_file_goes_on_from_there(hub, folder, tmp_path, waits, monkeypatch):
+def test_a_download_cut_off_in_the_middle_of_a_file_resumes_from_there(hub, folder, tmp_path, waits, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50)  # what is written at a time
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00001.jsonl", cut=120)
@@ -523,7 +526,7 @@ def test_a_download_cut_off_in_the_middle_of_a_file_goes_on_from_there(hub, fold
     assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
 
 
-def test_a_download_that_fails_goes_on_without_the_files_that_have_arrived(hub, folder, tmp_path):
+def test_a_download_that_fails_resumes_without_the_files_that_have_arrived(hub, folder, tmp_path):
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", status=403)
     with pytest.raises(HfHubHTTPError):
@@ -535,8 +538,8 @@ def test_a_download_that_fails_goes_on_without_the_files_that_have_arrived(hub, 
     assert again == {name.format(n) for name in SHARD for n in range(3)} - arrived
 
 
-@pytest.mark.slow  # a process of its own
-def test_a_pull_that_was_killed_goes_on(hub, folder, tmp_path):
+@pytest.mark.slow  # a separate process
+def test_a_pull_that_was_killed_resumes(hub, folder, tmp_path):
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", cut=10, hold=True)
     program = "import sys; from tttnn.index.hub.transfer import pull_index; pull_index('user/index', sys.argv[1])"
@@ -566,7 +569,7 @@ def test_a_pull_that_was_killed_goes_on(hub, folder, tmp_path):
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_pull_goes_on_after_an_answer_that_passes(hub, folder, tmp_path, waits, method, pattern, status):
+def test_a_pull_survives_a_transient_answer(hub, folder, tmp_path, waits, method, pattern, status):
     push_index(folder, "user/index")
     hub.order(method, pattern, status=status, times=2)
     pull_index("user/index", tmp_path / "pulled")
@@ -574,27 +577,74 @@ def test_a_pull_goes_on_after_an_answer_that_passes(hub, folder, tmp_path, waits
     assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
 
 
-def test_a_pull_goes_on_after_a_connection_that_was_reset(hub, folder, tmp_path, waits):
+def test_a_pull_survives_a_connection_that_was_reset(hub, folder, tmp_path, waits):
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00001.jsonl", cut=120, reset=True)
     pull_index("user/index", tmp_path / "pulled")
     assert files_in(folder).items() <= files_in(tmp_path / "pulled").items()
 
 
-@pytest.mark.parametrize(("method", "pattern"), [("GET", "/tree/"), ("GET", "^/blobs/.*/texts/shard-00001.jsonl")])
-def test_a_hub_that_goes_on_failing_in_a_pull_is_a_connection_error_and_leaves_no_index(
-    hub, folder, tmp_path, waits, method, pattern
+@pytest.mark.parametrize(
+    ("method", "pattern", "fault", "requests"),
+    [
+        ("GET", "^/api/datasets/user/index$", {"status": 503}, 6),
+        ("GET", "^/api/datasets/user/index$", {"cut": 0}, 6),
+        ("GET", "/tree/", {"status": 503}, 6),
+        ("GET", "/tree/", {"cut": 0}, 6),
+        # huggingface_hub asks once, looks into its cache, and then backs off
+        ("HEAD", "/resolve/.*/texts/shard-00001.jsonl", {"status": 503}, 7),
+        ("HEAD", "/resolve/.*/texts/shard-00001.jsonl", {"status": 429}, 7),
+        ("GET", "/resolve/.*/tttnn_index.json", {"status": 503}, 6),
+        ("GET", "/resolve/.*/tttnn_index.json", {"status": 429}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"status": 503}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"status": 408}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"cut": 10}, 6),
+        ("GET", "^/blobs/.*/texts/shard-00001.jsonl", {"cut": 10, "reset": True}, 6),
+    ],
+)
+def test_a_hub_that_keeps_failing_in_a_pull_is_asked_six_times_at_any_step_and_leaves_no_index(
+    hub, folder, tmp_path, waits, method, pattern, fault, requests
 ):
+    push_index(folder, "user/index")
+    hub.order(method, pattern, times=1000, **fault)
+    with pytest.raises(
+        ConnectionError, match=r"The index 'user/index' \(revision .* could not be downloaded .*again:"
+    ):
+        pull_index("user/index", tmp_path / "pulled")
+    assert 1000 - hub.faults[-1].times == requests
+    assert sum(waits) < 25  # seconds
+    assert not (tmp_path / "pulled" / "tttnn_index.json").exists()
+
+
+def test_a_pull_whose_files_the_hub_does_not_list_is_not_taken_for_whole(hub, folder, tmp_path, waits, monkeypatch):
+    import tttnn.index.hub.transfer
+
     push_index(folder, "user/index")
     hub.order("GET", "^/blobs/.*/texts/shard-00002.jsonl", status=403)
     with pytest.raises(HfHubHTTPError, match="403"):
-        pull_index("user/index", tmp_path / "pulled")  # so that the folder is not empty
+        pull_index("user/index", tmp_path / "pulled")
     hub.repos["datasets/user/index"].add(hub.files("user/index") | {"notes.md": b"another commit"})
     (tmp_path / "pulled" / "texts" / "shard-00001.jsonl").unlink(missing_ok=True)
-    hub.order(method, pattern, status=503, times=1000)
-    with pytest.raises(ConnectionError, match=r"The download of 'user/index' broke off .* Start again: files"):
+    read = tttnn.index.hub.transfer.read_manifest
+
+    def read_while_the_hub_begins_to_fail(path):
+        hub.order("GET", "/tree/", status=503, times=1000)
+        return read(path)
+
+    monkeypatch.setattr(tttnn.index.hub.transfer, "read_manifest", read_while_the_hub_begins_to_fail)
+    # huggingface_hub then returns the folder as it is
+    with pytest.raises(ConnectionError, match=r"could not be downloaded \(\d files have not arrived, 'texts/shard"):
         pull_index("user/index", tmp_path / "pulled")
+    assert (1000 - hub.faults[-1].times, waits) == (6, [1, 2, 4, 8, 8])
     assert not (tmp_path / "pulled" / "tttnn_index.json").exists()
+
+
+def test_without_the_hub_a_pull_and_a_push_name_the_repo_and_the_setting(hub, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match=r"'user/index' \(revision 'v1'\) could .*`HF_HUB_OFFLINE` is set"):
+        pull_index("user/index", tmp_path / "pulled", revision="v1")
+    with pytest.raises(ConnectionError, match="push to 'user/index' failed: `HF_HUB_OFFLINE` is set"):
+        push_index(folder, "user/index")
 
 
 def test_a_pull_with_a_wrong_checksum_is_an_error_and_leaves_no_index(hub, folder, tmp_path):
@@ -610,7 +660,7 @@ def test_a_pull_over_another_index_is_an_error_that_leaves_it_as_it_was(hub, mak
     push_index(folder, "user/index")
     NeighborRetriever.from_pretrained(make(TEXTS[:4]), embedder=embedder).save_pretrained(tmp_path / "mine")
     before = files_in(tmp_path / "mine")
-    with pytest.raises(FileExistsError, match="holds another index than 'user/index'"):
+    with pytest.raises(FileExistsError, match="contains another index than 'user/index'"):
         pull_index("user/index", tmp_path / "mine")
     assert files_in(tmp_path / "mine") == before
 
@@ -632,7 +682,7 @@ def test_what_the_error_of_another_state_says_brings_a_pulled_index_up_to_date(h
     push_index(tmp_path / "index", "user/index")
     with pytest.raises(FileExistsError) as refused:
         pull_index("user/index", tmp_path / "pulled")
-    assert "without its `tttnn_index.json`: remove that file" in str(refused.value)
+    assert "remove its `tttnn_index.json` and pull again" in str(refused.value)
     (tmp_path / "pulled" / "tttnn_index.json").unlink()
     before = len(hub.requests)
     pull_index("user/index", tmp_path / "pulled")
@@ -673,7 +723,7 @@ def test_a_pull_from_a_repo_without_an_index_is_an_error_that_names_the_manifest
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "train.txt").write_text("a data set, but no index")
     hub.commit("user/texts", tmp_path / "texts")
-    with pytest.raises(FileNotFoundError, match=r"'user/texts' holds no `tttnn_index.json`"):
+    with pytest.raises(FileNotFoundError, match=r"'user/texts' has no `tttnn_index.json`"):
         pull_index("user/texts", tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
 
@@ -685,7 +735,7 @@ def test_a_pull_from_an_unknown_repo_is_the_error_of_the_hub(hub, tmp_path):
 
 def test_a_pull_from_a_hub_that_cannot_be_reached_is_a_connection_error(hub, tmp_path, waits):
     hub.close()
-    with pytest.raises(ConnectionError, match="The download of 'user/index' broke off"):
+    with pytest.raises(ConnectionError, match="The index 'user/index' .* could not be downloaded"):
         pull_index("user/index", tmp_path / "pulled")
 
 

@@ -1,4 +1,4 @@
-"""Texts that stay on the Hub: each neighbor's is fetched by its bytes, and what goes wrong there is told apart."""
+"""Texts that stay on the Hub: each neighbor's is fetched by its bytes, and each failure has its own error."""
 
 import json
 import threading
@@ -193,7 +193,7 @@ def test_texts_of_a_private_repo_need_the_token(hub, embedder):
     assert texts_of([5], remote) == [TEXTS[5]]
 
 
-def test_an_address_of_the_store_that_has_expired_is_asked_for_anew(hub, remote):
+def test_an_expired_address_of_the_store_is_asked_for_again(hub, remote):
     hub.expire()
     assert texts_of([1, 2, 3], remote) == TEXTS[1:4]
     assert (len(at_hub(hub)), len(at_store(hub))) == (1, 4)  # the store refuses once
@@ -266,14 +266,14 @@ def test_what_a_server_asks_to_wait_is_heeded(hub, remote, waits, headers, waite
     assert waits == [waited]
 
 
-def test_a_connection_cut_off_in_the_middle_of_a_text_is_made_anew(hub, remote, waits):
+def test_a_text_is_fetched_again_after_a_connection_that_broke_in_the_middle(hub, remote, waits):
     hub.order("GET", "^/blobs/", cut=10)
     hub.order("GET", "^/blobs/", cut=10, reset=True)
     assert texts_of([0, 1], remote) == TEXTS[:2]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_server_that_goes_on_failing_is_a_connection_error_after_five_more_tries(hub, remote, waits, status):
+def test_a_server_that_keeps_failing_is_a_connection_error_after_six_requests(hub, remote, waits, status):
     hub.order("GET", "^/blobs/", status=status, times=100)
     with pytest.raises(
         ConnectionError, match=rf"Row 1 of '.*/texts/shard-00000.jsonl' could not be fetched \(.*{status}"
@@ -380,7 +380,7 @@ def test_redirects_in_a_circle_are_a_connection_error(hub, remote):
     texts_of([4], remote)
     hub.requests.clear()
     hub.order("GET", "/resolve/", status=302, headers={"Location": "/datasets/user/index/resolve/x"}, times=100)
-    with pytest.raises(ConnectionError, match="sent on 5 times, at last to '.*/datasets/user/index/resolve/x'"):
+    with pytest.raises(ConnectionError, match="redirected 5 times, at last to '.*/datasets/user/index/resolve/x'"):
         texts_of([0], remote)
     assert len(hub.requests) == 5
 
@@ -400,7 +400,7 @@ def test_damaged_offsets_are_an_error_before_anything_is_asked_for(hub, folder, 
     file = RemoteFile(f"{hub.url}/texts.jsonl", {})
     texts = RemoteTexts(file, tmp_path / "offsets.npy", 4, int(offsets[-1]))
     with pytest.raises(ValueError, match="offsets of Row 1 .* are damaged"):
-        texts[1]
+        texts.fetch([1])
     assert hub.requests == []
 
 

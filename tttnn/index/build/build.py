@@ -1,4 +1,4 @@
-"""Building an index of any size: streamed, shard by shard, going on where it was after a kill."""
+"""Building an index of any size: streamed, shard by shard; a build resumes where a kill interrupted it."""
 
 import hashlib
 import json
@@ -12,59 +12,24 @@ from tqdm.auto import tqdm
 from tttnn.documents import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.errors import InputError
-from tttnn.files import locked, write_json
-from tttnn.index.build.compress import choose_storage, convert_shards
+from tttnn.files import locked
 from tttnn.index.build.passages import split_into_passages
-from tttnn.index.build.resume import UnfinishedBuild, embedded_windows, holds, no_document
-from tttnn.index.build.workspace import check_vacant, intact, move_index, unfinished_folder
-from tttnn.index.build.writers import FLAT_STORAGE
-from tttnn.index.manifest import MANIFEST, TEXTS, VECTORS, check_file, make_manifest, read_manifest
+from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, check_vacant, holds, settle
+from tttnn.index.build.windows import embedded_windows
+from tttnn.index.manifest import (
+    MANIFEST,
+    TEXTS,
+    VECTORS,
+    EmbedderDescription,
+    Manifest,
+    ShardEntry,
+    check_file,
+    read_manifest,
+)
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
-from tttnn.index.texts import document_to_line
-from tttnn.index.vectors import check_factory, default_shard_size, import_faiss
-
-
-def index_in_memory(
-    documents: Iterable[Document],
-    embedder: Embedder,
-    passage_tokens: int | None = None,
-    batch_size: int | None = None,
-    show_progress_bar: bool = False,
-) -> DocumentIndex:
-    """
-    Embed and index a few thousand documents.
-
-    Args:
-        documents (`Iterable[Document]`):
-            The corpus.
-        embedder (`Embedder`):
-            Makes the vectors.
-        passage_tokens (`int`, *optional*):
-            Index passages of at most so many tokens. By default whole documents.
-        batch_size (`int`, *optional*):
-            Texts in one forward pass of the embedder. By default `Embedder.default_batch_size`.
-        show_progress_bar (`bool`, *optional*, defaults to `False`):
-            Whether to count the embedded documents on a bar.
-
-    Returns:
-        `DocumentIndex`: one exact shard.
-
-    Raises:
-        `ValueError`: If there is no document, or `batch_size` is not positive.
-    """
-    described, vectors, rows = embedder.describe(), import_faiss().IndexFlatL2(embedder.dimension), []
-    digest = hashlib.sha256(json.dumps(described).encode())
-    with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
-        for window, found in embedded_windows(_rows(documents, embedder, passage_tokens), embedder, batch_size):
-            vectors.add(found)
-            rows += window
-            progress.update(len(window))
-    if not rows:
-        raise no_document()
-    for row in rows:
-        digest.update(document_to_line(row))
-    return DocumentIndex([Shard(vectors, rows)], described, digest.hexdigest(), passage_tokens=passage_tokens)
+from tttnn.index.texts import TextList, document_to_line
+from tttnn.index.vectors import check_factory, default_shard_size, exact_index
 
 
 @dataclass(frozen=True)
@@ -78,8 +43,8 @@ class IndexSettings:
         shard_size (`int`, *optional*):
             Rows in a shard; memory holds the vectors of one. By default as many as take 512 MiB.
         passage_tokens (`int`, *optional*):
-            Index passages of at most so many tokens of the embedder. By default whole documents, of which it reads the
-            beginning.
+            Index passages of at most this many tokens of the embedder. By default whole documents, of which it reads
+            the beginning.
         recall_target (`float`, *optional*, defaults to `0.95`):
             Of the 20 nearest rows, the share that a search should find; how thoroughly it searches is chosen so. An
             exact index finds all.
@@ -112,9 +77,9 @@ def build_index(
     """
     Embed and index a corpus of any size, shard by shard.
 
-    What is finished stands in the folder `NAME.unfinished` beside: killed at any point and started again, the build
-    goes on after the last documents that were embedded (2,048 at a time), and ends with the files of an uninterrupted
-    one. An index that holds the same corpus already is left as it is.
+    A build that was killed at any point resumes when it is started again, after the last documents that were embedded
+    (2,048 at a time), and ends with the files of an uninterrupted one. The manifest is written last: before that the
+    folder is no index. An index that holds the same corpus already is left as it is.
 
     Args:
         documents (`Iterable[Document]`):
@@ -136,7 +101,7 @@ def build_index(
         `bool`: whether anything was built.
 
     Raises:
-        `FileExistsError`: If the folder holds something else, or the one beside is somebody's own.
+        `FileExistsError`: If the folder holds something else.
         `ValueError`: If there is no document, or an interrupted build had another corpus or is damaged.
         `RuntimeError`: If another process is building into the same folder.
     """
@@ -144,21 +109,20 @@ def build_index(
     check_factory(settings.preset, embedder.dimension)
     rows = _rows(documents, embedder, settings.passage_tokens)
     with locked(folder):
-        unfinished = unfinished_folder(folder)
-        if _is_done(folder, unfinished, rows, settings, described):
-            return False
-        check_vacant(folder)
-        size = settings.shard_size or default_shard_size(embedder.dimension)
+        settle(folder)
+        if (folder / MANIFEST).is_file():
+            if _is_index_of(folder, rows, settings, described):
+                return False
+            check_vacant(folder)
         kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
-        build = UnfinishedBuild(unfinished, kept, size)
-        choose_storage(unfinished, settings.preset, settings.recall_target)
-        shards, storage, recall = build.add_shards(rows, embedder, batch_size, show_progress_bar), FLAT_STORAGE, None
-        if settings.preset != "flat":
-            storage, recall = convert_shards(unfinished, shards, embedder, settings.preset, settings.recall_target)
-        storage, described = {**storage, "shard_size": build.shard_size}, build.settings["embedder"]
-        manifest = make_manifest(shards, described, storage, settings.passage_tokens, sources, recall)
-        write_json(unfinished / MANIFEST, manifest)
-        move_index(unfinished, folder)
+        build = UnfinishedIndex(folder, kept, settings.shard_size or default_shard_size(embedder.dimension))
+        build.embed(rows, embedder, batch_size, show_progress_bar)
+        if settings.preset == "flat":
+            storage, recall = build.store_exactly(), None
+        else:
+            storage, recall = build.store(settings.preset, embedder, settings.recall_target)
+        made_by = EmbedderDescription.from_json(build.settings["embedder"])
+        build.finish(Manifest.of(build.shards, made_by, storage, settings.passage_tokens, sources, recall))
     return True
 
 
@@ -169,11 +133,12 @@ def add_documents(
     batch_size: int | None = None,
     sources: Sequence[str] = (),
     show_progress_bar: bool = False,
+    trust_index: bool = False,
 ) -> int:
     """
     Append documents to an index on disk, as new shards; the others stay as they are.
 
-    Killed and started again with the same documents, it goes on after the last that were embedded. A call that had
+    A call that was killed resumes when it is started again with the same documents. A call that had
     ended may be given again too: documents that are the last of the index already are embedded, found to be the same,
     and not added a second time. Only all of them together are known again; part of them, or all and more, are added.
 
@@ -190,109 +155,122 @@ def add_documents(
             What they are called, for the index card.
         show_progress_bar (`bool`, *optional*, defaults to `False`):
             Whether to count the embedded documents on a bar.
+        trust_index (`bool`, *optional*, defaults to `False`):
+            As `open_index` takes it, for an index of a Faiss factory that was built elsewhere.
 
     Returns:
         `int`: rows that were added; 0 if they were there.
 
     Raises:
         `FileNotFoundError`: If there is no index.
-        `FileExistsError`: If the folder `NAME.unfinished` beside it is somebody's own.
+        `FileExistsError`: If files that the manifest does not name have the names of new shards.
         `ValueError`: If there is no document, the embedder is another, or an interrupted call had other documents.
         `RuntimeError`: If another process is building into the same folder.
     """
     folder = Path(folder).resolve()
     read_manifest(folder)
     with locked(folder):
-        manifest = read_manifest(folder)
-        embedder.check(manifest["embedder"])
-        rows = _rows(documents, embedder, manifest["passage_tokens"])
-        unfinished, first = unfinished_folder(folder), len(manifest["shards"])
-        if (unfinished / MANIFEST).is_file():  # all is made, and a part perhaps moved
-            return _end_adding(unfinished, folder, rows, first)
-        kept = {"added_to": manifest["corpus_digest"], "passage_tokens": manifest["passage_tokens"]}
-        build = UnfinishedBuild(unfinished, kept, manifest["storage"]["shard_size"], first)
-        new = build.add_shards(rows, embedder, batch_size, show_progress_bar)
-        if _is_repeated(new, manifest["shards"]):  # after a kill at the very end, say
-            build.remove()
+        ended, old = settle(folder), read_manifest(folder)
+        embedder.check(old.embedder.to_json())
+        rows, first = _rows(documents, embedder, old.passage_tokens), len(old.shards)
+        if ended:
+            return _rows_of_ended(folder, old, ended, rows)
+        kept = {"added_to": old.corpus_digest, "passage_tokens": old.passage_tokens}
+        build = UnfinishedIndex(folder, kept, old.storage.shard_size, first)
+        build.embed(rows, embedder, batch_size, show_progress_bar)
+        if _is_repeated(build.shards, old.shards):  # for example after a kill at the very end
+            build.discard()
             return 0
-        if (preset := manifest["storage"]["preset"]) != "flat":
-            _convert_added(folder, unfinished, new, embedder, preset, first)
-        write_json(unfinished / MANIFEST, _with_added(manifest, new, sources))
-        move_index(unfinished, folder)
-    return sum(entry["rows"] for entry in new)
+        if old.storage.preset == "flat":
+            build.store_exactly()
+        else:
+            open_index(folder, shards=[0], trust_index=trust_index)  # which verifies the file
+            build.store(old.storage.preset, embedder, like=folder / VECTORS.format(0))
+        shards, named = [*old.shards, *build.shards], [*old.sources, *sources]
+        build.finish(Manifest.of(shards, old.embedder, old.storage, old.passage_tokens, named, old.recall))
+    return sum(entry.rows for entry in build.shards)
 
 
-def _with_added(manifest: dict[str, Any], new: list[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
-    shards, named = [*manifest["shards"], *new], [*manifest["sources"], *sources]
-    tokens, recall = manifest["passage_tokens"], manifest["recall"]
-    return make_manifest(shards, manifest["embedder"], manifest["storage"], tokens, named, recall)
+def index_in_memory(
+    documents: Iterable[Document],
+    embedder: Embedder,
+    passage_tokens: int | None = None,
+    batch_size: int | None = None,
+    show_progress_bar: bool = False,
+) -> DocumentIndex:
+    """
+    Embed and index a few thousand documents in memory.
 
+    Args:
+        documents (`Iterable[Document]`):
+            The corpus.
+        embedder (`Embedder`):
+            Makes the vectors.
+        passage_tokens (`int`, *optional*):
+            Index passages of at most this many tokens. By default whole documents.
+        batch_size (`int`, *optional*):
+            Texts in one forward pass of the embedder. By default `Embedder.default_batch_size`.
+        show_progress_bar (`bool`, *optional*, defaults to `False`):
+            Whether to count the embedded documents on a bar.
 
-def _convert_added(
-    folder: Path, unfinished: Path, shards: list[dict[str, Any]], embedder: Embedder, preset: str, first_shard: int
-) -> None:
-    open_index(folder, shards=[0])  # which verifies the file
-    convert_shards(unfinished, shards, embedder, preset, like=folder / VECTORS.format(0), first_shard=first_shard)
+    Returns:
+        `DocumentIndex`: one exact shard.
+
+    Raises:
+        `ValueError`: If there is no document, or `batch_size` is not positive.
+    """
+    described, vectors, rows = embedder.describe(), exact_index(embedder.dimension), TextList()
+    digest = hashlib.sha256(json.dumps(described).encode())
+    with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
+        for window, embedded in embedded_windows(_rows(documents, embedder, passage_tokens), embedder, batch_size):
+            vectors.add(embedded)
+            rows += window
+            progress.update(len(window))
+    if not rows:
+        raise InputError(NO_DOCUMENT)
+    for row in rows:
+        digest.update(document_to_line(row))
+    return DocumentIndex([Shard(vectors, rows)], described, digest.hexdigest(), passage_tokens=passage_tokens)
 
 
 def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:
     return iter(documents) if passage_tokens is None else split_into_passages(documents, embedder, passage_tokens)
 
 
-def _is_done(
-    folder: Path, unfinished: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]
-) -> bool:
-    """Finish a build that lacks nothing but its move, and tell whether the folder holds the index now."""
-    if (unfinished / MANIFEST).is_file():
-        move_index(unfinished, folder)
-    if not (folder / MANIFEST).is_file() or not _is_index_of(folder, rows, settings, described):
-        return False
-    if unfinished.is_dir() and not any(unfinished.iterdir()):  # left by a kill at the very end
-        unfinished.rmdir()
-    return True
-
-
 def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]) -> bool:
     """Whether a folder holds the index that a build would make; the corpus is read, but nothing is embedded."""
     manifest = read_manifest(folder)
-    storage, recall = manifest["storage"], manifest["recall"]
-    target = settings.recall_target if recall is None else recall["target"]
-    size = settings.shard_size and storage["shard_size"]
-    found = IndexSettings(storage["preset"], size, manifest["passage_tokens"], target)
-    if found != settings or not same_embedder(described, manifest["embedder"]):
+    storage, recall = manifest.storage, manifest.recall
+    target = settings.recall_target if recall is None else recall.target
+    size = settings.shard_size and storage.shard_size
+    built = IndexSettings(storage.preset, size, manifest.passage_tokens, target)
+    if built != settings or not same_embedder(described, manifest.embedder.to_json()):
         return False
-    if not all(holds(entry, number, rows) for number, entry in enumerate(manifest["shards"])) or any(rows):
+    if not all(holds(entry, number, rows) for number, entry in enumerate(manifest.shards)) or any(rows):
         return False
     try:
-        for name, file in (pair for entry in manifest["shards"] for pair in entry["files"].items()):
+        for name, file in manifest.files.items():
             check_file(folder / name, file)
     except (FileNotFoundError, ValueError) as error:
         raise InputError(
-            f"'{folder}' is the index of this corpus, but not whole: {error} To build it anew, remove '{folder}'."
+            f"'{folder}' is the index of this corpus, but not whole: {error} To rebuild it, remove '{folder}'."
         ) from error
     return True
 
 
-def _end_adding(unfinished: Path, folder: Path, rows: Iterator[Document], first_shard: int) -> int:
-    """Move what an interrupted call had made, and give its number of rows if it had the same documents."""
-    with intact(unfinished):
-        new = list(enumerate(read_manifest(unfinished)["shards"]))[first_shard:]
-    move_index(unfinished, folder)
-    num_rows = sum(entry["rows"] for _, entry in new)
-    if not all(holds(entry, number, rows) for number, entry in new):
+def _rows_of_ended(folder: Path, manifest: Manifest, first_shard: int, rows: Iterator[Document]) -> int:
+    """Give the number of rows that a call had added before it was interrupted, if it had the same documents."""
+    new = [*enumerate(manifest.shards)][first_shard:]
+    num_rows = sum(entry.rows for _, entry in new)
+    if not all(holds(entry, number, rows) for number, entry in new) or any(rows):
         raise InputError(
-            f"An interrupted call had added {num_rows} rows of other documents to '{folder}', and its end is done "
-            "now. Start again to add these."
-        )
-    if any(rows):
-        raise InputError(
-            f"An interrupted call had added the first {num_rows} rows of these documents to '{folder}', and its end "
-            "is done now. Start with the documents that come after, for the first would be added again."
+            f"An interrupted call had added {num_rows} rows to '{folder}', which are in the index now, and these are "
+            "other or more documents. Start again with those that are not in the index yet."
         )
     return num_rows
 
 
-def _is_repeated(new: list[dict[str, Any]], shards: list[dict[str, Any]]) -> bool:
+def _is_repeated(new: list[ShardEntry], shards: list[ShardEntry]) -> bool:
     """Whether the last shards of an index hold the texts of new ones already, so that these were the last added."""
-    digests = [entry["files"][TEXTS.format(number)]["sha256"] for number, entry in enumerate([*shards, *new])]
+    digests = [entry.files[TEXTS.format(number)].sha256 for number, entry in enumerate([*shards, *new])]
     return digests[-2 * len(new) : -len(new)] == digests[-len(new) :]

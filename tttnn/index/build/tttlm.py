@@ -13,20 +13,17 @@ from tqdm.auto import tqdm
 from tttnn.documents import Document, read_documents
 from tttnn.embedding import PROBE_TOLERANCE, TTTLM, Embedder
 from tttnn.errors import InputError
-from tttnn.files import locked, write_json
+from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings
-from tttnn.index.build.compress import choose_storage, convert_shards
-from tttnn.index.build.resume import UnfinishedBuild
-from tttnn.index.build.workspace import check_vacant, intact, move_index, unfinished_folder
-from tttnn.index.build.writers import FLAT_STORAGE, ShardWriter
-from tttnn.index.manifest import MANIFEST, make_manifest, read_manifest
+from tttnn.index.build.unfinished import UnfinishedIndex, check_vacant, is_under_way, settle
+from tttnn.index.manifest import EmbedderDescription, Manifest, read_manifest
 from tttnn.index.vectors import check_factory, default_shard_size, read_vectors
 
 
 logger = logging.getLogger(__name__)
 
 
-def import_published_index(
+def import_tttlm_index(
     index_files: Sequence[str | Path],
     data_files: Sequence[str | Path],
     folder: str | Path,
@@ -39,7 +36,7 @@ def import_published_index(
     Make an index of Faiss files and the texts that they were made of, without embedding them again.
 
     Each pair of files becomes a shard. Vectors are mapped and texts streamed, so that memory holds neither; of another
-    preset than `"flat"` it holds one file. Killed and started again, it goes on from the last finished shard.
+    preset than `"flat"` it holds one file. An import that was killed resumes after the last finished shard.
 
     Args:
         index_files (`Sequence[str]` or `Sequence[Path]`):
@@ -60,7 +57,7 @@ def import_published_index(
             Whether to count the documents on a bar.
 
     Raises:
-        `FileExistsError`: If the folder is not empty, or `NAME.unfinished` beside it is somebody's own.
+        `FileExistsError`: If the folder is not empty.
         `FileNotFoundError`: If a file is not there.
         `ValueError`: If numbers of files, rows or dimensions differ, a file is of another kind, or a setting is wrong.
         `RuntimeError`: If the embedder cannot be loaded, or another process is writing.
@@ -69,23 +66,26 @@ def import_published_index(
     """
     vectors, settings = _open(index_files, data_files), settings or IndexSettings()
     _check_settings(settings, vectors[0].d)
-    folder = Path(folder).resolve()
+    folder, sources = Path(folder).resolve(), [Path(path).name for path in data_files]
     with locked(folder):
-        unfinished, sources = unfinished_folder(folder), [Path(path).name for path in data_files]
-        if (unfinished / MANIFEST).is_file():
-            _check_same(unfinished, sources, settings)
+        if settle(folder) == 0 and _is_import_of(folder, sources, settings):
+            return
+        if not is_under_way(folder):
+            check_vacant(folder)  # before an embedder is loaded
+        loaded = None if settings.preset == "flat" else _embedder_of(vectors[0], data_files[0], embedder, device)
+        names = [Path(path).name for path in (*index_files, *data_files)]
+        kept = {"files": names, "rows": [index.ntotal for index in vectors], "passage_tokens": None}
+        build = UnfinishedIndex(folder, kept, default_shard_size(vectors[0].d))
+        with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:
+            for number in range(len(build.shards), len(vectors)):
+                documents = _counted(read_documents(data_files[number]), progress)
+                build.write_shard(documents, vectors[number], f"'{data_files[number]}'")
+        if loaded is None:
+            storage, recall = build.store_exactly(), None
         else:
-            check_vacant(folder)
-            given = vectors[0], data_files[0], embedder, device
-            loaded = None if settings.preset == "flat" else _embedder_of(*given)
-            names = [Path(path).name for path in (*index_files, *data_files)]
-            kept = {"files": names, "rows": [index.ntotal for index in vectors], "passage_tokens": None}
-            build = UnfinishedBuild(unfinished, kept, default_shard_size(vectors[0].d))
-            choose_storage(unfinished, settings.preset, settings.recall_target)
-            with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:
-                _write_shards(build, vectors, data_files, progress)
-            _write_manifest(build, vectors[0].d, sources, settings, loaded)
-        move_index(unfinished, folder)
+            storage, recall = build.store(settings.preset, loaded, settings.recall_target)
+        described = _embedder(vectors[0].d)
+        build.finish(Manifest.of(build.shards, described, storage, sources=sources, recall=recall))
 
 
 def _check_settings(settings: IndexSettings, dimension: int) -> None:
@@ -104,7 +104,7 @@ def _embedder_of(
     device: str | None,
 ) -> Embedder:
     """Load the embedder of the files, and see whether it gives the vector that they have of the first text."""
-    described = _embedder(vectors.d)
+    described = _embedder(vectors.d).to_json()
     if not isinstance(embedder, Embedder):
         embedder = Embedder.from_description(described, embedder, device)
     embedder.check(described)
@@ -120,30 +120,12 @@ def _embedder_of(
     return embedder
 
 
-def _check_same(unfinished: Path, sources: list[str], settings: IndexSettings) -> None:
-    """Make sure that an import of which only the move is left is the one that is asked for."""
-    with intact(unfinished):
-        manifest = read_manifest(unfinished)
-    target = settings.recall_target if manifest["recall"] is None else manifest["recall"]["target"]
-    found = manifest["sources"], manifest["storage"]["preset"], target
-    asked = sources, settings.preset, settings.recall_target
-    if found != asked:
-        raise InputError(
-            f"'{unfinished}' holds an interrupted build of {found} (files, preset, recall target), and not of "
-            f"{asked}. Import those to go on with it, or remove that folder."
-        )
-
-
-def _write_manifest(
-    build: UnfinishedBuild, dimension: int, sources: list[str], settings: IndexSettings, embedder: Embedder | None
-) -> None:
-    storage, recall = FLAT_STORAGE, None
-    if embedder is not None:
-        given = build.shards, embedder, settings.preset, settings.recall_target
-        storage, recall = convert_shards(build.folder, *given)
-    storage = {**storage, "shard_size": build.shard_size}
-    manifest = make_manifest(build.shards, _embedder(dimension), storage, sources=sources, recall=recall)
-    write_json(build.folder / MANIFEST, manifest)
+def _is_import_of(folder: Path, sources: list[str], settings: IndexSettings) -> bool:
+    """Whether an import that had only to be tidied up is the one that is asked for."""
+    manifest = read_manifest(folder)
+    target = settings.recall_target if manifest.recall is None else manifest.recall.target
+    same = (sources, settings.preset, settings.recall_target)
+    return (manifest.sources, manifest.storage.preset, target) == same
 
 
 def _open(index_files: Sequence[str | Path], data_files: Sequence[str | Path]) -> list[Any]:
@@ -165,40 +147,23 @@ def _open(index_files: Sequence[str | Path], data_files: Sequence[str | Path]) -
     return vectors
 
 
-def _write_shards(
-    build: UnfinishedBuild,
-    vectors: Sequence[Any],
-    data_files: Sequence[str | Path],
-    progress: tqdm,
-) -> None:
-    for number in range(len(build.shards), len(vectors)):
-        writer = ShardWriter(build.folder, number)
-        writer.add(_counted(read_documents(data_files[number]), progress))
-        if writer.num_rows != vectors[number].ntotal:
-            raise InputError(
-                f"'{data_files[number]}' holds {writer.num_rows} documents, but its index holds "
-                f"{vectors[number].ntotal} vectors. They do not belong together, or one was not fetched to its end."
-            )
-        build.finish(writer, vectors[number])
-
-
 def _counted(documents: Iterable[Document], progress: tqdm) -> Iterator[Document]:
     for document in documents:
         yield document
         progress.update()
 
 
-def _embedder(dimension: int) -> dict[str, Any]:
+def _embedder(dimension: int) -> EmbedderDescription:
     """Describe the embedder of the method's authors, without loading it; what it would give is not known here."""
-    return {
-        "name": "tttlm",
-        "revision": None,
-        "model": TTTLM[0],
-        "pooling": ["mean"],
-        "normalized": False,
-        "max_seq_length": TTTLM[2],
-        "dimension": dimension,
-        "query_prompt": "",
-        "document_prompt": "",
-        "probe": None,
-    }
+    return EmbedderDescription(
+        name="tttlm",
+        revision=None,
+        pooling=["mean"],
+        normalized=False,
+        max_seq_length=TTTLM[2],
+        dimension=dimension,
+        query_prompt="",
+        document_prompt="",
+        probe=None,
+        model=TTTLM[0],
+    )

@@ -1,10 +1,10 @@
-"""Writing an index: the files of its shards, and the manifest that describes them."""
+"""Writing the files of a shard, so that what is written is known by its checksum and can be added to after a kill."""
 
+import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,103 +12,158 @@ import numpy as np
 
 from tttnn.documents import Document
 from tttnn.errors import InputError
-from tttnn.index.manifest import (
-    SHARD_FILES,
-    TEXTS,
-    VECTORS,
-    VIEWER,
-    describe_file,
-)
+from tttnn.files import sync
+from tttnn.index.faiss_files import FLAT_HEADER, flat_header
+from tttnn.index.manifest import OFFSETS, TEXTS, VECTORS, VIEWER, FileEntry, ShardEntry
 from tttnn.index.texts import TextStore, document_to_line
-from tttnn.index.vectors import import_faiss
 
 
+WORK = ".unfinished"  # in the folder of an index: what is no part of it, or not yet
 # Of the viewer's files; memory holds one group.
 ROWS_PER_GROUP = 1000
 BYTES_PER_GROUP = 8 << 20
-ROWS_PER_COPY = 16_384
-FLAT_STORAGE: dict[str, Any] = {"preset": "flat", "factory": "Flat", "search": {}}
+COPY_BYTES = 1 << 20
+
+
+def work_file(folder: Path, pattern: str, number: int) -> Path:
+    """Name the place of a file of a shard that is not under its own name yet: vectors, and what viewers read."""
+    return folder / WORK / Path(pattern.format(number)).name
+
+
+class GrowingFile:
+    """A file that grows after a head; what is behind the head is known by size and checksum at any time."""
+
+    def __init__(self, path: Path, head: bytes = b"", kept: FileEntry | None = None) -> None:
+        self.path, self.size, self._digest = path, 0, hashlib.sha256()
+        self._file = path.open("wb" if kept is None else "r+b")
+        if kept is None:
+            self._file.write(head)
+            return
+        self._file.seek(len(head))
+        while chunk := self._file.read(min(COPY_BYTES, kept.bytes - self.size)):
+            self._digest.update(chunk)
+            self.size += len(chunk)
+        if FileEntry(self.size, self._digest.hexdigest()) != kept:
+            self._file.close()
+            raise InputError(f"'{path}' does not begin with the {kept.bytes} bytes that were written")
+        self._file.seek(len(head) + self.size)
+        self._file.truncate()
+
+    def write(self, content: bytes) -> None:
+        """Append bytes."""
+        self._file.write(content)
+        self._digest.update(content)
+        self.size += len(content)
+
+    def entry(self) -> FileEntry:
+        """Have all on disk, and describe it."""
+        self._file.flush()
+        sync(self.path)
+        return FileEntry(self.size, self._digest.hexdigest())
+
+    def close(self, head: bytes = b"") -> None:
+        """Write the head again, which may have depended on the end, and have all on disk."""
+        self._file.seek(0)
+        self._file.write(head)
+        self._file.close()
+        sync(self.path)
+
+
+class TextWriter:
+    """Writes the two files of a `TextStore`, document by document, after the part of the file that is kept."""
+
+    def __init__(self, path: Path, kept: FileEntry | None = None) -> None:
+        self._file = GrowingFile(path, kept=kept)
+        self._offsets = array("q", [0])
+        for line in self._lines():
+            self._offsets.append(self._offsets[-1] + len(line))
+
+    def _lines(self) -> Iterator[bytes]:
+        with self._file.path.open("rb") as lines:
+            place = 0
+            while place < self._file.size:
+                yield (line := lines.readline())
+                place += len(line)
+
+    def go_past(self, documents: Iterator[Document]) -> bool:
+        """Take as many documents as there are lines, and tell whether the lines are these documents."""
+        expected = (next(documents, None) for _ in range(len(self._offsets) - 1))
+        pairs = zip(self._lines(), expected, strict=True)
+        return all([document is not None and document_to_line(document) == line for line, document in pairs])
+
+    def add(self, document: Document) -> None:
+        """Append a document."""
+        line = document_to_line(document)
+        self._file.write(line)
+        self._offsets.append(self._offsets[-1] + len(line))
+
+    def entry(self) -> FileEntry:
+        """Have all lines on disk, and describe them."""
+        return self._file.entry()
+
+    def close(self) -> None:
+        """Write the offsets, and have both files on disk."""
+        self._file.close()
+        offsets = self._file.path.with_suffix(".offsets.npy")
+        np.save(offsets, np.array(self._offsets, dtype=np.int64))
+        sync(offsets)
+
+
+@dataclass(frozen=True)
+class Growing:
+    """What is written of a shard that is under way."""
+
+    rows: int
+    documents: int
+    texts: FileEntry
+    vectors: FileEntry
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Growing":
+        """Check the part `growing` of a state."""
+        texts, vectors = (FileEntry.from_json(content[name], name) for name in ("texts", "vectors"))
+        return cls(int(content["rows"]), int(content["documents"]), texts, vectors)
 
 
 class ShardWriter:
-    """
-    Writes the files of one shard: its texts as they come, and the others at its end.
+    """Writes a shard: texts under their name, exact vectors as a Faiss file and what viewers read beside the state."""
 
-    Args:
-        folder (`Path`):
-            With the folders `index`, `texts` and `data`.
-        number (`int`):
-            Of the shard.
-        of_passages (`bool`, *optional*, defaults to `False`):
-            Whether rows are passages, of which the first of each document counts it.
-        num_rows (`int`, *optional*, defaults to `0`):
-            Texts that are there already, and that `go_past` compares with the corpus before others are added.
-    """
-
-    def __init__(self, folder: Path, number: int, of_passages: bool = False, num_rows: int = 0) -> None:
-        self.folder = folder
-        self.number = number
-        self.of_passages = of_passages
-        self.num_rows = num_rows
-        self.num_documents = 0
-        self.texts = TextWriter(folder / TEXTS.format(number), num_rows)
-
-    def go_past(self, documents: Iterator[Document]) -> bool:
-        """
-        Go past the documents whose texts are there already.
-
-        Args:
-            documents (`Iterator[Document]`):
-                As many are taken as there are texts.
-
-        Returns:
-            `bool`: whether they are the same.
-        """
-        return self.texts.go_past(map(self._counted, documents))
+    def __init__(
+        self, folder: Path, number: int, dimension: int, of_passages: bool, growing: Growing | None = None
+    ) -> None:
+        self.folder, self.number, self.dimension, self.of_passages = folder, number, dimension, of_passages
+        self.num_rows, self.num_documents = (growing.rows, growing.documents) if growing else (0, 0)
+        self.texts = TextWriter(folder / TEXTS.format(number), growing.texts if growing else None)
+        path, head = work_file(folder, VECTORS, number), bytes(FLAT_HEADER.size)
+        self.vectors = GrowingFile(path, head, growing.vectors if growing else None)
 
     def add(self, documents: Iterable[Document]) -> None:
-        """
-        Append documents.
-
-        Args:
-            documents (`Iterable[Document]`):
-                The documents of the next rows.
-        """
+        """Append documents; of passages the first of each document counts it."""
         for document in documents:
-            self.texts.add(self._counted(document))
+            self.texts.add(document)
             self.num_rows += 1
-        self.texts.flush()
+            self.num_documents += not (self.of_passages and document.metadata["passage"] > 0)
 
-    def _counted(self, document: Document) -> Document:
-        self.num_documents += not (self.of_passages and document.metadata["passage"] > 0)
-        return document
+    def growing(self) -> Growing:
+        """Have all on disk, and say what there is."""
+        return Growing(self.num_rows, self.num_documents, self.texts.entry(), self.vectors.entry())
 
-    def finish(self, vectors: Any) -> dict[str, Any]:  # noqa: ANN401
-        """
-        Write the other files.
-
-        Args:
-            vectors (`faiss.Index`):
-                Of the rows.
-
-        Returns:
-            `dict[str, Any]`: the shard's entry in the manifest: rows, documents, and size and sha256 of each file.
-        """
+    def finish(self) -> ShardEntry:
+        """Write the other files, and describe all."""
         self.texts.close()
-        self._write_viewer()
-        import_faiss().write_index(vectors, str(self.folder / VECTORS.format(self.number)))
-        files = {
-            name.format(self.number): describe_file(self.folder / name.format(self.number)) for name in SHARD_FILES
-        }
-        return {"rows": self.num_rows, "documents": self.num_documents, "files": files}
+        self.vectors.close(flat_header(self.num_rows, self.dimension))
+        names, viewer = [self.folder / name.format(self.number) for name in (TEXTS, OFFSETS)], self._write_viewer()
+        paths = dict(zip((VECTORS, TEXTS, OFFSETS, VIEWER), (self.vectors.path, *names, viewer), strict=True))
+        files = {name.format(self.number): FileEntry.of(path) for name, path in paths.items()}
+        return ShardEntry(self.num_rows, self.num_documents, files)
 
-    def _write_viewer(self) -> None:
+    def _write_viewer(self) -> Path:
         import pyarrow
         import pyarrow.parquet
 
         store = TextStore(self.folder / TEXTS.format(self.number), self.num_rows)
         schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "metadata")])
-        path = self.folder / VIEWER.format(self.number)
+        path = work_file(self.folder, VIEWER, self.number)
         with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as viewer:
             for group in _groups(store.offsets):
                 documents = store.fetch(group)
@@ -118,6 +173,8 @@ class ShardWriter:
                     "metadata": [json.dumps(document.metadata, ensure_ascii=False) for document in documents],
                 }
                 viewer.write_table(pyarrow.table(columns, schema))
+        sync(path)
+        return path
 
 
 def _groups(offsets: np.ndarray) -> Iterator[range]:
@@ -128,128 +185,3 @@ def _groups(offsets: np.ndarray) -> Iterator[range]:
         last = min(max(fitting, first + 1), first + ROWS_PER_GROUP, num_rows)
         yield range(first, last)
         first = last
-
-
-class TextWriter:
-    """
-    Writes the two files of a `TextStore`, document by document.
-
-    Args:
-        path (`Path`):
-            The `.jsonl` file to write; its folder exists.
-        num_rows (`int`, *optional*, defaults to `0`):
-            Lines of the file that are kept, and gone on after; what comes behind them is dropped.
-
-    Raises:
-        `FileNotFoundError`: If lines are kept, and there is no file.
-        `ValueError`: If there are fewer.
-    """
-
-    def __init__(self, path: Path, num_rows: int = 0) -> None:
-        self.path = path
-        self._file = path.open("r+b" if num_rows else "wb")
-        self._offsets = array("q", [0])
-        for line in islice(self._file, num_rows):
-            if line.endswith(b"\n"):
-                self._offsets.append(self._offsets[-1] + len(line))
-        if len(self._offsets) - 1 < num_rows:
-            self._file.close()
-            raise InputError(f"'{path}' should hold {num_rows} lines, but has {len(self._offsets) - 1}.")
-        self._file.seek(self._offsets[-1])
-        self._file.truncate()
-
-    def go_past(self, documents: Iterator[Document]) -> bool:
-        """
-        Go past the lines that are kept.
-
-        Args:
-            documents (`Iterator[Document]`):
-                As many are taken as there are lines.
-
-        Returns:
-            `bool`: whether the lines are these documents.
-        """
-        self._file.seek(0)
-        same = True
-        for line in islice(self._file, len(self._offsets) - 1):
-            document = next(documents, None)
-            same = same and document is not None and document_to_line(document) == line
-        self._file.seek(self._offsets[-1])
-        return same
-
-    def add(self, document: Document) -> None:
-        """
-        Append a document.
-
-        Args:
-            document (`Document`):
-                The document.
-        """
-        self._offsets.append(self._offsets[-1] + self._file.write(document_to_line(document)))
-
-    def flush(self) -> None:
-        """Hand all lines to the operating system, so that they outlive this process."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Write the offsets, and close the files."""
-        self._file.close()
-        np.save(self.path.with_suffix(".offsets.npy"), np.array(self._offsets, dtype=np.int64))
-
-
-class VectorWriter:
-    """
-    Keeps the vectors of a shard on disk until it is whole, so that memory need not hold them while it grows.
-
-    Args:
-        path (`Path`):
-            The shard's Faiss file; the vectors lie beside it, row after row.
-        dimension (`int`):
-            Of a vector.
-        num_rows (`int`, *optional*, defaults to `0`):
-            Rows that are kept, and gone on after; what comes behind them is dropped.
-
-    Raises:
-        `FileNotFoundError`: If rows are kept, and there is no file.
-        `ValueError`: If there are fewer.
-    """
-
-    def __init__(self, path: Path, dimension: int, num_rows: int = 0) -> None:
-        self.path = path.with_suffix(".vectors")
-        self.dimension = dimension
-        self._file = self.path.open("r+b" if num_rows else "wb")
-        size = num_rows * dimension * 4
-        if (found := self._file.seek(0, os.SEEK_END)) < size:
-            self._file.close()
-            raise InputError(f"'{self.path}' should hold {num_rows} rows, but has {found // (dimension * 4)}.")
-        self._file.seek(size)
-        self._file.truncate()
-
-    def add(self, vectors: np.ndarray) -> None:
-        """
-        Append vectors.
-
-        Args:
-            vectors (`np.ndarray`):
-                float32 of shape `(n, dimension)`.
-        """
-        self._file.write(vectors.tobytes())
-        self._file.flush()
-
-    def index(self) -> Any:  # noqa: ANN401
-        """
-        Make an index of all vectors.
-
-        Returns:
-            `faiss.IndexFlatL2`: in memory, which it takes once.
-        """
-        self._file.close()
-        index = import_faiss().IndexFlatL2(self.dimension)
-        # added at once, for an index that grows is copied
-        index.add(np.memmap(self.path, np.float32, "r").reshape(-1, self.dimension))
-        return index
-
-    def remove(self) -> None:
-        """Remove the file."""
-        self._file.close()
-        self.path.unlink()

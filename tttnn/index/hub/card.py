@@ -1,11 +1,10 @@
 """The card of an index on the Hub, made from its manifest."""
 
 from pathlib import PurePosixPath
-from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from tttnn.index.manifest import SHARD_FILES, VECTORS, public_manifest
+from tttnn.index.manifest import SHARD_FILES, VECTORS, Manifest
 
 
 CARD = "README.md"
@@ -24,12 +23,12 @@ CITATION = """```bibtex
 ```"""
 
 
-def index_card(manifest: dict[str, Any], repo_id: str, license: str = "unknown") -> str:
+def index_card(manifest: Manifest, repo_id: str, license: str = "unknown") -> str:
     """
     Write the card of an index.
 
     Args:
-        manifest (`dict[str, Any]`):
+        manifest (`Manifest`):
             Of the index.
         repo_id (`str`):
             Where it will be.
@@ -39,13 +38,13 @@ def index_card(manifest: dict[str, Any], repo_id: str, license: str = "unknown")
     Returns:
         `str`: Markdown with its YAML front matter.
     """
-    manifest = public_manifest(manifest)
-    folder = _folder(manifest["embedder"])
+    manifest = manifest.public()
+    folder = _folder(manifest.embedder.name)
     embedder = f', embedder="path/to/{folder}"' if folder else ""
-    rows = f"{manifest['num_documents']:,} documents"
-    if manifest["passage_tokens"] is not None:
-        rows = f"{manifest['num_rows']:,} passages of {rows}, of at most {manifest['passage_tokens']} tokens each"
-    of = f" of {', '.join(f'`{name}`' for name in manifest['sources'])}" if manifest["sources"] else ""
+    rows = f"{manifest.num_documents:,} documents"
+    if manifest.passage_tokens is not None:
+        rows = f"{manifest.num_rows:,} passages of {rows}, of at most {manifest.passage_tokens} tokens each"
+    of = f" of {', '.join(f'`{name}`' for name in manifest.sources)}" if manifest.sources else ""
     return f"""---
 {_front_matter(manifest, repo_id, license)}
 ---
@@ -82,9 +81,9 @@ The texts are under the licence of their corpus (`{license}`), and their vectors
 """
 
 
-def _front_matter(manifest: dict[str, Any], repo_id: str, license: str) -> str:
+def _front_matter(manifest: Manifest, repo_id: str, license: str) -> str:
     # the Hub's names of sizes, each for one digit more
-    size = SIZES[min(max(len(str(manifest["num_rows"])) - 3, 0), len(SIZES) - 1)]
+    size = SIZES[min(max(len(str(manifest.num_rows)) - 3, 0), len(SIZES) - 1)]
     data = DatasetCardData(
         pretty_name=f"Index {repo_id.split('/')[-1]}",
         license=license,
@@ -96,46 +95,42 @@ def _front_matter(manifest: dict[str, Any], repo_id: str, license: str) -> str:
     return str(data.to_yaml())
 
 
-def _table(manifest: dict[str, Any]) -> str:
-    embedder, storage, recall = manifest["embedder"], manifest["storage"], manifest["recall"]
+def _table(manifest: Manifest) -> str:
+    embedder, storage, recall = manifest.embedder, manifest.storage, manifest.recall
     sums = {
-        name: sum(_bytes(shard, number, name) for number, shard in enumerate(manifest["shards"]))
+        name: sum(shard.files[name.format(number)].bytes for number, shard in enumerate(manifest.shards))
         for name in SHARD_FILES
     }
     found = "exact: every neighbor is found"
     if recall is not None:
         found = (
-            f"{recall['recall']:.3f} of the {recall['top_k']} nearest, over {recall['num_queries']} queries, against "
-            f"an exact search of {recall['num_rows']:,} rows; wanted: {recall['target']:.2f}"
+            f"{recall.recall:.3f} of the {recall.top_k} nearest, over {recall.num_queries} queries, against "
+            f"an exact search of {recall.num_rows:,} rows; wanted: {recall.target:.2f}"
         )
-        found += "" if recall["recall"] >= recall["target"] else ", **which is not reached**"
-    folder, revision = _folder(embedder), embedder["revision"]
-    named = f"`{folder}`, a folder that is not on the Hub" if folder else f"`{embedder['name']}`"
+        found += "" if recall.recall >= recall.target else ", **which is not reached**"
+    folder, revision = _folder(embedder.name), embedder.revision
+    named = f"`{folder}`, a folder that is not on the Hub" if folder else f"`{embedder.name}`"
     rows = {
         "embedder": named + (f" at `{revision}`" if revision else ""),
-        "tokens read of a text": embedder["max_seq_length"] or "all",
-        "dimension": embedder["dimension"],
-        "prompts": f"query {embedder['query_prompt']!r}, document {embedder['document_prompt']!r}",
+        "tokens read of a text": embedder.max_seq_length or "all",
+        "dimension": embedder.dimension,
+        "prompts": f"query {embedder.query_prompt!r}, document {embedder.document_prompt!r}",
         "distance": "squared L2",
-        "storage": f"`{storage['preset']}` (Faiss: `{storage['factory']}`)",
+        "storage": f"`{storage.preset}` (Faiss: `{storage.factory}`)",
         "recall": found,
-        "rows": f"{manifest['num_rows']:,}",
-        "shards": len(manifest["shards"]),
+        "rows": f"{manifest.num_rows:,}",
+        "shards": len(manifest.shards),
         "vectors": _megabytes(sums[VECTORS]),
         "all files": _megabytes(sum(sums.values())),
-        "corpus digest": f"`{manifest['corpus_digest']}`",
+        "corpus digest": f"`{manifest.corpus_digest}`",
     }
     cells = {name: str(value).replace("|", r"\|") for name, value in rows.items()}
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells.items())])
 
 
-def _folder(embedder: dict[str, Any]) -> str | None:
+def _folder(name: str) -> str | None:
     """Give the name of the folder that the embedder was loaded from, unless it came from the Hub."""
-    return PurePosixPath(embedder["name"]).name if embedder["name"].startswith("./") else None
-
-
-def _bytes(shard: dict[str, Any], number: int, name: str) -> int:
-    return int(shard["files"][name.format(number)]["bytes"])
+    return PurePosixPath(name).name if name.startswith("./") else None
 
 
 def _megabytes(size: int) -> str:

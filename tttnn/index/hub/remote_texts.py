@@ -1,4 +1,4 @@
-"""Texts that stay on the Hub: addresses found out together, and documents fetched by their bytes, many at a time."""
+"""Texts that stay on the Hub: documents are fetched by their bytes, many at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +23,7 @@ ADVICE = "Try again later, or use the texts locally: `texts='local'`."
 
 
 class RemoteFile:
-    """
-    A file on the Hub, of which parts are read.
-
-    Where the Hub sends the requests for a file on to a store, the first answer says so, and later requests go there
-    at once.
-
-    Args:
-        url (`str`):
-            The file, at a commit.
-        headers (`dict[str, str]`):
-            Of each request to the Hub itself.
-    """
+    """A file on the Hub, read in parts; requests go at once to the store to which the Hub redirected the last one."""
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self.url = url
@@ -42,40 +31,16 @@ class RemoteFile:
         self._location = url
 
     def locate(self) -> None:
-        """
-        Find out where it is kept.
-
-        Raises:
-            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
-            `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
-        """
+        """Ask the Hub where it keeps the file."""
 
         def ask() -> None:
             with self._answer("HEAD", {}) as response:
-                response.read()  # nothing, but it leaves the connection open for the next
+                response.read()  # an empty body, but reading it leaves the connection open for the next request
 
         persist(ask, f"'{self.url}' could not be found", ADVICE)
 
     def read(self, start: int, end: int, where: str) -> bytes:
-        """
-        Read bytes, and no more than these.
-
-        Args:
-            start (`int`):
-                The first.
-            end (`int`):
-                Past the last.
-            where (`str`):
-                What they are, for errors.
-
-        Returns:
-            `bytes`: so many.
-
-        Raises:
-            `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries, or serves other
-                bytes.
-            `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
-        """
+        """Read the bytes from `start` up to `end`, and no more; `where` names them in errors."""
 
         def ask() -> tuple[httpx2.Response, bytes]:
             with self._answer("GET", {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}) as response:
@@ -91,20 +56,22 @@ class RemoteFile:
         return content
 
     @contextmanager
-    def _answer(self, method: str, asked: dict[str, str]) -> Iterator[httpx2.Response]:
-        """Ask at the place where the last answer came from; the body is not read yet."""
+    def _answer(self, method: str, range_headers: dict[str, str]) -> Iterator[httpx2.Response]:
+        """Ask where the last answer came from; the body is not read yet."""
+        # Not `http_stream_backoff`: it waits as long as a server says, without a limit, and a connection that breaks
+        # while the body is read makes it fail with "generator didn't stop after throw()".
+        stream = partial(get_session().stream, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         url, may_have_expired = self._location, self._location != self.url
         for _ in range(MAX_REDIRECTS):
-            # a token is for the Hub, and not for the stores to which it sends on
-            own = self.headers if self._is_the_hubs(url) else {}
-            request = partial(get_session().stream, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            with request(method, url, headers={**own, **asked}) as response:
+            # the token is for the Hub, and not for the stores to which it redirects
+            hub_headers = self.headers if self._is_the_hubs(url) else {}
+            with stream(method, url, headers={**hub_headers, **range_headers}) as response:
                 if response.has_redirect_location:
                     url = urljoin(url, response.headers["Location"])
                     if method == "GET" or self._is_the_hubs(url):  # a store need not answer a HEAD
                         continue
                 elif response.is_client_error and response.status_code not in TRANSIENT and may_have_expired:
-                    # the address of a store is good for a while only
+                    # the address of a store expires after a while
                     self._location = url = self.url
                     may_have_expired = False
                     continue
@@ -112,14 +79,14 @@ class RemoteFile:
                 self._location = url
                 yield response
                 return
-        raise HubError(f"'{self.url}' was sent on {MAX_REDIRECTS} times, at last to '{url}'. {ADVICE}")
+        raise HubError(f"'{self.url}' was redirected {MAX_REDIRECTS} times, at last to '{url}'. {ADVICE}")
 
     def _is_the_hubs(self, url: str) -> bool:
         return urlsplit(url).netloc == urlsplit(self.url).netloc
 
 
 def _read_at_most(size: int, response: httpx2.Response) -> bytes:
-    """Read an answer, but neither one of a server that knows no ranges, nor much past the bytes asked for."""
+    """Read an answer, but not that of a server without ranges, and not much past the bytes asked for."""
     content = b""
     if response.status_code == 206 and response.headers.get("Content-Length", str(size)) == str(size):
         for chunk in response.iter_bytes():
@@ -130,30 +97,17 @@ def _read_at_most(size: int, response: httpx2.Response) -> bytes:
 
 
 class RemoteTexts:
-    """
-    Documents of a shard that stay on the Hub, of which each is fetched by a request for its bytes.
-
-    `texts[row]` fetches one, with the errors of `RemoteFile.read`; `fetch_remote` fetches many at a time.
-
-    Args:
-        file (`RemoteFile`):
-            The `.jsonl` file.
-        offsets (`str` or `Path`):
-            The `.offsets.npy` file, which is local.
-        num_rows (`int`):
-            Lines of the file.
-        num_bytes (`int`):
-            Its size.
-
-    Raises:
-        `ValueError`: If the offsets do not span the file.
-    """
+    """Documents of a shard whose texts stay on the Hub: each is fetched by a request for its bytes."""
 
     def __init__(self, file: RemoteFile, offsets: str | Path, num_rows: int, num_bytes: int) -> None:
         self.file = file
         self.offsets = read_offsets(Path(offsets), num_rows, num_bytes)
 
-    def __getitem__(self, row: int) -> Document:
+    def fetch(self, rows: Sequence[int]) -> list[Document]:
+        """Fetch the documents of rows, one after the other; an index asks for many rows at a time."""
+        return [self._read(row) for row in rows]
+
+    def _read(self, row: int) -> Document:
         where = f"Row {row} of '{self.file.url}'"
         start, end = line_of(self.offsets, row, where)
         return document_from_line(self.file.read(start, end, where), where)
@@ -161,45 +115,10 @@ class RemoteTexts:
 
 def locate_files(files: Iterable[RemoteFile]) -> None:
     """
-    Find out where files are kept, many at a time.
+    Ask where files are kept, many at a time.
 
-    This is done when an index is opened and not at the first query: with 20 neighbors in 20 shards a query would take
-    40 requests, for an address is that of one file. At opening it is a request without a body for each shard, beside
-    the two to four that its vectors and offsets cost.
-
-    Args:
-        files (`Iterable[RemoteFile]`):
-            Of all shards that are opened.
-
-    Raises:
-        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
-        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
+    This is done when an index is opened: at the first query, 20 neighbors in 20 shards would cost 40 requests, because
+    each file has its own address. It costs a request without a body for each shard.
     """
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         list(pool.map(RemoteFile.locate, files))
-
-
-def fetch_remote(wanted: Sequence[tuple[RemoteTexts, int]]) -> list[Document]:
-    """
-    Fetch documents of one shard or several, many at a time.
-
-    Args:
-        wanted (`Sequence[tuple[RemoteTexts, int]]`):
-            Each a shard and a row of it.
-
-    Returns:
-        `list[Document]`: in the order of `wanted`.
-
-    Raises:
-        `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
-        `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
-        `ValueError`: If a line or its offsets are damaged.
-    """
-    # One row of each shard goes ahead: where a store's address has expired, it gets the new one for the others.
-    ahead = {texts: (texts, row) for texts, row in reversed(wanted)}
-    others = [pair for pair in dict.fromkeys(wanted) if pair != ahead[pair[0]]]
-    found: dict[tuple[RemoteTexts, int], Document] = {}
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        for pairs in ([*ahead.values()], others):
-            found |= zip(pairs, pool.map(lambda pair: pair[0][pair[1]], pairs), strict=True)
-    return [found[pair] for pair in wanted]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tttnn.records import DocumentRecord
-from tttnn.report.intervals import rank_correlation
 from tttnn.report.pictures.style import (
     COLORS,
     GRAY,
@@ -21,6 +20,7 @@ from tttnn.report.pictures.style import (
 )
 from tttnn.report.results import Grouping, Result, keyed, shared_records
 from tttnn.report.runs import Run
+from tttnn.report.tables import count_documents
 
 
 if TYPE_CHECKING:
@@ -31,36 +31,14 @@ PHASES = {"retrieve": COLORS[4], "train": COLORS[0], "score": COLORS[2], "rest":
 
 
 def phase_seconds(total: Result) -> dict[str, float]:
-    """
-    Part the seconds of a document into phases.
-
-    Args:
-        total (`Result`):
-            Of a run.
-
-    Returns:
-        `dict[str, float]`: mean seconds per document to retrieve, train and score, and the rest.
-    """
+    """Give the mean seconds per document to retrieve, train and score, and the rest."""
     seconds = {name: total.seconds[name] / total.documents for name in ("retrieve", "train", "score")}
     rest = total.seconds["total"] / total.documents - sum(seconds.values())
     return {**seconds, "rest": max(0.0, rest)}
 
 
 def plot_seconds(labels: list[str], totals: list[Result], path: str | Path) -> None:
-    """
-    Draw the seconds per document by phase, a bar for each run.
-
-    Args:
-        labels (`list[str]`):
-            Of the runs.
-        totals (`list[Result]`):
-            Their results over all documents.
-        path (`str` or `Path`):
-            The picture to write.
-
-    Raises:
-        `NothingToDraw`: If no time was recorded.
-    """
+    """Draw the seconds per document by phase, a bar for each run."""
     rows = [phase_seconds(total) for total in totals][::-1]
     if not any(sum(row.values()) for row in rows):
         raise NothingToDraw("no time was recorded.")
@@ -77,16 +55,7 @@ def plot_seconds(labels: list[str], totals: list[Result], path: str | Path) -> N
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:
-    """
-    Find the points that no other beats on both sides.
-
-    Args:
-        points (`list[tuple[float, float]]`):
-            Seconds and bits per byte: less is better of both.
-
-    Returns:
-        `list[int]`: places of the points on the front, the fastest first.
-    """
+    """Find the places of the points (seconds, score) that no other beats on both sides, the fastest first."""
     front: list[int] = []
     for place in sorted(range(len(points)), key=lambda place: points[place]):
         if not front or points[place][1] < points[front[-1]][1]:
@@ -95,25 +64,9 @@ def pareto_front(points: list[tuple[float, float]]) -> list[int]:
 
 
 def plot_pareto(runs: list[Run], grouping: Grouping, path: str | Path) -> str:
-    """
-    Draw quality against time over runs, on the documents that all of them have, with the Pareto front.
-
-    Args:
-        runs (`list[Run]`):
-            All.
-        grouping (`Grouping`):
-            Weighs the documents.
-        path (`str` or `Path`):
-            The picture to write.
-
-    Returns:
-        `str`: a sentence that names the runs on the front.
-
-    Raises:
-        `NothingToDraw`: If there is one run only, or no document that all have.
-    """
+    """Draw scores against seconds on the documents that all runs have, and name the runs on the Pareto front."""
     if len(runs) < 2:
-        raise NothingToDraw("it takes two runs or more.")
+        raise NothingToDraw("it needs two runs or more.")
     shared = shared_records(runs)
     if not any(record.num_bytes for record in shared[0]):
         raise NothingToDraw("the runs have no document in common.")
@@ -141,54 +94,35 @@ def plot_pareto(runs: list[Run], grouping: Grouping, path: str | Path) -> str:
         figure.legend(loc="outside right upper")
     names = ", ".join(runs[place].label for place in front)
     return (
-        f"Over the {len(shared[0])} documents that all runs have. Where a run scores after every neighbor, two scores "
-        f"are counted, as for the others; retrieval from a cache counts as it was. On the Pareto front: {names}."
+        f"Over the {count_documents(len(shared[0]))} that all runs have. The seconds are those of two scores a "
+        f"document, even if a run scored after every neighbor, and of retrieval as timed, from a cache or not. On the "
+        f"Pareto front: {names}."
     )
 
 
 def seconds_without_curve(record: DocumentRecord) -> float:
-    """
-    Give the seconds that a document would take with a score before and one after.
-
-    Args:
-        record (`DocumentRecord`):
-            Perhaps scored after every neighbor.
-
-    Returns:
-        `float`: the total, less the scores in between.
-    """
+    """Give the seconds that a document would take with only a score before and one after."""
     between = max(0, len(record.nll) - 2) / len(record.nll)
     return record.seconds["total"] - between * record.seconds["score"]
 
 
 def mean_distance(record: DocumentRecord) -> float:
-    """
-    Give the mean distance of a document's neighbors.
-
-    Args:
-        record (`DocumentRecord`):
-            Any.
-
-    Returns:
-        `float`: squared L2; NaN without a neighbor of known distance.
-    """
+    """Give the mean squared L2 distance of a document's neighbors; NaN without a known distance."""
     distances = [distance for distance in record.distances if math.isfinite(distance)]
     return sum(distances) / len(distances) if distances else math.nan
 
 
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Give Spearman's rank correlation; NaN for under three pairs, or if one side is constant."""
+    from scipy.stats import spearmanr
+
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan
+    return float(spearmanr(first, second).statistic)
+
+
 def plot_distance_gain(runs: list[Run], path: str | Path) -> None:
-    """
-    Draw what each document gained against the mean distance of its neighbors, a panel for each run.
-
-    Args:
-        runs (`list[Run]`):
-            Those with distances are drawn.
-        path (`str` or `Path`):
-            The picture to write.
-
-    Raises:
-        `NothingToDraw`: If no document has neighbors with distances.
-    """
+    """Draw the gain of each document against the mean distance of its neighbors, a panel for each run."""
     clouds: dict[str, np.ndarray] = {}
     for run in runs:
         records = [record for record in run.records if record.num_bytes and math.isfinite(mean_distance(record))]
@@ -213,20 +147,7 @@ def plot_distance_gain(runs: list[Run], path: str | Path) -> None:
 
 
 def plot_distances(runs: list[Run], path: str | Path) -> None:
-    """
-    Draw the distance to the k-th neighbor, its median and quartiles over documents, and that of random pairs.
-
-    Runs with the same neighbors share a line.
-
-    Args:
-        runs (`list[Run]`):
-            Those with distances are drawn.
-        path (`str` or `Path`):
-            The picture to write.
-
-    Raises:
-        `NothingToDraw`: If no document has neighbors with distances.
-    """
+    """Draw the distance to the k-th neighbor over documents; runs with equal neighbors share a line."""
     lines: list[tuple[list[str], dict[tuple[str, int], list[float]]]] = []
     for run in runs:
         rows = {key: sorted(filter(math.isfinite, record.distances)) for key, record in keyed(run.records).items()}
@@ -267,27 +188,14 @@ def _draw_random(runs: list[Run], axes: "Axes") -> None:
 
 
 def plot_index_sizes(runs: list[Run], totals: list[Result], path: str | Path) -> None:
-    """
-    Draw bits per byte after against the size of the index, with the intervals of the change.
-
-    Args:
-        runs (`list[Run]`):
-            Those with a part of an index are drawn, a line for each folder.
-        totals (`list[Result]`):
-            Their results over all documents.
-        path (`str` or `Path`):
-            The picture to write.
-
-    Raises:
-        `NothingToDraw`: If no run is one of several with different parts of an index.
-    """
+    """Draw bits per byte after against the size of the index, a line for each folder of runs."""
     families: dict[Path, list[tuple[int, Result, str]]] = {}
     for run, total in zip(runs, totals, strict=True):
         size = run.settings.get("num_indexed")
         if run.fraction is not None and size and not math.isnan(total.after):
             families.setdefault(run.folder, []).append((size, total, run.label.split(" fraction ")[0]))
     if not families:
-        raise NothingToDraw("no run used parts of an index (--index_fraction 0.01 0.1 0.5 1.0).")
+        raise NothingToDraw("no run used parts of an index (--index-fraction 0.01 0.1 0.5 1.0).")
     with picture(path) as figure:
         axes = figure.add_subplot()
         for place, points in enumerate(families.values()):

@@ -11,6 +11,7 @@ from tttnn.report.intervals import Bootstrap
 from tttnn.report.pictures.style import COLORS, GRAY, NothingToDraw, line_style, panels, picture, short, whole_numbers
 from tttnn.report.results import Grouping, Result
 from tttnn.report.runs import Run
+from tttnn.report.tables import count_documents
 
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "")
         path (`str` or `Path`):
             The picture to write; its suffix says the format.
         title (`str`, *optional*, defaults to `""`):
-            Stands above.
+            Title of the picture.
 
     Returns:
         `Path`: the picture.
@@ -38,7 +39,7 @@ def plot_curve(records: list[DocumentRecord], path: str | Path, title: str = "")
         `ImportError`: If matplotlib is missing.
     """
     curve, low, high = _curve(records, Bootstrap())
-    neighbors, label = np.arange(len(curve)), _count(records)
+    neighbors, label = np.arange(len(curve)), count_documents(len(records))
     with picture(path, 6.4) as figure:
         axes = figure.add_subplot()
         if len(records) > 1:
@@ -63,27 +64,8 @@ def _curve(records: list[DocumentRecord], bootstrap: Bootstrap) -> tuple[np.ndar
     return curve, curve[0] + low, curve[0] + high
 
 
-def _count(records: list[DocumentRecord]) -> str:
-    return "1 document" if len(records) == 1 else f"{len(records)} documents"
-
-
 def plot_tasks(results: list[Result], path: str | Path, title: str, confidence: float = 0.95) -> None:
-    """
-    Draw bits per byte before and after by task, with the interval of the difference.
-
-    Args:
-        results (`list[Result]`):
-            One per task, those of the total included.
-        path (`str` or `Path`):
-            The picture to write.
-        title (`str`):
-            Stands above.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Of the intervals, for the legend.
-
-    Raises:
-        `NothingToDraw`: If no task has a byte.
-    """
+    """Draw bits per byte before and after by task, with the interval of the difference."""
     results = [result for result in results if not math.isnan(result.before)][::-1]
     if not results:
         raise NothingToDraw("no document has a byte to score.")
@@ -109,27 +91,12 @@ def plot_tasks(results: list[Result], path: str | Path, title: str, confidence: 
 
 
 def plot_task_curves(runs: list[Run], grouping: Grouping, path: str | Path) -> None:
-    """
-    Draw bits per byte against neighbors for every task, side by side.
-
-    The bands are intervals of the change, and are left out with more than two runs.
-
-    Args:
-        runs (`list[Run]`):
-            Those that were scored after every neighbor are drawn.
-        grouping (`Grouping`):
-            Says which task a document belongs to.
-        path (`str` or `Path`):
-            The picture to write.
-
-    Raises:
-        `NothingToDraw`: If no run was scored after every neighbor.
-    """
+    """Draw bits per byte against neighbors for every task, with intervals of the change for up to two runs."""
     # with all neighbors in the context, a score after the k-th step is not one of k neighbors
     runs = [run for run in runs if "context" not in run.method]
     runs = [run for run in runs if run.used_settings().get("score_every_neighbor") and nll_matrix(run.records).any()]
     if not runs:
-        raise NothingToDraw("no run was scored after every neighbor (--score_every_neighbor true).")
+        raise NothingToDraw("no run was scored after every neighbor (--score-every-neighbor true).")
     split = [grouping.split(run.records) for run in runs]
     names = list(dict.fromkeys(name for groups in split for name in groups))
     rows = math.ceil(len(names) / min(4, len(names)))
@@ -152,7 +119,7 @@ def plot_task_curves(runs: list[Run], grouping: Grouping, path: str | Path) -> N
 
 
 def _shared_legend(figure: "Figure", columns: int = 3) -> None:
-    """Put one legend over all panels; below them is the name of their axis."""
+    """Put one legend above all panels: the name of their axis is below them."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
@@ -160,22 +127,7 @@ def _shared_legend(figure: "Figure", columns: int = 3) -> None:
 
 
 def plot_changes(labels: list[str], totals: list[Result], path: str | Path, confidence: float = 0.95) -> None:
-    """
-    Draw the change in bits per byte of every run, with its interval.
-
-    Args:
-        labels (`list[str]`):
-            Of the runs.
-        totals (`list[Result]`):
-            Their results over all documents.
-        path (`str` or `Path`):
-            The picture to write.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Of the intervals, for the label.
-
-    Raises:
-        `NothingToDraw`: If no run has a byte.
-    """
+    """Draw the change in bits per byte of every run, with its interval."""
     rows = [(label, total) for label, total in zip(labels, totals, strict=True) if not math.isnan(total.difference)]
     if not rows:
         raise NothingToDraw("no document has a byte to score.")

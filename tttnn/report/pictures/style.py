@@ -25,12 +25,12 @@ STYLE = {
 
 
 class NothingToDraw(Exception):
-    """The runs have not what a picture shows; the message says what is missing."""
+    """The runs lack what a picture shows; the message says what is missing."""
 
 
 def import_figure() -> type["Figure"]:
     """
-    Import what draws pictures, which is an extra.
+    Import the class that draws pictures; matplotlib is an extra.
 
     Returns:
         `type`: `matplotlib.figure.Figure`.
@@ -47,23 +47,7 @@ def import_figure() -> type["Figure"]:
 
 @contextmanager
 def picture(path: str | Path, width: float = WIDTH, height: float = 4.0) -> Iterator["Figure"]:
-    """
-    Open a figure that is saved at the end, in the style of this library, whatever that of the user is.
-
-    Args:
-        path (`str` or `Path`):
-            The file to write; its suffix says the format.
-        width (`float`, *optional*, defaults to `9.6`):
-            In inches.
-        height (`float`, *optional*, defaults to `4.0`):
-            In inches.
-
-    Yields:
-        `Figure`: without axes.
-
-    Raises:
-        `ImportError`: If matplotlib is missing.
-    """
+    """Open a figure in this library's style, whatever the user's style is, and save it at the end; sizes in inches."""
     figure_type = import_figure()
     import matplotlib.style
 
@@ -71,50 +55,26 @@ def picture(path: str | Path, width: float = WIDTH, height: float = 4.0) -> Iter
         figure = figure_type(figsize=(width, height), layout="constrained")
         yield figure
         # neither a date nor a version, so that the same records give the same bytes
-        own: dict[str, Any] = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        figure.savefig(path, dpi=DPI, metadata=own.get(Path(path).suffix))
+        metadata: dict[str, Any] = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        figure.savefig(path, dpi=DPI, metadata=metadata.get(Path(path).suffix))
 
 
 def panels(figure: "Figure", titles: list[str], columns: int, **options: Any) -> list["Axes"]:
-    """
-    Divide a figure into small multiples.
-
-    Args:
-        figure (`Figure`):
-            Without axes.
-        titles (`list[str]`):
-            One per panel.
-        columns (`int`):
-            Panels side by side, at most.
-        options:
-            Those of `Figure.subplots`.
-
-    Returns:
-        `list[Axes]`: one per title.
-    """
+    """Divide a figure into small multiples, one per title; the options are those of `Figure.subplots`."""
     columns = min(columns, len(titles))
     grid = figure.subplots(math.ceil(len(titles) / columns), columns, squeeze=False, **options)
     every = list(grid.ravel())
     for axes in every[len(titles) :]:
         axes.set_visible(False)
     for axes in every[: len(titles)][-columns:]:
-        axes.tick_params(labelbottom=True)  # where nothing is below
+        axes.tick_params(labelbottom=True)  # the place below may be empty
     for axes, title in zip(every, titles, strict=False):
         axes.set_title(short(title), loc="left")
     return every[: len(titles)]
 
 
 def line_style(place: int) -> dict[str, Any]:
-    """
-    Tell a line from others by color, dashes and marker.
-
-    Args:
-        place (`int`):
-            Its place among them; the first 28 differ.
-
-    Returns:
-        `dict[str, Any]`: options of `Axes.plot`.
-    """
+    """Give options of `Axes.plot` by the place of a line; the first 28 lines differ."""
     return {
         "color": COLORS[place % len(COLORS)],
         "linestyle": LINES[place // len(COLORS) % len(LINES)],
@@ -124,28 +84,14 @@ def line_style(place: int) -> dict[str, Any]:
 
 
 def whole_numbers(axes: "Axes") -> None:
-    """
-    Mark whole numbers only on the horizontal axis.
-
-    Args:
-        axes (`Axes`):
-            Any.
-    """
+    """Mark only whole numbers on the horizontal axis."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def log_axis(axes: "Axes", ticks: list[int] | None = None) -> None:
-    """
-    Make the horizontal axis logarithmic, with numbers written out.
-
-    Args:
-        axes (`Axes`):
-            Any.
-        ticks (`list[int]`, *optional*):
-            What to mark. By default 1, 2 and 5 times powers of ten.
-    """
+    """Make the horizontal axis logarithmic, with plain numbers at `ticks`, or at 1, 2 and 5 times powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_xscale("log")
@@ -159,18 +105,7 @@ def log_axis(axes: "Axes", ticks: list[int] | None = None) -> None:
 
 
 def short(label: str, length: int = 34) -> str:
-    """
-    Cut a label that would not fit.
-
-    Args:
-        label (`str`):
-            Any.
-        length (`int`, *optional*, defaults to `34`):
-            Characters, at most.
-
-    Returns:
-        `str`: on one line, with an ellipsis in its middle where it was cut.
-    """
+    """Cut a long label in its middle."""
     label = " ".join(label.split())
     half = (length - 1) // 2
     return label if len(label) <= length else f"{label[:half]}…{label[-half:]}"

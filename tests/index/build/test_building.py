@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import faiss
 import numpy as np
 import pytest
@@ -13,14 +14,15 @@ from build_program import WordEmbedder, files_of, make_documents
 from conftest import TEXTS
 
 import tttnn.index.build.build
-import tttnn.index.build.compress
-import tttnn.index.build.resume
+import tttnn.index.build.unfinished
+import tttnn.index.build.windows
 from tttnn import Document, Embedder
 from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings, add_documents, build_index, index_in_memory
 from tttnn.index.build.save import write_index
-from tttnn.index.build.workspace import STATE, STORAGE
-from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, VECTORS, VIEWER, read_manifest
+from tttnn.index.build.unfinished import STATE, UnfinishedIndex
+from tttnn.index.build.writers import WORK, work_file
+from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, VECTORS, VIEWER, Storage, read_manifest
 from tttnn.index.manifest import TEXTS as TEXTS_FILE
 from tttnn.index.search import open_index
 
@@ -67,7 +69,7 @@ def interrupted(folder):
 @pytest.fixture
 def under_way(folder, monkeypatch):
     """A build of `DOCUMENTS` in windows of 7, of which one shard is finished and the second has a window."""
-    monkeypatch.setattr(tttnn.index.build.resume, "WINDOW_DOCUMENTS", 7)
+    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
     with pytest.raises(Interrupt):
         build_index(DOCUMENTS, interrupting(4), folder, SETTINGS)
     return folder
@@ -85,6 +87,11 @@ def lose(path):
 
 def empty(path):
     os.truncate(path, 0)
+
+
+def zero(path):
+    """What a machine leaves that lost its power: a file of the right size without its content."""
+    path.write_bytes(bytes(path.stat().st_size))
 
 
 def lose_a_key(path):
@@ -114,9 +121,9 @@ def killed(tmp_path_factory):
 def test_a_killed_build_ends_with_the_files_of_an_uninterrupted_one_and_leaves_nothing_else(killed, kind):
     expected = killed[kind]["whole"]
     assert {name.split("/")[0] for name in expected["files"]} == {"index", ".index.lock"}
-    # its last step takes away an empty folder: the index is there, and another import is told so
+    # its last step removes the empty hidden folder: the index is there, and another import is told so
     last = str(len(expected["steps"]) - 1)
-    assert expected["steps"][-1] == "rmdir index.unfinished"
+    assert expected["steps"][-1] == "rmdir .unfinished"
     for step, again in killed[kind]["killed"].items():
         if kind != "import" or step != last:
             assert again.get("files") == expected["files"], (expected["steps"][int(step)], again.get("error"))
@@ -127,12 +134,13 @@ def test_a_killed_build_ends_with_the_files_of_an_uninterrupted_one_and_leaves_n
 def test_what_is_embedded_is_not_embedded_again(killed, kind):
     # noted at the start, after each window of 25 rows, and at the end of each shard of 40 and of the corpus
     noted = [0, 0, 25, 40, 40, 65, 80, 80] + ([100, 100, 100] if kind.startswith("build") else [90, 90, 90])
+    noted += 5 * noted[-1:] if "scale" in kind else []  # the preset, what was trained, and each of three shards
     expected = killed[kind]["whole"]
-    assert expected["steps"].count("rename unfinished.json.tmp") == len(noted) - 1
+    assert expected["steps"].count("rename state.json.tmp") == len(noted) - 1
     for step, again in killed[kind]["killed"].items():
         before = expected["steps"][: int(step)]
         if step != str(len(expected["steps"]) - 1):
-            num_rows = noted[before.count("rename unfinished.json.tmp")]
+            num_rows = noted[before.count("rename state.json.tmp")]
             assert again["embedded"] == expected["embedded"][num_rows:], expected["steps"][int(step)]
 
 
@@ -141,15 +149,15 @@ def test_what_is_embedded_is_not_embedded_again(killed, kind):
 def test_a_kill_at_any_step_of_every_part_of_a_build_was_tried(killed, preset):
     steps = killed[f"build {preset}"]["whole"]["steps"]
     tried = " ".join(steps[int(step)] for step in killed[f"build {preset}"]["killed"])
-    parts = ["embed", "shard-00000", "shard-00002", "unfinished.json", "tttnn_index.json", "rename train-"]
-    parts += ["write trained.faiss", "write shard-00000.faiss.tmp", "done.json"] if preset == "scale" else []
+    parts = ["embed", "shard-00000", "shard-00002", "state.json", "rename tttnn_index.json", "rename train-"]
+    parts += ["write trained.faiss.tmp", "write shard-00000.faiss.tmp"] if preset == "scale" else []
     assert [part for part in parts if part not in tried] == []
 
 
 @pytest.mark.slow
 def test_a_second_build_into_the_same_folder_is_refused_while_the_first_is_under_way(killed):
     found = killed["two at once"]
-    assert found["second"]["error"].startswith("RuntimeError: Another process is writing")
+    assert found["second"]["error"].startswith("StateError: Another process is writing")
     assert (found["first"], found["third"]) == (0, False), "the first went on, and left an index of the same corpus"
 
 
@@ -164,7 +172,7 @@ def test_a_folder_that_is_locked_is_not_touched(folder, call):
 
 @pytest.mark.parametrize("batch_size", [4, 32])
 def test_an_interrupted_build_with_a_transformer_ends_with_the_same_files(embedder, tmp_path, batch_size, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.resume, "WINDOW_DOCUMENTS", 5)
+    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 5)
     documents = [Document(f"{row}", text * (1 + row % 3)) for row, text in enumerate(TEXTS * 3)]
     build_index(documents, Embedder(embedder), tmp_path / "whole", IndexSettings(shard_size=12), batch_size)
     interrupted, calls = Embedder(embedder), []
@@ -178,7 +186,7 @@ def test_an_interrupted_build_with_a_transformer_ends_with_the_same_files(embedd
     monkeypatch.setattr(interrupted, "encode_document", encode)
     with pytest.raises(Interrupt):
         build_index(documents, interrupted, tmp_path / "index", IndexSettings(shard_size=12), batch_size)
-    assert len(json.loads((tmp_path / "index.unfinished" / STATE).read_text())["shards"]) == 1
+    assert len(json.loads((tmp_path / "index" / WORK / STATE).read_text())["shards"]) == 1
     build_index(documents, Embedder(embedder), tmp_path / "index", IndexSettings(shard_size=12), batch_size)
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
 
@@ -199,21 +207,21 @@ def test_the_rows_of_all_shards_are_the_corpus_in_its_order(folder):
 def test_the_manifest_says_what_was_built(folder):
     build_index(iter(DOCUMENTS), WordEmbedder(), folder, SETTINGS, sources=["a/corpus", "b.jsonl"])
     manifest = read_manifest(folder)
-    assert manifest["sources"] == ["a/corpus", "b.jsonl"]
-    assert (manifest["num_rows"], manifest["num_documents"]) == (50, 50)
-    assert manifest["storage"] == {"preset": "flat", "factory": "Flat", "search": {}, "shard_size": 20}
-    assert (manifest["recall"], manifest["passage_tokens"]) == (None, None)
-    assert manifest["faiss_version"] == faiss.__version__
-    assert manifest["embedder"]["name"] == "words of 32"
+    assert manifest.sources == ["a/corpus", "b.jsonl"]
+    assert (manifest.num_rows, manifest.num_documents) == (50, 50)
+    assert manifest.storage == Storage("flat", "Flat", {}, 20)
+    assert (manifest.recall, manifest.passage_tokens) == (None, None)
+    assert manifest.faiss_version == faiss.__version__
+    assert manifest.embedder.name == "words of 32"
 
 
 def test_a_corpus_of_whole_shards_has_no_empty_one(folder):
     build_index(DOCUMENTS[:40], WordEmbedder(), folder, SETTINGS)
-    assert [shard["rows"] for shard in read_manifest(folder)["shards"]] == [20, 20]
+    assert [shard.rows for shard in read_manifest(folder).shards] == [20, 20]
 
 
 def test_a_stream_is_read_one_window_ahead_of_what_is_embedded(folder, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.resume, "WINDOW_DOCUMENTS", 7)
+    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
     read, ahead = [], []
     embedder = WordEmbedder(wait=lambda: ahead.append(len(read) - sizes[-1]))
     sizes, encode = [0], embedder.encode_document
@@ -238,8 +246,8 @@ def test_the_documents_of_passages_are_counted(embedder, folder):
     documents = [Document(f"{row}", text) for row, text in enumerate(TEXTS)]
     build_index(documents, Embedder(embedder), folder, IndexSettings(shard_size=7, passage_tokens=16))
     manifest = read_manifest(folder)
-    assert manifest["passage_tokens"] == 16
-    assert manifest["num_documents"] == len(TEXTS) < manifest["num_rows"]
+    assert manifest.passage_tokens == 16
+    assert manifest.num_documents == len(TEXTS) < manifest.num_rows
     index = open_index(folder)
     texts = {document.id: "" for document in documents}
     for passage in index.documents(range(len(index))):
@@ -252,7 +260,7 @@ def test_documents_with_a_field_named_passage_are_counted_too(folder, value):
     build_index(
         [Document(f"{row}", text, {"passage": value}) for row, text in enumerate("abc")], WordEmbedder(), folder
     )
-    assert read_manifest(folder)["num_documents"] == 3
+    assert read_manifest(folder).num_documents == 3
 
 
 @pytest.mark.parametrize("target", [0, -1, 1.01])
@@ -291,7 +299,7 @@ def test_an_index_that_is_not_whole_is_not_taken_for_built(folder, pattern):
     path = folder / pattern.format(1)
     for problem, damage in (("1 bytes", lambda path: os.truncate(path, 1)), ("is missing", lose)):
         damage(path)
-        with pytest.raises(ValueError, match=f"{path}' .*{problem}.*To build it anew, remove '{folder}'"):
+        with pytest.raises(ValueError, match=f"{path}' .*{problem}.*To rebuild it, remove '{folder}'"):
             build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
 
 
@@ -353,98 +361,114 @@ def test_an_empty_folder_is_built_into(folder):
     assert build_index(DOCUMENTS, WordEmbedder(), folder) is True
 
 
-def test_a_build_that_lacks_its_move_only_overwrites_nothing(folder, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "move_index", raise_interrupt)
-        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
-    (folder / "texts").mkdir(parents=True)
-    (folder / "thesis.tex").write_text("years of work")
-    before = files_of(folder.parent)
-    with pytest.raises(FileExistsError, match="now holds something else"):
-        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
-    assert files_of(folder.parent) == before
-    (folder / "thesis.tex").unlink()
-    assert build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS) is False
-    assert len(open_index(folder)) == 50
-
-
 @pytest.fixture
-def to_be_moved(folder, monkeypatch):
-    """A build that lacks its move only."""
+def to_be_named(folder, monkeypatch):
+    """A build that lacks its manifest only."""
     with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "move_index", raise_interrupt)
+        patch.setattr(UnfinishedIndex, "finish", raise_interrupt)
         build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
     return folder
 
 
-@pytest.mark.parametrize("damage", [lose, empty])
+@pytest.mark.parametrize("damage", [lose, empty, zero])
 @pytest.mark.parametrize("pattern", [VECTORS, TEXTS_FILE, OFFSETS])
-def test_a_build_that_lost_a_file_before_its_move_is_no_index(to_be_moved, pattern, damage):
-    damage(to_be_moved.with_name("index.unfinished") / pattern.format(1))
-    with pytest.raises(ValueError, match=f"is damaged .*'{pattern.format(1)}' .*Remove it, and start again"):
-        build_index(DOCUMENTS, WordEmbedder(), to_be_moved, SETTINGS)
-    assert not to_be_moved.exists()
+def test_a_build_that_lost_a_file_before_its_manifest_is_no_index(to_be_named, pattern, damage):
+    damage(to_be_named / pattern.format(1))
+    with pytest.raises(ValueError, match=rf"index' is damaged .*{Path(pattern.format(1)).name}'.* Remove "):
+        build_index(DOCUMENTS, WordEmbedder(), to_be_named, SETTINGS)
+    assert not (to_be_named / MANIFEST).exists()
 
 
-def test_a_manifest_that_the_disk_lost_is_an_error_that_says_what_to_remove(to_be_moved):
-    empty(to_be_moved.with_name("index.unfinished") / MANIFEST)
-    with pytest.raises(ValueError, match="index.unfinished' is damaged .*Remove it, and start again"):
-        build_index(DOCUMENTS, WordEmbedder(), to_be_moved, SETTINGS)
+def test_what_somebody_put_into_the_folder_of_a_build_stays(to_be_named):
+    (to_be_named / "thesis.tex").write_text("years of work")
+    (to_be_named / WORK / "mine.txt").write_text("mine")
+    assert build_index(DOCUMENTS, WordEmbedder(), to_be_named, SETTINGS) is True
+    assert (to_be_named / "thesis.tex").read_text() == "years of work"
+    assert [(path.name, path.read_text()) for path in (to_be_named / WORK).iterdir()] == [("mine.txt", "mine")]
+    assert len(open_index(to_be_named)) == 50
+
+
+def test_a_file_under_the_name_of_one_for_viewers_is_not_overwritten(to_be_named):
+    mine = to_be_named / VIEWER.format(1)
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="train-00001.parquet' is in the way"):
+        build_index(DOCUMENTS, WordEmbedder(), to_be_named, SETTINGS)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    assert build_index(DOCUMENTS, WordEmbedder(), to_be_named, SETTINGS) is True
+
+
+# --- what `load_dataset` sees ---
+
+
+def rows_of(folder, cache):
+    return datasets.load_dataset(str(folder), split="train", cache_dir=str(cache)).num_rows
+
+
+def test_no_file_for_viewers_is_in_place_before_the_manifest_names_it(folder, monkeypatch, tmp_path):
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(UnfinishedIndex, "finish", raise_interrupt)
+        add_documents(MORE, WordEmbedder(), folder)
+    assert rows_of(folder, tmp_path / "before") == 50
+    assert len(open_index(folder, verify=True)) == 50
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.index.build.unfinished, "settle", raise_interrupt)
+        add_documents(MORE, WordEmbedder(), folder)
+    assert rows_of(folder, tmp_path / "between") == 50
+    assert len(open_index(folder, verify=True)) == 80
+    assert add_documents(MORE, WordEmbedder(), folder) == 30
+    assert rows_of(folder, tmp_path / "after") == 80
 
 
 # --- a folder of somebody's own where the build would be ---
 
 
 @pytest.mark.parametrize("documents", [MORE, []], ids=["documents", "no document"])
-@pytest.mark.parametrize("name", ["mine.txt", "texts/mine.txt", STORAGE])
-def test_a_folder_beside_that_is_no_build_is_an_error_and_is_left_as_it_is(folder, name, documents):
-    mine = folder.with_name("index.unfinished") / name
+@pytest.mark.parametrize("name", ["mine.txt", "texts/mine.txt", TEXTS_FILE.format(0)])
+def test_a_hidden_folder_that_is_no_build_is_an_error_and_is_left_as_it_is(folder, name, documents):
+    mine = folder / WORK / name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
+    with pytest.raises(FileExistsError, match="index' is there already"):
         build_index(documents, WordEmbedder(), folder)
-    assert files_of(folder.parent).keys() == {f"index.unfinished/{name}", ".index.lock"}
+    assert files_of(folder.parent).keys() == {f"index/{WORK}/{name}", ".index.lock"}
     assert mine.read_text() == "mine"
 
 
-def test_nothing_is_added_where_a_folder_beside_is_no_build(folder):
+@pytest.mark.parametrize("name", [WORK, TEXTS_FILE.format(1), VECTORS.format(7), VIEWER.format(1)])
+def test_nothing_is_added_where_another_file_has_a_name_of_the_build(folder, name):
     build_index(DOCUMENTS, WordEmbedder(), folder)
-    (mine := folder.with_name("index.unfinished")).write_text("mine")
+    (folder / name).write_text("mine")
     before = files_of(folder.parent)
-    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
+    with pytest.raises(FileExistsError, match=f"{name}' is in the way"):
         add_documents(MORE, WordEmbedder(), folder)
     assert files_of(folder.parent) == before
-    assert mine.read_text() == "mine"
-
-
-def test_what_somebody_put_into_an_interrupted_build_stays(interrupted):
-    (mine := interrupted.with_name("index.unfinished") / "mine.txt").write_text("mine")
-    assert build_index(DOCUMENTS, WordEmbedder(), interrupted, SETTINGS) is True
-    assert [*mine.parent.iterdir()] == [mine]
+    assert (folder / name).read_text() == "mine"
 
 
 def test_a_kill_before_the_first_note_is_no_obstacle(folder):
-    (folder.with_name("index.unfinished")).mkdir(parents=True)
-    (folder.with_name("index.unfinished") / (STATE + ".tmp")).write_text("{")
+    (folder / WORK).mkdir(parents=True)
+    (folder / WORK / (STATE + ".tmp")).write_text("{")
     assert build_index(DOCUMENTS, WordEmbedder(), folder) is True
-    assert not folder.with_name("index.unfinished").exists()
+    assert not (folder / WORK).exists()
 
 
 # --- an interrupted build ---
 
 
 def test_an_interrupted_build_goes_on_from_its_last_finished_shard(interrupted, tmp_path):
-    assert not interrupted.exists()
+    assert not (interrupted / MANIFEST).exists()
     again = WordEmbedder()
     assert build_index(DOCUMENTS, again, interrupted, SETTINGS) is True
     assert again.documents == [document.text for document in DOCUMENTS[20:]]
     assert files_of(interrupted) == whole(tmp_path)
-    assert not interrupted.with_name("index.unfinished").exists()
 
 
 @pytest.mark.parametrize("windows", [1, 2, 4])
 def test_an_interrupted_build_goes_on_inside_a_shard(folder, windows, tmp_path, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.resume, "WINDOW_DOCUMENTS", 7)
+    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
     with pytest.raises(Interrupt):
         build_index(DOCUMENTS, interrupting(windows), folder, SETTINGS)
     again = WordEmbedder()
@@ -455,7 +479,7 @@ def test_an_interrupted_build_goes_on_inside_a_shard(folder, windows, tmp_path, 
 
 
 def test_a_build_does_not_go_on_inside_a_shard_with_another_corpus(folder, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.resume, "WINDOW_DOCUMENTS", 7)
+    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
     with pytest.raises(Interrupt):
         build_index(DOCUMENTS, interrupting(4), folder, SETTINGS)
     other = [*DOCUMENTS[:26], Document("other", "text"), *DOCUMENTS[27:]]
@@ -464,50 +488,96 @@ def test_a_build_does_not_go_on_inside_a_shard_with_another_corpus(folder, monke
             build_index(documents, WordEmbedder(), folder, SETTINGS)
 
 
-def test_vectors_that_the_disk_lost_are_missed(folder, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.resume, "WINDOW_DOCUMENTS", 7)
-    with pytest.raises(Interrupt):
-        build_index(DOCUMENTS, interrupting(2), folder, SETTINGS)
-    (stored,) = folder.with_name("index.unfinished").rglob("*.vectors")
-    assert stored.stat().st_size == 14 * 32 * 4
-    os.truncate(stored, 13 * 32 * 4)
-    with pytest.raises(ValueError, match="unfinished' is damaged .*should hold 14 rows, but has 13.*Remove it"):
-        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+def unfinished_files(number):
+    return [f"{WORK}/{Path(pattern.format(number)).name}" for pattern in (VECTORS, VIEWER)]
 
 
-@pytest.mark.parametrize("damage", [lose, empty])
+@pytest.mark.parametrize("damage", [lose, empty, zero])
 @pytest.mark.parametrize(
     "name",
-    [TEXTS_FILE.format(0), OFFSETS.format(0), VIEWER.format(0), TEXTS_FILE.format(1), "index/shard-00001.vectors"],
+    [TEXTS_FILE.format(0), OFFSETS.format(0), *unfinished_files(0), TEXTS_FILE.format(1), unfinished_files(1)[0]],
 )
 def test_files_that_the_disk_lost_are_missed(under_way, name, damage):
-    damage(under_way.with_name("index.unfinished") / name)
-    with pytest.raises(ValueError, match="index.unfinished' is damaged .*Remove it, and start again") as refused:
+    damage(under_way / name)
+    with pytest.raises(ValueError, match="index' is damaged .*Remove .* and start again") as refused:
         build_index(DOCUMENTS, WordEmbedder(), under_way, SETTINGS)
     assert Path(name).name in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"), [(STATE, empty), (STATE, lose_a_key), (STORAGE, empty)], ids=["empty", "key", "storage"]
-)
-def test_a_damaged_state_is_an_error_that_says_what_to_remove(under_way, name, damage):
-    damage(under_way.with_name("index.unfinished") / name)
-    with pytest.raises(ValueError, match="index.unfinished' is damaged .*Remove it, and start again"):
+def test_files_of_an_adding_that_the_disk_lost_are_missed_and_the_index_stays(folder, tmp_path):
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    with pytest.raises(Interrupt):
+        add_documents(MORE, interrupting(1), folder)
+    zero(work_file(folder, VECTORS, 3))
+    with pytest.raises(ValueError, match="shard-00003.faiss' is not what was written.*if documents were being added"):
+        add_documents(MORE, WordEmbedder(), folder)
+    assert len(open_index(folder, verify=True)) == 50
+
+
+@pytest.mark.parametrize("preset", ["ivf", "scale"])
+@pytest.mark.parametrize("name", ["shard-00000.faiss", "trained.faiss"])
+def test_damaged_vectors_are_not_converted(folder, preset, name, monkeypatch):
+    settings = IndexSettings(preset, 20)
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.index.build.unfinished, "converted", raise_interrupt)
+        build_index(DOCUMENTS, WordEmbedder(), folder, settings)
+    zero(folder / WORK / name)
+    with pytest.raises(ValueError, match=f"{name}' is not what was written"):
+        build_index(DOCUMENTS, WordEmbedder(), folder, settings)
+    assert not (folder / MANIFEST).exists()
+
+
+def test_damaged_files_that_were_converted_are_not_named_by_a_manifest(folder, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(tttnn.index.build.unfinished, "measure", raise_interrupt)
+        build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("scale", 20))
+    zero(folder / VECTORS.format(1))
+    with pytest.raises(ValueError, match=f"{VECTORS.format(1)}' is not what was written"):
+        build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("scale", 20))
+
+
+@pytest.mark.parametrize("damage", [empty, lose_a_key])
+def test_a_damaged_state_is_an_error_that_says_what_to_remove(under_way, damage):
+    damage(under_way / WORK / STATE)
+    with pytest.raises(ValueError, match="index' is damaged .*Remove .* and start again"):
         build_index(DOCUMENTS, WordEmbedder(), under_way, SETTINGS)
 
 
 def test_a_build_that_lost_its_state_is_not_taken_for_one(under_way):
-    (under_way.with_name("index.unfinished") / STATE).unlink()
-    with pytest.raises(FileExistsError, match="index.unfinished', but that is there already"):
+    (under_way / WORK / STATE).unlink()
+    with pytest.raises(FileExistsError, match="index' is there already"):
         build_index(DOCUMENTS, WordEmbedder(), under_way, SETTINGS)
+
+
+def test_what_a_state_names_is_on_disk_before_it_and_the_manifest_comes_last(folder, monkeypatch):
+    """Each file that was written since the last note is synced, then its folder, then the state that names it."""
+    synced, written = [], []
+    real, write = tttnn.files.sync, tttnn.files.write_json
+    for module in ("files", "index.vectors", "index.build.writers", "index.build.unfinished"):
+        monkeypatch.setattr(f"tttnn.{module}.sync", lambda path: (real(path), synced.append(path)))
+
+    def noting(path, content, *place):
+        written.append((path.name, [*synced]))
+        write(path, content, *place)
+
+    monkeypatch.setattr(tttnn.index.build.unfinished, "write_json", noting)
+    build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("ivf", 50))
+    assert [name for name, _ in written].count(MANIFEST) == 1 and written[-1][0] == MANIFEST
+    files = [folder / name for name in read_manifest(folder).files if not name.startswith(("data", "index"))]
+    files += [work_file(folder, VIEWER, 0), folder / WORK / "shard-00000.faiss.tmp"]
+    before = written[-1][1]
+    for path in files:
+        parent = folder / "index" if path.suffix == ".tmp" else path.parent
+        assert path in before and parent in before[before.index(path) :], path
+    assert folder in synced[synced.index(folder / WORK / (MANIFEST + ".tmp")) :]
 
 
 def test_a_shard_has_as_many_rows_as_half_a_gibibyte_holds(folder, monkeypatch):
     monkeypatch.setattr("tttnn.index.vectors.MAX_SHARD_BYTES", 2000)  # for the 512 MiB
     build_index(DOCUMENTS, WordEmbedder(), folder)
     manifest = read_manifest(folder)
-    assert manifest["storage"]["shard_size"] == 15  # of 4 * 32 bytes
-    assert [shard["rows"] for shard in manifest["shards"]] == [15, 15, 15, 5]
+    assert manifest.storage.shard_size == 15  # of 4 * 32 bytes
+    assert [shard.rows for shard in manifest.shards] == [15, 15, 15, 5]
 
 
 def test_an_index_of_any_shard_size_will_do_where_none_is_asked_for(folder):
@@ -532,6 +602,13 @@ def test_an_interrupted_build_does_not_go_on_with_other_settings(interrupted, se
     assert files_of(interrupted) == whole(tmp_path)
 
 
+def test_a_build_that_has_embedded_nothing_takes_other_settings(folder, tmp_path):
+    with pytest.raises(Interrupt):
+        build_index(DOCUMENTS, interrupting(0), folder, IndexSettings(shard_size=7))
+    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+    assert files_of(folder) == whole(tmp_path)
+
+
 def test_an_interrupted_build_may_be_stored_otherwise_than_it_was_begun(interrupted, tmp_path):
     settings, again = IndexSettings("scale", 20, recall_target=0.5), WordEmbedder()
     build_index(DOCUMENTS, again, interrupted, settings)
@@ -539,25 +616,28 @@ def test_an_interrupted_build_may_be_stored_otherwise_than_it_was_begun(interrup
     assert files_of(interrupted) == whole(tmp_path, settings=settings)
 
 
-@pytest.mark.parametrize("name", ["trained_index", "_measure"])
-def test_what_was_made_for_an_earlier_preset_is_dropped(folder, name, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("trained_for", "ivf", "scale"),
+        ("measure", "ivf", "scale"),
+        ("measure", "scale", "flat"),
+        ("Manifest", "ivf", "scale"),
+        ("Manifest", "scale", "flat"),
+        ("Manifest", "flat", "ivf"),
+    ],
+)
+def test_what_was_made_for_an_earlier_preset_is_dropped(folder, name, first, second, monkeypatch, tmp_path):
     with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.compress, name, raise_interrupt)
-        build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("ivf", 50))
-    again, settings = WordEmbedder(), IndexSettings("scale", 50)
+        if name == "Manifest":
+            patch.setattr(tttnn.index.build.build, "Manifest", NoManifest)
+        else:
+            patch.setattr(tttnn.index.build.unfinished, name, raise_interrupt)
+        build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings(first, 20))
+    again, settings = WordEmbedder(), IndexSettings(second, 20)
     build_index(DOCUMENTS, again, folder, settings)
     assert again.documents == []
     assert files_of(folder) == whole(tmp_path, settings=settings)
-
-
-def test_a_build_whose_exact_vectors_are_gone_keeps_its_preset(folder, monkeypatch, tmp_path):
-    with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "make_manifest", raise_interrupt)
-        build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("ivf"))
-    with pytest.raises(ValueError, match="stored as .*'ivf'.* already, and .*'flat'.* was asked for"):
-        build_index(DOCUMENTS, WordEmbedder(), folder)
-    build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings("ivf"))
-    assert files_of(folder) == whole(tmp_path, settings=IndexSettings("ivf"))
 
 
 @pytest.mark.parametrize("change", ["text", "order", "fewer rows than are finished"])
@@ -579,7 +659,7 @@ def test_what_comes_after_the_finished_shards_may_be_another_corpus(interrupted,
 def test_a_corpus_that_grew_after_its_end_was_embedded_is_an_error(folder, preset, number, monkeypatch, tmp_path):
     settings = IndexSettings(preset, 20)
     with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "make_manifest", raise_interrupt)
+        patch.setattr(tttnn.index.build.build, "Manifest", NoManifest)
         build_index(DOCUMENTS[:number], WordEmbedder(), folder, settings)
     with pytest.raises(ValueError, match=f"that one had {number} rows, and this one has more"):
         build_index([*DOCUMENTS[:number], *MORE], WordEmbedder(), folder, settings)
@@ -587,8 +667,14 @@ def test_a_corpus_that_grew_after_its_end_was_embedded_is_an_error(folder, prese
     assert files_of(folder) == whole(tmp_path, DOCUMENTS[:number], settings)
 
 
-def raise_interrupt(*_args):
+def raise_interrupt(*_args, **_options):
     raise Interrupt
+
+
+class NoManifest:
+    """Stands for a kill just before the manifest is written."""
+
+    of = staticmethod(raise_interrupt)
 
 
 # --- more documents ---
@@ -608,11 +694,9 @@ def test_added_documents_get_the_next_rows_and_the_files_of_the_others_stay(fold
     index = open_index(folder)
     assert [(shard.start, len(shard)) for shard in index.shards] == [(0, 20), (20, 20), (40, 10), (50, 20), (70, 10)]
     assert index.documents(range(80)) == [*DOCUMENTS, *MORE]
-    assert (new["num_rows"], new["num_documents"], new["sources"]) == (80, 80, ["first", "second"])
-    assert [new[name] for name in ("embedder", "storage", "recall")] == [
-        old[name] for name in ("embedder", "storage", "recall")
-    ]
-    assert new["corpus_digest"] != old["corpus_digest"]
+    assert (new.num_rows, new.num_documents, new.sources) == (80, 80, ["first", "second"])
+    assert (new.embedder, new.storage, new.recall) == (old.embedder, old.storage, old.recall)
+    assert new.corpus_digest != old.corpus_digest
     assert [*folder.parent.glob("index*")] == [folder]
 
 
@@ -658,7 +742,7 @@ def test_added_documents_are_cut_into_passages_as_the_others_were(embedder, fold
     passages = index.documents(range(rows, rows + added))
     assert "".join(passage.text for passage in passages) == TEXTS[4]
     assert [(passage.id, passage.metadata["passage"]) for passage in passages] == [("1", n) for n in range(added)]
-    assert read_manifest(folder)["num_documents"] == 2
+    assert read_manifest(folder).num_documents == 2
 
 
 @pytest.mark.parametrize("preset", ["flat", "ivf", "scale"])
@@ -668,13 +752,13 @@ def test_adding_goes_on_from_its_last_finished_shard(folder, preset, tmp_path):
     before = files_of(folder)
     with pytest.raises(Interrupt):
         add_documents(MORE, interrupting(1), folder)
-    assert files_of(folder) == before
+    assert before.items() <= files_of(folder).items(), "the files of the index stay"
+    assert len(open_index(folder, verify=True)) == 50
     embedder = WordEmbedder()
     assert add_documents(MORE, embedder, folder) == 30
     assert embedder.documents == [document.text for document in MORE[20:]]
     add_documents(MORE, WordEmbedder(), tmp_path / "whole")
     assert files_of(folder) == files_of(tmp_path / "whole")
-    assert not folder.with_name("index.unfinished").exists()
 
 
 def test_an_interrupted_adding_does_not_go_on_with_other_documents(folder):
@@ -687,37 +771,56 @@ def test_an_interrupted_adding_does_not_go_on_with_other_documents(folder):
     assert files_of(folder) == before
 
 
-def test_an_adding_of_which_only_the_move_was_left_is_ended_and_other_documents_wait(folder, monkeypatch):
-    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
-    with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "move_index", raise_interrupt)
-        add_documents(MORE, WordEmbedder(), folder)
-    with pytest.raises(ValueError, match="had added 30 rows of other documents .* Start again to add these"):
+@pytest.fixture
+def interrupted_at(folder, monkeypatch):
+    """Add documents, interrupted before the manifest or just after it."""
+
+    def interrupted_at(place, documents):
+        build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
+        with monkeypatch.context() as patch, pytest.raises(Interrupt):
+            if place == "before":
+                patch.setattr(UnfinishedIndex, "finish", raise_interrupt)
+            else:
+                patch.setattr(tttnn.index.build.unfinished, "settle", raise_interrupt)
+            add_documents(documents, WordEmbedder(), folder)
+
+    return interrupted_at
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_adding_that_was_interrupted_at_its_manifest_embeds_nothing(folder, place, interrupted_at):
+    interrupted_at(place, MORE)
+    embedder = WordEmbedder()
+    assert add_documents(MORE, embedder, folder) == 30
+    assert embedder.documents == []
+    assert len(open_index(folder, verify=True)) == 80
+    assert not (folder / WORK).exists()
+
+
+def test_an_adding_that_was_interrupted_after_its_manifest_is_ended_and_other_documents_wait(folder, interrupted_at):
+    interrupted_at("after", MORE)
+    with pytest.raises(ValueError, match="had added 30 rows .* other or more documents. Start again"):
         add_documents(DOCUMENTS[:1], WordEmbedder(), folder)
     assert open_index(folder).documents(range(50, 80)) == MORE
     assert add_documents(DOCUMENTS[:1], WordEmbedder(), folder) == 1
 
 
-def test_an_adding_of_which_only_the_move_was_left_embeds_nothing(folder, monkeypatch):
-    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
-    with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "move_index", raise_interrupt)
-        add_documents(MORE, WordEmbedder(), folder)
-    embedder = WordEmbedder()
-    assert add_documents(MORE, embedder, folder) == 30
-    assert embedder.documents == []
-    assert len(open_index(folder)) == 80
-
-
-def test_an_adding_of_which_only_the_move_was_left_says_what_is_not_added_yet(folder, monkeypatch):
-    build_index(DOCUMENTS, WordEmbedder(), folder, SETTINGS)
-    with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "move_index", raise_interrupt)
-        add_documents(MORE[:25], WordEmbedder(), folder)
-    with pytest.raises(ValueError, match="the first 25 rows of these documents .* the documents that come after"):
+def test_an_adding_that_was_interrupted_after_its_manifest_says_what_is_not_added_yet(folder, interrupted_at):
+    interrupted_at("after", MORE[:25])
+    with pytest.raises(ValueError, match="had added 25 rows .* Start again with those that are not in the index yet"):
         add_documents(MORE, WordEmbedder(), folder)
     assert add_documents(MORE[25:], WordEmbedder(), folder) == 5
     assert open_index(folder).documents(range(50, 80)) == MORE
+
+
+def test_an_adding_that_was_interrupted_before_its_manifest_waits_for_its_documents(folder, interrupted_at):
+    interrupted_at("before", MORE[:25])
+    with pytest.raises(ValueError, match="not that of the interrupted build .* up to row 20 they differ"):
+        add_documents(DOCUMENTS[:1], WordEmbedder(), folder)
+    with pytest.raises(ValueError, match="that one had 25 rows, and this one has more"):
+        add_documents(MORE, WordEmbedder(), folder)
+    assert len(open_index(folder)) == 50
+    assert add_documents(MORE[:25], WordEmbedder(), folder) == 25
 
 
 @pytest.mark.parametrize("preset", ["flat", "ivf"])
@@ -746,7 +849,7 @@ def test_documents_that_were_added_before_the_last_are_added(folder):
 def test_documents_added_to_an_index_from_memory_share_a_shard(folder):
     write_index(index_in_memory(DOCUMENTS[:3], WordEmbedder()), folder)
     add_documents(MORE, WordEmbedder(), folder)
-    assert [shard["rows"] for shard in read_manifest(folder)["shards"]] == [3, 30]
+    assert [shard.rows for shard in read_manifest(folder).shards] == [3, 30]
 
 
 def test_another_embedder_cannot_add(folder):

@@ -1,0 +1,147 @@
+"""What a method is, and the library's own: test-time training on nearest neighbors."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tttnn.adaptation.episode import Episode
+from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, StepArguments
+from tttnn.adaptation.requirements import is_peft, num_positions
+from tttnn.adaptation.trainable import THROUGH_PEFT, TrainableArguments
+from tttnn.errors import InputError
+
+
+if TYPE_CHECKING:
+    from tttnn.adaptation.trainer import TestTimeTrainer
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    How a document is scored: what is done for it between its first score and its last.
+
+    A method is handed to `TestTimeTrainer`, which runs an episode for each document: neighbors are retrieved if the
+    method `retrieves`, then it calls `score_before` and `score_after`, then restores the model. A subclass overrides
+    what differs. No method takes a step on a token, or reads it, before that token is scored.
+
+    Args:
+        trainable (`TrainableArguments`, *optional*):
+            What `make_trainable` made the model with. With `None` the model is trained as it was passed.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    retrieves: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    # dataclasses of the options that are its own, by the name of its argument that takes them
+    own_options: ClassVar[dict[str, type]] = {}
+
+    trainable: TrainableArguments | None = field(default_factory=TrainableArguments)
+
+    @classmethod
+    def options(cls) -> list[type]:
+        """
+        List the dataclasses of all options that the method has a use for.
+
+        Returns:
+            `list[type]`: those for retrieving and for steps, then its own.
+        """
+        shared = [RetrievalArguments] * cls.retrieves + [StepArguments] * cls.trains
+        both = [NeighborStepArguments] * (cls.retrieves and cls.trains)
+        return [*shared, *both, *cls.own_options.values()]
+
+    def prepared_for(self, trainer: "TestTimeTrainer") -> "Method":
+        """
+        Check that the method suits a trainer's model and arguments; the trainer calls this when it is made.
+
+        Args:
+            trainer (`TestTimeTrainer`):
+                With its model, arguments and `max_length`.
+
+        Returns:
+            `Method`: this one, or a copy in which what depends on the model is filled in.
+
+        Raises:
+            `ValueError`: If it does not suit them.
+        """
+        if self.trainable is not None and (self.trainable.trainable in THROUGH_PEFT) != is_peft(trainer.model):
+            raise InputError(
+                f"`trainable` is {self.trainable.trainable!r}, but the model is a {type(trainer.model).__name__}. "
+                "Pass what `make_trainable` made of it, with the same arguments."
+            )
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """
+        Say what the method's numbers depend on beside the trainer's arguments, for the journal.
+
+        Returns:
+            `dict[str, Any]`: `method`, and the method's own options by name.
+        """
+        return {"method": self.name, **(asdict(self.trainable) if self.trainable is not None else {})}
+
+    def score_before(self, episode: Episode) -> None:
+        """
+        Append the first score: that of the model without what the method adds.
+
+        An untrained prefix changes what a model says, and takes room in its context, so adapters that
+        `make_trainable` has just added are off, and windows have the base model's length.
+
+        Args:
+            episode (`Episode`):
+                The document.
+        """
+        if self.trainable is None or self.trainable.trainable not in THROUGH_PEFT:
+            episode.score()
+            return
+        args = episode.trainer.args
+        length = min(args.max_length, num_positions(episode.model) or args.max_length)
+        with episode.model.disable_adapter():  # type: ignore[operator]
+            episode.score(episode.scored_text.cut(length))
+
+    def score_after(self, episode: Episode) -> None:
+        """
+        Adapt to the document, and append the score or scores that this leads to.
+
+        Args:
+            episode (`Episode`):
+                The document, with its neighbors.
+        """
+        if not self.trains:
+            self.score_adapted(episode)
+            return
+        curve, record = episode.trainer.args.score_every_neighbor, episode.record
+        for num_neighbors, changed in episode.train_on_neighbors():
+            if curve:
+                # the score is the same between the neighbors of one step, and after neighbors without a token
+                record.nll += [record.nll[-1]] * (num_neighbors - changed)
+                if changed:
+                    self.score_adapted(episode)
+        if not curve:
+            self.score_adapted(episode)
+
+    def score_adapted(self, episode: Episode) -> None:
+        """
+        Append a score of the document as the method scores it.
+
+        Args:
+            episode (`Episode`):
+                The document.
+        """
+        episode.score()
+
+
+@dataclass(frozen=True)
+class TestTimeTraining(Method):
+    """
+    A step on each neighbor of a document, nearest first, and then its score: `--method ttt`.
+
+    Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
+    """
+
+    __test__ = False  # pytest would collect it because of its name
+
+    name = "ttt"
+    description = "a step on each neighbor"
+    own_options = {"trainable": TrainableArguments}
+
+    trainable: TrainableArguments | None = None

@@ -1,0 +1,277 @@
+"""The commands that make and extend indexes."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tttnn.errors import InputError
+from tttnn.helptext import Parser
+
+
+if TYPE_CHECKING:
+    from tttnn.documents import Document
+
+
+DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def add_build_index(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add `tttnn build-index`."""
+    parser = commands.add_parser(
+        "build-index",
+        help="embed and index a corpus",
+        description="Embed a corpus, and write a Faiss index of it with its texts to a folder. An interrupted build "
+        "resumes after the last embedded documents when it is started again. An index of the same corpus stays as it "
+        "is.",
+    )
+    parser.set_defaults(run=_build_index)
+    _corpus_options(parser)
+    parser.add_argument(
+        "--output", required=True, help="folder to write, outside of the sources: new, empty, or an index of them"
+    )
+    parser.add_argument(
+        "--embedder",
+        default=DEFAULT_EMBEDDER,
+        help="Hub id or folder of a sentence-transformers model, or tttlm, the model of the method's authors",
+    )
+    parser.add_argument("--embedder-revision", help="branch, tag or commit of the embedder")
+    parser.add_argument("--max-seq-length", type=int, help="tokens of a text to embed (default: the embedder's)")
+    parser.add_argument("--query-prompt", help="text put before each query (default: the embedder's, if any)")
+    parser.add_argument("--document-prompt", help="text put before each document (default: the embedder's, if any)")
+    parser.add_argument(
+        "--passages", type=int, metavar="TOKENS", help="index passages of at most this many tokens, not documents"
+    )
+    _storage_options(parser)
+    parser.add_argument("--shard-size", type=int, help="rows of a shard (default: as many as 512 MiB of vectors)")
+    parser.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the index to this dataset repo at the end")
+    parser.add_argument("--private", action="store_true", help="make a new repo private")
+    parser.add_argument("--license", help="licence of the corpus (default: that of the card before, or unknown)")
+
+
+def _build_index(arguments: argparse.Namespace) -> None:
+    for option, value in (("--private", arguments.private), ("--license", arguments.license)):
+        if value and not arguments.push_to_hub:
+            raise InputError(
+                f"`{option}` was passed without `--push-to-hub`. Name the repo to push to, or leave it out."
+            )
+    _check_apart(arguments.source, arguments.output)
+
+    from tttnn.embedding import Embedder
+    from tttnn.index import IndexSettings, build_index, push_index
+
+    documents = _documents(arguments)
+    _check_devices(arguments.device)
+    embedder = Embedder(
+        arguments.embedder,
+        arguments.embedder_revision,
+        arguments.max_seq_length,
+        arguments.device,
+        arguments.query_prompt,
+        arguments.document_prompt,
+    )
+    preset = arguments.factory or arguments.preset
+    settings = IndexSettings(preset, arguments.shard_size, arguments.passages, arguments.recall_target)
+    names = _names(arguments.source)
+    built = build_index(documents, embedder, arguments.output, settings, arguments.batch_size, names, True)
+    print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(arguments.output)}")
+    if arguments.push_to_hub:
+        private, license = arguments.private or None, arguments.license
+        print(push_index(arguments.output, arguments.push_to_hub, private, license=license).commit_url)
+
+
+def add_add(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add `tttnn add`."""
+    parser = commands.add_parser(
+        "add",
+        help="append documents to an index",
+        description="Embed documents and append them to an index as new shards. An interrupted command resumes when "
+        "it is started again with the same documents.",
+    )
+    parser.set_defaults(run=_add)
+    parser.add_argument("index", metavar="INDEX", help="folder of an index")
+    _corpus_options(parser)
+    parser.add_argument("--embedder", help="the index's embedder, if its name or path has changed")
+    parser.add_argument("--trust-index", action="store_true", help="for a --factory index that was built elsewhere")
+
+
+def _add(arguments: argparse.Namespace) -> None:
+    from tttnn.embedding import Embedder
+    from tttnn.index import add_documents, read_manifest
+
+    _check_apart(arguments.source, arguments.index)
+    described = read_manifest(arguments.index).embedder.to_json()
+    documents = _documents(arguments)
+    _check_devices(arguments.device)
+    embedder = Embedder.from_description(described, arguments.embedder, arguments.device)
+    added = add_documents(
+        documents,
+        embedder,
+        arguments.index,
+        arguments.batch_size,
+        _names(arguments.source),
+        show_progress_bar=True,
+        trust_index=arguments.trust_index,
+    )
+    print(f"Added {added} rows; the index holds {_size(arguments.index)}")
+
+
+def add_import_tttlm(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add `tttnn import-tttlm`."""
+    parser = commands.add_parser(
+        "import-tttlm",
+        help="make an index of the files that the method's authors published",
+        description="Make an index of the files that the method's authors published. Nothing is embedded, and neither "
+        "vectors nor texts are loaded into memory. An interrupted command resumes after the last finished shard when "
+        "it is started again.",
+    )
+    parser.set_defaults(run=_import_tttlm)
+    parser.add_argument("--index-files", nargs="+", required=True, metavar="FILE", help="00.jsonl.index and so on")
+    parser.add_argument(
+        "--data-files",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="00.jsonl or 00.jsonl.zst and so on, in the same order: line i is row i",
+    )
+    parser.add_argument("--output", required=True, help="folder to write: new or empty")
+    _storage_options(parser)
+    parser.add_argument(
+        "--embedder",
+        help="name or path of the embedder of the files, which measures the recall of all but flat (default: tttlm)",
+    )
+    parser.add_argument("--device", help="where the embedder runs, for example cuda or cpu (default: the fastest)")
+
+
+def _import_tttlm(arguments: argparse.Namespace) -> None:
+    from tttnn.index import IndexSettings, import_tttlm_index
+
+    _check_devices(arguments.device and [arguments.device])
+    settings = IndexSettings(arguments.factory or arguments.preset, recall_target=arguments.recall_target)
+    import_tttlm_index(
+        arguments.index_files,
+        arguments.data_files,
+        arguments.output,
+        settings,
+        arguments.embedder,
+        arguments.device,
+        show_progress_bar=True,
+    )
+    print(f"Imported {_size(arguments.output)}")
+
+
+def _corpus_options(parser: Parser) -> None:
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="files of rows (.jsonl, .json, .csv, .tsv or .parquet), other files and folders of files (each a text), "
+        "or ids of Hub data sets",
+    )
+    parser.add_argument("--text-column", default="text", help="column with the text")
+    parser.add_argument("--id-column", help="column with the id (default: id, or else file and line)")
+    parser.add_argument("--split", default="train", help="split of a Hub data set")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub data set")
+    parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a Hub data set")
+    parser.add_argument(
+        "--include-files",
+        action="append",
+        metavar="PATTERN",
+        help="read only files of a folder whose path in it matches, for example '*.py'; may be repeated",
+    )
+    parser.add_argument(
+        "--exclude-files",
+        action="append",
+        metavar="PATTERN",
+        help="skip files and folders whose path matches, for example 'tests'; may be repeated",
+    )
+    parser.add_argument("--limit", type=int, help="read only the first N documents (default: all)", metavar="N")
+    parser.add_argument(
+        "--batch-size", type=int, help="texts in one forward pass of the embedder (default: 8 on a CPU, else 32)"
+    )
+    parser.add_argument(
+        "--device",
+        nargs="+",
+        help="where the embedder runs, for example cuda or cpu; several names start several processes "
+        "(default: the fastest)",
+    )
+
+
+def _storage_options(parser: Parser) -> None:
+    storage = parser.add_mutually_exclusive_group()
+    storage.add_argument(
+        "--preset",
+        choices=("flat", "ivf", "scale"),
+        default="flat",
+        help="how vectors are stored: flat is exact, ivf searches some of its lists, scale also compresses",
+    )
+    storage.add_argument("--factory", help="a name of Faiss's index factory instead of a preset")
+    parser.add_argument(
+        "--recall-target",
+        type=float,
+        default=0.95,
+        help="share of the 20 nearest that a search should find; not for flat",
+    )
+
+
+def _check_apart(sources: Sequence[str], index: str) -> None:
+    """Make sure that an index does not become a part of its own corpus."""
+    for source in (Path(source).expanduser() for source in sources):
+        if source.is_dir() and Path(index).resolve().is_relative_to(source.resolve()):
+            raise InputError(
+                f"The index '{index}' would be inside the folder '{source}', whose files are indexed. Choose a folder "
+                "outside of it."
+            )
+
+
+def _check_devices(names: Sequence[str] | None) -> None:
+    """Make sure that torch can use each device here."""
+    if not names:
+        return
+    import torch
+
+    for name in names:
+        try:
+            device = torch.device(name)
+            count = torch.get_device_module(device).device_count()
+        except RuntimeError:
+            raise InputError(
+                f"`--device` is {name!r}, which torch does not know. Pass for example cpu or cuda:0."
+            ) from None
+        if (device.index or 0) >= count:
+            raise InputError(
+                f"`--device` is {name!r}, but torch finds {count} devices of that kind here. Pass another device, for "
+                "example cpu, or install a build of torch for this one."
+            )
+
+
+def _documents(arguments: argparse.Namespace) -> "Iterator[Document]":
+    from tttnn.documents import read_documents
+
+    return read_documents(
+        arguments.source,
+        arguments.text_column,
+        arguments.id_column,
+        arguments.split,
+        arguments.revision,
+        limit=arguments.limit,
+        include_files=arguments.include_files or (),
+        exclude_files=arguments.exclude_files or (),
+        dataset_config=arguments.dataset_config,
+    )
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Name sources for others: ids of the Hub whole, paths by their last part."""
+    return [Path(source).resolve().name if Path(source).expanduser().exists() else source for source in sources]
+
+
+def _size(folder: str) -> str:
+    """Say how large an index is, how well it is searched, and where it is."""
+    from tttnn.index import read_manifest
+
+    manifest = read_manifest(folder)
+    recall, shards = manifest.recall, len(manifest.shards)
+    found = f", recall@{recall.top_k} {recall.recall:.3f}" if recall else ""
+    parts = f"{shards} shard{'s' if shards > 1 else ''}"
+    return f"{manifest.num_rows} rows of {manifest.num_documents} documents in {parts}{found}: {folder}"

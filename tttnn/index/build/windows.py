@@ -1,0 +1,31 @@
+"""Documents embedded window by window, so that memory holds a bounded part of a corpus."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+import numpy as np
+
+from tttnn.documents import Document
+from tttnn.embedding import Embedder
+
+
+# A window is embedded at once, sorted by length inside.
+WINDOW_DOCUMENTS = 2048
+WINDOW_CHARACTERS = 32 << 20
+
+
+def embedded_windows(
+    documents: Iterable[Document], embedder: Embedder, batch_size: int | None = None, first_row: int = 0
+) -> Iterator[tuple[list[Document], np.ndarray]]:
+    """Give documents and their vectors; `first_row` is the row of the first one, for errors of the embedder."""
+    window: list[Document] = []
+    size = 0
+    for document in chain(documents, [None]):
+        if document is not None:
+            window.append(document)
+            size += len(document.text)
+        full = len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_CHARACTERS
+        if window and (full or document is None):
+            yield window, embedder.encode_document([item.text for item in window], batch_size, first_row=first_row)
+            first_row += len(window)
+            window, size = [], 0
