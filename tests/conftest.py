@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from tttnn import Neighbor, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
+from tttnn.selection import select
 
 
 pytest_plugins = ["commands"]  # the fixtures of the command line
@@ -190,6 +191,7 @@ def make_trainer(model, tokenizer, retriever, tmp_path):
             "callbacks": None,
             "method": None,
             "optimizers": (None, None),
+            "selector": select,
         }
         parts |= {name: overrides.pop(name) for name in list(overrides) if name in (*parts, "eval_dataset", "args")}
         defaults = {

@@ -7,18 +7,9 @@ from typing import Any
 
 def door(room: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """
-    Make the `__getattr__` and `__dir__` of a package, so that importing it loads none of its modules.
+    Make the `__getattr__` and `__dir__` of a package; `homes` names the module of each public name.
 
-    torch, transformers and Faiss take seconds to import.
-
-    Args:
-        room (`str`):
-            The package's `__name__`.
-        homes (`dict[str, str]`):
-            The module of each public name, relative to the package: `{"open_index": "search"}`.
-
-    Returns:
-        `tuple`: `__getattr__` and `__dir__`.
+    torch, transformers and Faiss take seconds to import, so importing the package loads none of its modules.
     """
 
     def get(name: str) -> Any:  # noqa: ANN401

@@ -15,16 +15,7 @@ from tttnn.errors import StateError
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401
-    """
-    Put None in the place of numbers that JSON lacks.
-
-    Args:
-        value (`Any`):
-            A number, or dictionaries and lists of what may hold numbers.
-
-    Returns:
-        `Any`: the same with None for NaN and infinities.
-    """
+    """Put None in the place of NaN and infinities, at any depth: JSON has no such numbers."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

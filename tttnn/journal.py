@@ -22,18 +22,7 @@ EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on
 
 
 def check_same(record: DocumentRecord, document: Document) -> None:
-    """
-    Make sure that a record from a journal is of the document that now has its index.
-
-    Args:
-        record (`DocumentRecord`):
-            From the journal.
-        document (`Document`):
-            From the data set.
-
-    Raises:
-        `ValueError`: If their texts differ.
-    """
+    """Make sure that a record from a journal is of the document that now has its index."""
     if record.digest != digest(document.text):
         raise InputError(
             f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set "
@@ -42,20 +31,7 @@ def check_same(record: DocumentRecord, document: Document) -> None:
 
 
 def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
-    """
-    Read a journal, for a report.
-
-    Args:
-        path (`str` or `Path`):
-            The file of process 0; those of the others are read with it.
-
-    Returns:
-        `tuple`: the settings, and the records in the order of their documents; a line that was cut by a kill is left
-        out.
-
-    Raises:
-        `ValueError`: If it is not a journal, a line is damaged, or the processes had different settings.
-    """
+    """Read the settings of a journal and the records of all its processes; a line that a kill has cut is left out."""
     settings: dict[str, Any] = {}
     records: dict[int, DocumentRecord] = {}
     for file in Journal(path).files():
@@ -129,18 +105,7 @@ class Journal:
 
     def open(self, settings: dict[str, Any]) -> dict[int, DocumentRecord]:
         """
-        Begin a journal, or resume one.
-
-        Args:
-            settings (`dict[str, Any]`):
-                What the numbers depend on; JSON-able.
-
-        Returns:
-            `dict[int, DocumentRecord]`: the documents that are done, by index.
-
-        Raises:
-            `ValueError`: If the journal was written under other settings, is damaged, or is not a journal.
-            `RuntimeError`: If another process is writing it.
+        Begin or resume a journal under settings that are JSON-able; give the records of the documents that are done.
         """
         settings = json.loads(json.dumps(settings, default=str))
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,16 +150,7 @@ class Journal:
         return records
 
     def append(self, record: DocumentRecord) -> None:
-        """
-        Add a finished document.
-
-        Args:
-            record (`DocumentRecord`):
-                Written at once.
-
-        Raises:
-            `OSError`: If the disk is full or the file cannot be written; what was written before stays readable.
-        """
+        """Add a finished document; what was written before stays readable if the disk is full."""
         self._write(_with_checksum(record.to_json()))
 
     def _write(self, line: str) -> None:

@@ -140,12 +140,15 @@ class Selection:
             those that were dropped for it are included.
         own (`list[int]`):
             Ids of the chosen neighbors that come from the document itself, by their id or source.
+        weights (`list[float]`, *optional*):
+            A factor for the loss of each neighbor, above 0. By default each counts once.
     """
 
     neighbors: list[Neighbor] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
+    weights: list[float] | None = None
 
 
 class Selector(Protocol):

@@ -52,6 +52,8 @@ class DocumentRecord:
             included.
         own_neighbors (`list[int]`):
             Ids of the neighbors that come from the document itself, by their id or source.
+        weights (`list[float]`):
+            Factors of the losses of the neighbors, if they do not all count once.
         train_loss (`list[float]`):
             Mean loss per token of each neighbor at the time of its step, in nats; one pass after another. NaN for a
             neighbor without a target.
@@ -79,6 +81,7 @@ class DocumentRecord:
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
     own_neighbors: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     num_scored_tokens: int = 0
     num_trained_tokens: int = 0
@@ -116,36 +119,14 @@ def digest(text: str) -> str:
 
 
 def nll_matrix(records: list[DocumentRecord]) -> np.ndarray:
-    """
-    Lay the scores of documents side by side.
-
-    Args:
-        records (`list[DocumentRecord]`):
-            One per document.
-
-    Returns:
-        `np.ndarray`: float64 of shape `(len(records), points)`, nats; shorter rows carry their last value forward.
-    """
+    """Lay the scores side by side: `(documents, points)` in nats; shorter rows carry their last value forward."""
     points = max((len(record.nll) for record in records), default=0)
     rows = [record.nll + [record.nll[-1]] * (points - len(record.nll)) for record in records]
     return np.array(rows, dtype=np.float64).reshape(len(records), points)
 
 
 def summarize(records: list[DocumentRecord]) -> dict[str, float]:
-    """
-    Pool records into metrics: sums are pooled, never means.
-
-    Args:
-        records (`list[DocumentRecord]`):
-            Every document, untrained ones included.
-
-    Returns:
-        `dict[str, float]`: `bits_per_byte_before`, `bits_per_byte`, their ratio, `byte_perplexity`, `word_perplexity`,
-        counts, seconds by phase, in the model and in all, and tokens per second.
-
-    Raises:
-        `ValueError`: If the documents have no byte between them.
-    """
+    """Pool all documents, untrained ones included, into metrics: sums are pooled, never means."""
     num_bytes = sum(record.num_bytes for record in records)
     if num_bytes == 0:
         raise InputError(

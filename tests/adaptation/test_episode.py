@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import GivenRetriever
 
-from tttnn import Document, TestTimeCallback
+from tttnn import Document, JournalCallback, TestTimeCallback
 from tttnn.adaptation import Method
+from tttnn.selection import select
 
 
 def same(record, other):
@@ -92,8 +93,6 @@ def test_a_method_of_the_users_own_serves(make_trainer, documents):
 
 
 def test_a_retriever_says_what_it_is_to_the_journal(make_trainer, documents, tmp_path):
-    from tttnn import JournalCallback
-
     class Described(GivenRetriever):
         def describe(self):
             return {"index": "three texts", "version": 7}
@@ -104,3 +103,41 @@ def test_a_retriever_says_what_it_is_to_the_journal(make_trainer, documents, tmp
     assert '"retriever": "Described", "index": "three texts", "num_indexed": null, "version": 7' in line.replace(
         "test_a_retriever_says_what_it_is_to_the_journal.<locals>.", ""
     )
+
+
+def weighted(*weights):
+    """The nearest neighbors, with these weights."""
+
+    def selector(candidates, document, scored_text, **options):
+        selection = select(candidates, document, scored_text, **options)
+        selection.weights = list(weights[: len(selection.neighbors)])
+        return selection
+
+    return selector
+
+
+def test_a_weight_of_two_is_a_learning_rate_twice_as_high(make_trainer, model, documents):
+    """In steps of plain gradient descent without clipping or decay."""
+    scores = []
+    for selector, rate in ((weighted(2.0, 2.0, 2.0, 2.0), 0.05), (select, 0.1), (select, 0.05)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        trainer = make_trainer(selector=selector, optimizers=(optimizer, None), max_grad_norm=0.0)
+        trainer.evaluate(documents)
+        scores.append([record.nll[-1] for record in trainer.records])
+        assert trainer.records[0].weights == ([2.0] * 4 if selector is not select else [])
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
+    assert scores[0] != pytest.approx(scores[2], rel=1e-4)
+
+
+def test_the_loss_of_a_weighted_neighbor_is_recorded_without_its_weight(make_trainer, documents):
+    first = []
+    for selector in (weighted(3.0, 1.0, 1.0, 1.0), select):
+        trainer = make_trainer(selector=selector)
+        trainer.evaluate(documents)
+        first.append([record.train_loss[0] for record in trainer.records])
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+
+
+def test_a_selector_is_named_in_the_journal(make_trainer, documents, tmp_path):
+    make_trainer(selector=weighted(1.0), num_neighbors=1, callbacks=[JournalCallback(tmp_path)]).evaluate(documents)
+    assert '"selector": "weighted.<locals>.selector"' in (tmp_path / "journal-eval.jsonl").read_text()

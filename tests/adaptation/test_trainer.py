@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import math
 
 import datasets
@@ -402,6 +403,34 @@ def test_a_copy_of_the_query_is_a_near_copy_of_the_document_and_not_of_the_score
     trainer = make([query], num_neighbors=1)
     trainer.evaluate([text])
     assert (trainer.records[0].near_copies, trainer.records[0].overlaps) == ([0], [0.0])
+
+
+class OwnRetriever:
+    """Gives passages of the document with this id, and one of another."""
+
+    def retrieve(self, texts, top_k):
+        passages = [("alpha beta gamma", "doc"), ("delta epsilon", "doc"), ("something else", "other")]
+        return [
+            [Neighbor(i, text, float(i), {"id": id}) for i, (text, id) in enumerate(passages[:top_k])] for _ in texts
+        ]
+
+
+def test_a_document_among_its_own_neighbors_is_warned_of_counted_and_excluded_if_asked_for(make, caplog):
+    document = Document("doc", "alpha beta gamma delta epsilon zeta eta theta iota kappa")
+    logger = logging.getLogger("tttnn.adaptation.trainer")
+    trainer = make(retriever=OwnRetriever(), num_neighbors=3)
+    logger.addHandler(caplog.handler)
+    try:
+        metrics = trainer.evaluate([document])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert trainer.records[0].own_neighbors == [0, 1]
+    assert metrics["eval_num_with_own_neighbors"] == 1
+    assert "1 of 1 documents are among their own neighbors: 2 neighbors" in caplog.text
+    assert "`--exclude id`" in caplog.text
+    without = make(retriever=OwnRetriever(), num_neighbors=1, top_k=3, exclude="id")
+    assert without.evaluate([document])["eval_num_with_own_neighbors"] == 0
+    assert without.records[0].neighbor_ids == [2]
 
 
 def test_filters_leave_fewer_neighbors(make):

@@ -47,6 +47,7 @@ class TestTimeCallback(TrainerCallback):
         args: TestTimeTrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         metric_key_prefix: str,
         indices: Sequence[int],
         records: dict[int, DocumentRecord],
@@ -72,6 +73,7 @@ class TestTimeCallback(TrainerCallback):
         args: TestTimeTrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         record: DocumentRecord,
         **kwargs: Any,
     ) -> None:
@@ -82,6 +84,7 @@ class TestTimeCallback(TrainerCallback):
         args: TestTimeTrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         record: DocumentRecord,
         num_steps: int,
         **kwargs: Any,
@@ -93,6 +96,7 @@ class TestTimeCallback(TrainerCallback):
         args: TestTimeTrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         record: DocumentRecord,
         **kwargs: Any,
     ) -> None:
@@ -135,8 +139,7 @@ class JournalCallback(TestTimeCallback):
     def on_evaluation_begin(
         self,
         args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        *_: Any,
         metric_key_prefix: str,
         indices: Sequence[int],
         records: dict[int, DocumentRecord],
@@ -151,22 +154,13 @@ class JournalCallback(TestTimeCallback):
         if 0 < len(records) < len(indices) and not args.reset_optimizer:
             self._load_optimizer(kwargs["optimizer"], max(records))
 
-    def on_evaluation_end(
-        self, args: TestTimeTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluation_end(self, *_: Any, **kwargs: Any) -> None:
         """Close the journal."""
         if self.journal is not None:
             self.journal.close()
             self.journal = None
 
-    def on_document_end(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        **kwargs: Any,
-    ) -> None:
+    def on_document_end(self, args: TestTimeTrainingArguments, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Write the document, and the state of a carried optimizer before it."""
         if self.journal is None:
             return

@@ -19,7 +19,6 @@ from tttnn.documents import Document, as_documents, check_text
 from tttnn.errors import InputError, StateError
 from tttnn.neighbors import Neighbor, Retriever, as_neighbors
 from tttnn.records import DocumentRecord, digest
-from tttnn.selection import select
 
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ class Episode:
         query (`str`): the part of the text that finds neighbors.
         scored_text (`ScoredText`): the part that is scored, in windows.
         neighbors (`list[Neighbor]`): the selected neighbors, in the order of training.
+        weights (`list[float]`): a factor for the loss of each neighbor.
     """
 
     def __init__(self, trainer: "TestTimeTrainer", document: Document, index: int, query: str | None = None) -> None:
@@ -60,6 +60,7 @@ class Episode:
         counts = self.scored_text.num_bytes, self.scored_text.num_words
         self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
         self.neighbors: list[Neighbor] = []
+        self.weights: list[float] = []
 
     @property
     def model(self) -> PreTrainedModel:
@@ -80,7 +81,7 @@ class Episode:
         candidates = (retriever.retrieve([self.query], num_candidates(args, retriever)) or [[]])[0]
         for neighbor in candidates:
             check_text(neighbor.text, f"neighbor {neighbor.id}")
-        selection = select(
+        selection = self.trainer.selector(
             candidates,
             self.document,
             self.text,
@@ -92,6 +93,7 @@ class Episode:
             drop_near_copies=args.drop_near_copies,
         )
         record, self.neighbors = self.record, selection.neighbors
+        self.weights, record.weights = selection.weights or [1.0] * len(self.neighbors), selection.weights or []
         record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
         record.distances = [neighbor.distance for neighbor in selection.neighbors]
         record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
@@ -124,22 +126,24 @@ class Episode:
         start = perf_counter()
         chunks = [self.chunks_of(neighbor) for neighbor in self.neighbors]
         self.record.seconds["train"] += perf_counter() - start
-        yield from self.train_on(chunks)
-        for field in (self.record.neighbor_ids, self.record.distances, self.record.overlaps):
+        yield from self.train_on(chunks, self.weights)
+        for field in (self.record.weights, self.record.neighbor_ids, self.record.distances, self.record.overlaps):
             del field[len(self.record.train_loss) :]  # a callback stopped before these
 
-    def train_on(self, chunks: list[Chunks]) -> Iterator[tuple[int, bool]]:
+    def train_on(self, chunks: list[Chunks], weights: list[float] | None = None) -> Iterator[tuple[int, bool]]:
         """
         Take steps on texts that are cut into chunks.
 
         Args:
             chunks (`list[list[list[int]]]`):
                 The chunks of each text, each chunk a list of tokens.
+            weights (`list[float]`, *optional*):
+                A factor for the loss of each text. By default each counts once.
 
         Yields:
             `tuple[int, bool]`: as `train_on_neighbors`.
         """
-        return train_on(self.trainer, chunks, self.record)
+        return train_on(self.trainer, chunks, weights or [1.0] * len(chunks), self.record)
 
     def score(self, scored_text: ScoredText | None = None) -> None:
         """
@@ -278,6 +282,7 @@ class Episodes:
             episode.retrieve()
         else:
             episode.neighbors = as_neighbors(neighbors)
+            episode.weights = [1.0] * len(episode.neighbors)
         if not episode.neighbors:
             raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
         if not any([changed for _, changed in episode.train_on_neighbors()]):

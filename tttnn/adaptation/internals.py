@@ -59,16 +59,17 @@ def prepare_scheduler(trainer: "TestTimeTrainer", num_steps: int) -> None:
     trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
 
 
-def add_gradients(trainer: "TestTimeTrainer", chunk: list[int], num_chunks: int) -> float:
+def add_gradients(trainer: "TestTimeTrainer", chunk: list[int], num_chunks: int, weight: float = 1.0) -> float:
     """
-    Add the gradient of one chunk of `num_chunks` in a step, and give its mean loss per token in nats.
+    Add the gradient of one chunk of `num_chunks` in a step, times `weight`; give its mean loss per token in nats.
 
     Relies on: `training_step` moves the inputs to the device, calls `compute_loss`, divides the loss by
     `current_gradient_accumulation_steps` and goes backward.
     """
     trainer.current_gradient_accumulation_steps = num_chunks
     inputs = trainer.data_collator([{"input_ids": chunk, "labels": chunk}])
-    return trainer.training_step(trainer.model, inputs).item() * num_chunks
+    inputs["loss_weight"] = weight
+    return trainer.training_step(trainer.model, inputs).item() * num_chunks / weight
 
 
 def clip_gradients(trainer: "TestTimeTrainer") -> torch.Tensor | None:

@@ -1,12 +1,10 @@
 """Progress bars: one over documents and, within a document, one over its steps."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tttnn.adaptation.arguments import TestTimeTrainingArguments
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.records import DocumentRecord
 
@@ -24,42 +22,21 @@ class DocumentProgressCallback(TestTimeCallback):
         self.step_bar: Any = None
 
     def on_evaluation_begin(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metric_key_prefix: str,
-        indices: Sequence[int],
-        records: dict[int, DocumentRecord],
-        settings: dict[str, Any],
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the bar of documents."""
-        self.records = records
+        self.records = kwargs["records"]
         if state.is_local_process_zero:
-            self.document_bar = tqdm(total=len(indices), desc="Documents", unit="document")
+            self.document_bar = tqdm(total=len(kwargs["indices"]), desc="Documents", unit="document")
 
-    def on_document_begin(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        **kwargs: Any,
-    ) -> None:
+    def on_document_begin(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Count the documents that are done, those of an earlier run included."""
         if self.document_bar is not None and self.document_bar.n < len(self.records):
             self.document_bar.initial = self.document_bar.n = len(self.records)
             self.document_bar.refresh()
 
     def on_steps_begin(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        num_steps: int,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, num_steps: int, **kwargs: Any
     ) -> None:
         """Show the bar of steps, at zero."""
         if self.step_bar is not None:
@@ -68,24 +45,13 @@ class DocumentProgressCallback(TestTimeCallback):
             self.step_bar = tqdm(total=num_steps, desc="Steps on its neighbors", unit="step", leave=False)
 
     def on_step_end(
-        self,
-        args: TestTimeTrainingArguments,  # type: ignore[override]
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Count a step."""
         if self.step_bar is not None:
             self.step_bar.update()
 
-    def on_document_end(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        **kwargs: Any,
-    ) -> None:
+    def on_document_end(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Count a document and show its score."""
         if self.document_bar is None:
             self._close()  # the steps of `adapt`
@@ -95,19 +61,13 @@ class DocumentProgressCallback(TestTimeCallback):
         self.document_bar.update()
 
     def on_train_end(
-        self,
-        args: TestTimeTrainingArguments,  # type: ignore[override]
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bars of episodes that ended without an evaluation."""
         if self.document_bar is None:
             self._close()
 
-    def on_evaluation_end(
-        self, args: TestTimeTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluation_end(self, *_: Any, **kwargs: Any) -> None:
         """Close both bars."""
         self._close()
 

@@ -113,7 +113,9 @@ def is_prompted(model: torch.nn.Module) -> bool:
     return is_peft(model) and bool(model.active_peft_config.is_prompt_learning)  # type: ignore[union-attr]
 
 
-def check_reading(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
+def check_reading(
+    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, router_aux_loss: bool = False
+) -> None:
     """
     Make sure that a model predicts each token from those before it, by two forward passes of a few tokens.
 
@@ -122,16 +124,22 @@ def check_reading(model: PreTrainedModel, processing_class: PreTrainedTokenizerB
             The model, on its device.
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
+        router_aux_loss (`bool`, *optional*, defaults to `False`):
+            Whether the loss of a mixture of experts is asked for.
 
     Raises:
-        `ValueError`: If it is an encoder-decoder, has no head, cannot read, has a smaller vocabulary than the
-            tokenizer, or sees the tokens that it is to predict.
+        `ValueError`: If it is an encoder-decoder, no mixture of experts where one is needed, has no head, cannot read,
+            has a smaller vocabulary than the tokenizer, or sees the tokens that it is to predict.
     """
     kind = type(model.get_base_model() if is_peft(model) else model).__name__  # type: ignore[operator]
     if model.config.is_encoder_decoder:
         raise InputError(
             f"The model is a {kind}, an encoder-decoder: its encoder reads the whole text, the scored part included. "
             "Pass a decoder, a causal language model."
+        )
+    if router_aux_loss and "router_aux_loss_coef" not in model.config.get_text_config().to_dict():
+        raise InputError(
+            f"`router_aux_loss` is True, but the model, a {kind}, is no mixture of experts. Leave it out."
         )
     vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if processing_class.vocab_size > vocabulary:

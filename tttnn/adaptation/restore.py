@@ -29,10 +29,6 @@ class Snapshot:
     Frozen parameters are not copied, so that the snapshot of a PEFT model has the size of its adapters. `close` also
     puts back what a user may have done to the model: another precision or device, other embeddings, merged or added
     adapters, the plain attributes beside a buffer. Hooks are left: transformers registers its own when it needs them.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            The model in the state to return to.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -90,12 +86,7 @@ class Snapshot:
         self.restore()
 
     def changed(self) -> list[str]:
-        """
-        Name the frozen tensors that are not as they were: merging an adapter into them leaves a rounding error.
-
-        Returns:
-            `list[str]`: names, known by a sample of each tensor's values.
-        """
+        """Name the frozen tensors that changed, by a sample of each: merging an adapter leaves a rounding error."""
         return [
             name
             for name, value, sample in self.samples
@@ -201,16 +192,7 @@ def _current_task() -> int:
 
 
 def undisturbed(restore: Callable[[], None]) -> None:
-    """
-    Put something in order, whole also where a Ctrl-C falls into the middle of it.
-
-    Args:
-        restore (`Callable`):
-            What to call; it may be called twice.
-
-    Raises:
-        `KeyboardInterrupt`: The one that fell into it, once all is in order.
-    """
+    """Call something that puts the model in order; a Ctrl-C that falls into it is raised when it is done."""
     try:
         restore()
     except KeyboardInterrupt:
@@ -272,12 +254,6 @@ def prepared_for_training(model: PreTrainedModel, disable_dropout: bool) -> Iter
     Set what training wants otherwise than generation: no key-value cache and, if asked, no dropout in train mode.
 
     Dropout is set to 0 rather than the model to eval mode, in which activation checkpointing does nothing.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            The model; all is as before on the way out.
-        disable_dropout (`bool`):
-            Whether every dropout rate, of modules and of functions, is 0 inside.
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
 

@@ -1,12 +1,14 @@
 """What the numbers of a run depend on, for its journal."""
 
 from dataclasses import fields
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
-from tttnn.neighbors import describe_retriever
+from tttnn.neighbors import Selector, describe_retriever
 from tttnn.records import digest
+from tttnn.selection import select
 
 
 if TYPE_CHECKING:
@@ -28,16 +30,9 @@ TRAINER_FIELDS = (
 
 def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     """
-    Say what the numbers of a run depend on.
+    Say what the numbers of a run depend on, inside of `episodes`.
 
     The learning rate is the one in the optimizer's groups: an optimizer that was passed has its own.
-
-    Args:
-        trainer (`TestTimeTrainer`):
-            Inside of `episodes`, with its optimizer.
-
-    Returns:
-        `dict[str, Any]`: by name.
     """
     groups = (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments)
     names = [item.name for group in groups for item in fields(group) if item.name not in NO_NUMBER]
@@ -54,6 +49,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         "tokenizer": trainer.processing_class.name_or_path,
         "revision": getattr(trainer.model.config, "_commit_hash", None),  # set by transformers if it came from the Hub
         **describe_retriever(trainer.retriever),
+        **({} if trainer.selector is select else {"selector": _name(trainer.selector)}),
         "optimizer": repr(trainer.optimizer.defaults),
         "early_stopping": [],
     }
@@ -62,3 +58,8 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
             for name, value in callback.settings().items():
                 settings[name] = [*settings.get(name, []), value]
     return settings
+
+
+def _name(selector: Selector) -> str:
+    """Name a selector the same in every process: the representation of a function holds its address."""
+    return selector.__qualname__ if isinstance(selector, FunctionType) else repr(selector)

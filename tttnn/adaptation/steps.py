@@ -77,7 +77,7 @@ class OptimizerState:
 
 
 def train_on(
-    trainer: "TestTimeTrainer", neighbors: list[Chunks], record: DocumentRecord
+    trainer: "TestTimeTrainer", neighbors: list[Chunks], weights: list[float], record: DocumentRecord
 ) -> Iterator[tuple[int, bool]]:
     """
     Take the steps of a document.
@@ -87,30 +87,35 @@ def train_on(
     """
     args, start = trainer.args, perf_counter()
     size, passes = args.gradient_accumulation_steps, int(args.num_train_epochs)
-    groups = [neighbors[first : first + size] for first in range(0, len(neighbors), size)]
-    num_steps = passes * sum(sum(map(len, group)) if size == 1 else any(group) for group in groups)
+    weighted = list(zip(neighbors, weights, strict=True))
+    groups = [weighted[first : first + size] for first in range(0, len(weighted), size)]
+    num_steps = passes * sum(_num_steps([chunks for chunks, _ in group], size) for group in groups)
     internals.prepare_scheduler(trainer, num_steps)
     trainer.control = TrainerControl()
     dispatch(trainer, "on_steps_begin", record=record, num_steps=num_steps)
     for group in groups * passes:
         _train_on_group(trainer, group, record)
         record.seconds["train"] += perf_counter() - start
-        yield len(group), any(group)
+        yield len(group), any(chunks for chunks, _ in group)
         start = perf_counter()
         if trainer.control.should_training_stop:
             break
 
 
-def _train_on_group(trainer: "TestTimeTrainer", group: list[Chunks], record: DocumentRecord) -> None:
+def _num_steps(group: list[Chunks], size: int) -> int:
+    return sum(map(len, group)) if size == 1 else int(any(group))
+
+
+def _train_on_group(trainer: "TestTimeTrainer", group: list[tuple[Chunks, float]], record: DocumentRecord) -> None:
     """Train on a neighbor, a step per chunk, or on a group of neighbors in one step."""
     losses: list[list[float]] = [[] for _ in group]
-    places = [(place, chunk) for place, chunks in enumerate(group) for chunk in chunks]
+    places = [(place, chunk, weight) for place, (chunks, weight) in enumerate(group) for chunk in chunks]
     together = trainer.args.gradient_accumulation_steps > 1 and places
     steps = [places] if together else [[place] for place in places]
     before = len(record.train_loss)
     for number, step in enumerate(steps, 1):
-        step_losses = _add_up_gradients(trainer, [chunk for _, chunk in step], record)
-        for (place, _), loss in zip(step, step_losses, strict=True):
+        step_losses = _add_up_gradients(trainer, [(chunk, weight) for _, chunk, weight in step], record)
+        for (place, _, _), loss in zip(step, step_losses, strict=True):
             losses[place] += [] if math.isnan(loss) else [loss]
         if number == len(steps):
             # callbacks at the end of the last step see the loss of the whole neighbor
@@ -122,13 +127,15 @@ def _train_on_group(trainer: "TestTimeTrainer", group: list[Chunks], record: Doc
         record.train_loss += map(_mean, losses)
 
 
-def _add_up_gradients(trainer: "TestTimeTrainer", chunks: Chunks, record: DocumentRecord) -> list[float]:
+def _add_up_gradients(
+    trainer: "TestTimeTrainer", chunks: list[tuple[list[int], float]], record: DocumentRecord
+) -> list[float]:
     """Add up the gradients of one step, and give the loss of each chunk, NaN for one without a target."""
     internals.fire(trainer, "on_step_begin")
     losses = []
-    for number, chunk in enumerate(chunks, 1):
+    for number, (chunk, weight) in enumerate(chunks, 1):
         with in_model(record):
-            loss = internals.add_gradients(trainer, chunk, len(chunks))
+            loss = internals.add_gradients(trainer, chunk, len(chunks), weight)
         record.num_trained_tokens += len(chunk)
         # a chunk of one token has no target and so no loss; its step still decays and carries momentum
         if len(chunk) == 1:

@@ -3,9 +3,8 @@
 import math
 from typing import Any
 
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tttnn.adaptation.arguments import TestTimeTrainingArguments
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.errors import InputError
 from tttnn.records import DocumentRecord
@@ -33,23 +32,12 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
         """Name patience and least change."""
         return {"early_stopping": (self.patience, self.min_delta)}
 
-    def on_document_begin(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        **kwargs: Any,
-    ) -> None:
+    def on_document_begin(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Look at the losses of this document from here on."""
         self.record = record
 
     def on_step_end(
-        self,
-        args: TestTimeTrainingArguments,  # type: ignore[override]
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop where no loss has been the lowest for `patience` neighbors."""
         if self.record is None:  # a step of `train`
@@ -62,13 +50,6 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
         if len(losses) - 1 - best >= self.patience:
             control.should_training_stop = True
 
-    def on_document_end(
-        self,
-        args: TestTimeTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        record: DocumentRecord,
-        **kwargs: Any,
-    ) -> None:
+    def on_document_end(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Forget the document."""
         self.record = None

@@ -29,9 +29,9 @@ from tttnn.adaptation.windows import prefix_token_id
 from tttnn.documents import as_documents
 from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
-from tttnn.neighbors import Neighbor, Prepared, Retriever
+from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector
 from tttnn.records import DocumentRecord, nll_matrix, summarize
-from tttnn.selection import check_exclude
+from tttnn.selection import check_exclude, select
 
 
 logger = logging.get_logger(__name__)
@@ -56,6 +56,9 @@ class TestTimeTrainer(Trainer):
             with `neighbors` needs none.
         method (`Method`, *optional*):
             How a document is scored: one of `tttnn.methods`. By default `TestTimeTraining()`, a step on each neighbor.
+        selector (`Selector`, *optional*):
+            Chooses the neighbors among the candidates, and may weigh them: one of `tttnn.selection.SELECTORS`, or a
+            function of the same form. By default `tttnn.selection.select`, the nearest.
         processing_class (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         eval_dataset (`Dataset` or `list`, or a `dict` of them, *optional*):
@@ -97,6 +100,7 @@ class TestTimeTrainer(Trainer):
         *,
         processing_class: PreTrainedTokenizerBase,
         method: Method | None = None,
+        selector: Selector = select,
         eval_dataset: Any = None,  # noqa: ANN401
         train_dataset: Any = None,  # noqa: ANN401
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
@@ -125,10 +129,11 @@ class TestTimeTrainer(Trainer):
         )
         model.config.use_cache = use_cache  # Trainer switches it off for good
         self.retriever: Retriever | None = retriever
+        self.selector = selector
         self.records: list[DocumentRecord] = []
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
-        check_reading(self.model, processing_class)
+        check_reading(self.model, processing_class, args.router_aux_loss)
         check_adapters(self.model, bool(args.activation_checkpointing))
         context = context_length(model)
         self.max_length = args.max_length if context is None else min(args.max_length, context)
@@ -298,8 +303,12 @@ class TestTimeTrainer(Trainer):
             self.model.eval()
             yield self.model
 
+    @property
+    def _is_running(self) -> bool:
+        return self._running is not None and self._running() is not None
+
     def _check_free(self) -> None:
-        if self._running is not None and self._running() is not None:
+        if self._is_running:
             raise StateError(
                 "An episode is running: `adapt`, `episodes`, `evaluate` and `predict` cannot be called from its "
                 "callbacks, because they share one optimizer. Call them before or after it."
@@ -341,13 +350,14 @@ class TestTimeTrainer(Trainer):
 
         `train` has the loss of the model itself, as `Trainer`.
         """
-        if self._running is None:
+        if not self._is_running:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")
+        labels, weight = inputs.pop("labels"), inputs.pop("loss_weight")
         outputs = model(**inputs, **({"output_router_logits": True} if self.args.router_aux_loss else {}))
         loss = next_token_loss(outputs.logits, labels)
         if self.args.router_aux_loss:
             loss = loss + self.model.config.get_text_config().router_aux_loss_coef * outputs.aux_loss
+        loss = loss * weight
         return (loss, outputs) if return_outputs else loss
 
     def compute_loss_context_manager(self) -> ExitStack:
@@ -356,6 +366,17 @@ class TestTimeTrainer(Trainer):
 
     def _output(self, prefix: str) -> EvalLoopOutput:
         records = self.records
+        self._warn_of(records)
+        predictions = nll_matrix(records)
+        label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
+        metrics: dict[str, Any] = dict(summarize(records))
+        if self.compute_metrics is not None:
+            metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
+        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
+        return EvalLoopOutput(predictions, label_ids, metrics, len(records))
+
+    def _warn_of(self, records: list[DocumentRecord]) -> None:
+        """Tell what makes a result other than it seems: documents that were not trained on, and contaminated ones."""
         untrained = [record.index for record in records if record.status == "untrained"]
         if untrained:
             logger.warning(
@@ -365,13 +386,14 @@ class TestTimeTrainer(Trainer):
         copies = sum(bool({*record.near_copies} & {*record.neighbor_ids}) for record in records)
         if copies:
             logger.warning(
-                f"{copies} of {len(records)} documents have a near-copy of the scored text among the neighbors that "
-                "are used. Set `drop_near_copies`, or report the result without these documents too."
+                f"{copies} of {len(records)} documents have a near-copy of the document among the neighbors that are "
+                "used. Set `drop_near_copies`, or report the result without these documents too."
             )
-        predictions = nll_matrix(records)
-        label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
-        metrics: dict[str, Any] = dict(summarize(records))
-        if self.compute_metrics is not None:
-            metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
-        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
-        return EvalLoopOutput(predictions, label_ids, metrics, len(records))
+        own = [record for record in records if {*record.own_neighbors} & {*record.neighbor_ids}]
+        if own:
+            passages = sum(len({*record.own_neighbors} & {*record.neighbor_ids}) for record in own)
+            logger.warning(
+                f"{len(own)} of {len(records)} documents are among their own neighbors: {passages} neighbors that are "
+                'used have the id or the source of their document. Set `exclude="id"` (or "source"; on a command '
+                "line `--exclude id`), or report the result without these documents too."
+            )

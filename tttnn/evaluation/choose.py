@@ -55,23 +55,7 @@ def choose(
     """
     Choose the learning rate, or the weights of kNN-LM, by the pooled score of validation documents.
 
-    Args:
-        make_trainer (`Callable`):
-            Makes a trainer of arguments and a method.
-        rates (`list[float]`):
-            Learning rates to choose from; not used for kNN-LM.
-        args (`TestTimeTrainingArguments`):
-            The trainer's arguments.
-        method (`Method`):
-            The method.
-        validation (`list[Document]`):
-            Validation documents.
-
-    Returns:
-        `tuple`: `args` and `method` with what scored best.
-
-    Raises:
-        `ValueError`: If training diverges at every rate, or no validation document is trained on.
+    Training that diverges at a rate rules the rate out; if it does so at every rate, that is an error.
     """
     tell = logger.warning if args.process_index == 0 else logger.debug
     if isinstance(method, KnnLM):

@@ -94,15 +94,15 @@ def _limits(study: Study) -> list[str]:
         limits.append("If the query is the whole document, the scored text itself finds the neighbors.")
     if count:
         limits.append(
-            f"{count_documents(count)} {'has' if count == 1 else 'have'} a near-copy of the scored text among the "
-            "neighbors."
+            f"{count_documents(count)} {'has' if count == 1 else 'have'} a near-copy or a part of the document itself "
+            "among the neighbors."
         )
         for run, clean in zip(study.runs, study.clean, strict=True):
             if clean is not None and clean.num_bytes:
                 interval = difference(clean.difference, clean.low, clean.high)
                 limits.append(f"Without such documents, {run.label}: difference {interval}.")
     else:
-        limits.append("No near-copy of a scored text was found among the neighbors.")
+        limits.append("No document and no near-copy of it was found among its own neighbors.")
     for run, total in zip(study.runs, study.totals, strict=True):
         if total.untrained:
             limits.append(

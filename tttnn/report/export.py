@@ -82,7 +82,7 @@ def study_json(study: Study) -> str:
 def study_csv(study: Study) -> str:
     """Write a row for each run and group, and one for the total of each run; a cell without a number is empty."""
     names = ("documents", "num_bytes", "before", "after", "ratio", "difference", "low", "high")
-    counts = ("worse", "untrained", "near_copies", "trained_tokens", "scored_tokens")
+    counts = ("worse", "untrained", "near_copies", "own_neighbors", "trained_tokens", "scored_tokens")
     phases = list(study.totals[0].seconds)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -33,6 +33,7 @@ class Result:
     worse: int  # documents with a higher score after than before
     untrained: int
     near_copies: int  # documents with a near-copy among their neighbors
+    own_neighbors: int  # documents that are among their own neighbors
     seconds: dict[str, float]
     trained_tokens: int
     scored_tokens: int
@@ -70,6 +71,7 @@ def pool(
         worse=sum(record.nll[-1] > record.nll[0] for record in records),
         untrained=sum(record.status == "untrained" for record in records),
         near_copies=sum(bool(record.near_copies) for record in records),
+        own_neighbors=sum(bool(record.own_neighbors) for record in records),
         seconds={phase: sum(record.seconds.get(phase, 0.0) for record in records) for phase in SECONDS},
         trained_tokens=sum(record.num_trained_tokens for record in records),
         scored_tokens=sum(record.num_scored_tokens for record in records),
@@ -223,5 +225,6 @@ def shared_records(runs: list[Run]) -> list[list[DocumentRecord]]:
 
 
 def contaminated(runs: list[Run]) -> set[str]:
-    """Give the digests of the documents that have a near-copy among the neighbors of any run."""
-    return {record.digest for run in runs for record in run.records if record.near_copies}
+    """Give the digests of the documents that have themselves or a near-copy among the neighbors of any run."""
+    records = [record for run in runs for record in run.records]
+    return {record.digest for record in records if record.near_copies or record.own_neighbors}

@@ -38,19 +38,26 @@ def overview(study: Study) -> list[Block]:
     bootstrap, total = study.grouping.bootstrap, study.totals[0].group
     common, apart = differing_settings(study.runs)
     header = ["run", "method", "documents", "bytes", "bits per byte before", "after", "ratio"]
-    header += [f"difference, {study.interval_name} interval", "worse", "untrained", "with near-copies"]
+    header += [
+        f"difference, {study.interval_name} interval",
+        "worse",
+        "untrained",
+        "with near-copies",
+        "own neighbors",
+    ]
     rows = []
     for run, result, settings in zip(study.runs, study.totals, apart, strict=True):
         cells = [str(result.documents), str(result.num_bytes), *score_cells(result)]
-        copies = str(result.near_copies) if run.retrieves else NONE
-        counts = [share(result.worse, result.documents), str(result.untrained), copies]
+        copies = [str(result.near_copies), str(result.own_neighbors)] if run.retrieves else [NONE, NONE]
+        counts = [share(result.worse, result.documents), str(result.untrained), *copies]
         rows.append([run.label, run.method, *cells, *counts, settings_text(settings) or NONE])
     text = (
         f"Bits per byte of {len(study.runs)} {'run' if len(study.runs) == 1 else 'runs'} before and after adaptation; "
         f"lower is better. {MEANS[total]} Intervals are paired bootstraps over documents, {bootstrap.num_samples} "
         f"draws, seed {bootstrap.seed}. They cover the choice of documents and no other source of chance, and they "
         "are too narrow for ten documents or fewer. Worse counts documents with a higher score after than before. "
-        "Untrained documents could not be trained on; they count in every mean with the score of the original model."
+        "Untrained documents could not be trained on; they count in every mean with the score of the original model. "
+        "Own neighbors counts documents of which a part is among their own neighbors."
     )
     blocks: list[Block] = [Heading("Test-time training report", 1), Paragraph(text)]
     blocks += [Points(study.notes)] if study.notes else []
@@ -163,11 +170,11 @@ def near_copies(study: Study) -> list[Block]:
     blocks: list[Block] = [Heading("Near-copies and failures")]
     count = len(contaminated(study.runs))
     if not count:
-        blocks.append(Paragraph("No run found a near-copy of a scored text among the neighbors."))
+        blocks.append(Paragraph("No run found a document or a near-copy of it among its own neighbors."))
     else:
         text = (
-            f"{count_documents(count)} {'has' if count == 1 else 'have'} a near-copy of the scored text among the "
-            "neighbors of a run. Results without these documents, which are left out of all runs:"
+            f"{count_documents(count)} {'has' if count == 1 else 'have'} a near-copy or a part of the document itself "
+            "among the neighbors of a run. Results without these documents, which are left out of all runs:"
         )
         header = ["run", "documents left", "bits per byte before", "after", "ratio"]
         header += [f"difference, {study.interval_name} interval", "with all documents"]

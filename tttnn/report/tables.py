@@ -59,7 +59,9 @@ def pooled_line(records: list[DocumentRecord]) -> str:
         f"Worse on {result.worse} of {count}."
     )
     if result.near_copies:
-        line += f" {result.near_copies} had a near-copy of the scored text among their neighbors."
+        line += f" {result.near_copies} had a near-copy of the document among their neighbors."
+    if result.own_neighbors:
+        line += f" {result.own_neighbors} had a part of the document itself among their neighbors."
     untrained = [record.id for record in records if record.status == "untrained"]
     if untrained:
         line += f" Scored with the original model, because they could not be trained on: {', '.join(untrained)}."
