@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import settings
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import ByteLevelBPETokenizer
@@ -98,6 +99,13 @@ class GivenRetriever:
     def retrieve(self, texts, top_k):
         self.queries += texts
         return [[Neighbor(row, text, float(row)) for row, text in enumerate(self.texts[:top_k])] for _ in texts]
+
+
+def pytest_configure(config):
+    """Try a tenth of the examples where slow tests are left out."""
+    settings.register_profile("quick", max_examples=10)
+    if "not slow" in config.option.markexpr:
+        settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)
