@@ -904,3 +904,38 @@ def test_a_factory_that_cannot_serve_is_told_before_anything_is_embedded(factory
     with pytest.raises(ValueError, match="Choose another"):
         build_index(iter(DOCUMENTS), embedder, tmp_path / "index", IndexSettings(factory))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("passage_tokens", [None, 4])
+def test_a_build_shows_its_progress_batch_by_batch_with_a_total(embedder, tmp_path, capsys, passage_tokens):
+    documents = [Document(str(number), text) for number, text in enumerate(TEXTS)]
+    settings = IndexSettings(passage_tokens=passage_tokens)
+    bars = []
+
+    class Bar(tttnn.index.build.build.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.steps = []
+            bars.append(self)
+
+        def update(self, n=1):
+            self.steps.append(n)
+            super().update(n)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tttnn.index.build.build, "tqdm", Bar)
+        build_index(documents, Embedder(embedder), tmp_path / "index", settings, 4, show_progress_bar=True)
+    (bar,) = bars
+    num_rows = read_manifest(tmp_path / "index").num_rows
+    assert bar.total == bar.n == num_rows
+    assert max(bar.steps) == 4
+
+
+def test_a_build_tells_how_many_texts_were_truncated(embedder, tmp_path, caplog):
+    documents = [Document("long", "whale " * 200), Document("short", "whale")]
+    build_index(documents, Embedder(embedder), tmp_path / "index")
+    assert "1 of 2 texts (50%) are longer than the 64 tokens" in caplog.text
+    assert "`--passages`" in caplog.text
+    caplog.clear()
+    build_index(documents, Embedder(embedder), tmp_path / "passages", IndexSettings(passage_tokens=32))
+    assert "longer" not in caplog.text
