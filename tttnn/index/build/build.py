@@ -116,7 +116,8 @@ def build_index(
             check_vacant(folder)
         kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
         build = UnfinishedIndex(folder, kept, settings.shard_size or default_shard_size(embedder.dimension))
-        build.embed(rows, embedder, batch_size, show_progress_bar)
+        with embedder.reported_truncation():
+            build.embed(rows, embedder, batch_size, show_progress_bar)
         if settings.preset == "flat":
             storage, recall = build.store_exactly(), None
         else:
@@ -177,7 +178,8 @@ def add_documents(
             return _rows_of_ended(folder, old, ended, rows)
         kept = {"added_to": old.corpus_digest, "passage_tokens": old.passage_tokens}
         build = UnfinishedIndex(folder, kept, old.storage.shard_size, first)
-        build.embed(rows, embedder, batch_size, show_progress_bar)
+        with embedder.reported_truncation():
+            build.embed(rows, embedder, batch_size, show_progress_bar)
         if _is_repeated(build.shards, old.shards):  # for example after a kill at the very end
             build.discard()
             return 0
@@ -221,7 +223,8 @@ def index_in_memory(
     """
     described, vectors, rows = embedder.describe(), exact_index(embedder.dimension), TextList()
     digest = hashlib.sha256(json.dumps(described).encode())
-    with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
+    bar = tqdm(desc="Embedding", unit="document", disable=not show_progress_bar)
+    with bar as progress, embedder.reported_truncation():
         for window, embedded in embedded_windows(_rows(documents, embedder, passage_tokens), embedder, batch_size):
             vectors.add(embedded)
             rows += window
