@@ -20,8 +20,8 @@ from tttnn import Document, Embedder
 from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings, add_documents, build_index, index_in_memory
 from tttnn.index.build.save import write_index
-from tttnn.index.build.unfinished import STATE, UnfinishedIndex
-from tttnn.index.build.writers import WORK, work_file
+from tttnn.index.build.unfinished import UnfinishedIndex
+from tttnn.index.build.workspace import STATE, VIEWERS, WORK, work_file
 from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, VECTORS, VIEWER, Storage, read_manifest
 from tttnn.index.manifest import TEXTS as TEXTS_FILE
 from tttnn.index.search import open_index
@@ -149,7 +149,7 @@ def test_what_is_embedded_is_not_embedded_again(killed, kind):
 def test_a_kill_at_any_step_of_every_part_of_a_build_was_tried(killed, preset):
     steps = killed[f"build {preset}"]["whole"]["steps"]
     tried = " ".join(steps[int(step)] for step in killed[f"build {preset}"]["killed"])
-    parts = ["embed", "shard-00000", "shard-00002", "state.json", "rename tttnn_index.json", "rename train-"]
+    parts = ["embed", "shard-00000", "shard-00002", "state.json", "tttnn_index.json", "rename train-"]
     parts += ["write trained.faiss.tmp", "write shard-00000.faiss.tmp"] if preset == "scale" else []
     assert [part for part in parts if part not in tried] == []
 
@@ -448,6 +448,18 @@ def test_no_file_for_viewers_is_in_place_before_the_manifest_names_it(folder, mo
     assert rows_of(folder, tmp_path / "after") == 80
 
 
+def test_a_build_under_way_is_no_data_set(to_be_named, tmp_path):
+    with pytest.raises(datasets.exceptions.DataFilesNotFoundError):
+        rows_of(to_be_named, tmp_path)
+
+
+def test_how_a_data_set_is_read_may_be_set_by_its_owner(folder):
+    build_index(DOCUMENTS, WordEmbedder(), folder)
+    (folder / VIEWERS).write_text("mine")
+    add_documents(MORE, WordEmbedder(), folder)
+    assert (folder / VIEWERS).read_text() == "mine"
+
+
 # --- a folder of somebody's own where the build would be ---
 
 
@@ -579,7 +591,7 @@ def test_what_a_state_names_is_on_disk_before_it_and_the_manifest_comes_last(fol
     """Each file that was written since the last note is synced, then its folder, then the state that names it."""
     synced, written = [], []
     real, write = tttnn.files.sync, tttnn.files.write_json
-    for module in ("files", "index.vectors", "index.build.writers", "index.build.unfinished"):
+    for module in ("files", "index.vectors", "index.build.writers", "index.build.workspace", "index.build.unfinished"):
         monkeypatch.setattr(f"tttnn.{module}.sync", lambda path: (real(path), synced.append(path)))
 
     def noting(path, content, *place):

@@ -18,7 +18,7 @@ from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings
 from tttnn.index.build.tttlm import import_tttlm_index
 from tttnn.index.build.unfinished import UnfinishedIndex
-from tttnn.index.build.writers import WORK
+from tttnn.index.build.workspace import WORK
 from tttnn.index.manifest import MANIFEST, Storage, read_manifest
 from tttnn.index.search import open_index
 

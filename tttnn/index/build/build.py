@@ -14,8 +14,9 @@ from tttnn.embedding import Embedder, same_embedder
 from tttnn.errors import InputError
 from tttnn.files import locked
 from tttnn.index.build.passages import split_into_passages
-from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, check_vacant, holds, settle
+from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, holds
 from tttnn.index.build.windows import embedded_windows
+from tttnn.index.build.workspace import check_vacant, settle
 from tttnn.index.manifest import (
     MANIFEST,
     TEXTS,

@@ -15,7 +15,8 @@ from tttnn.embedding import PROBE_TOLERANCE, TTTLM, Embedder
 from tttnn.errors import InputError
 from tttnn.files import locked
 from tttnn.index.build.build import IndexSettings
-from tttnn.index.build.unfinished import UnfinishedIndex, check_vacant, is_under_way, settle
+from tttnn.index.build.unfinished import UnfinishedIndex
+from tttnn.index.build.workspace import check_vacant, is_under_way, settle
 from tttnn.index.manifest import EmbedderDescription, Manifest, read_manifest
 from tttnn.index.vectors import check_factory, default_shard_size, read_vectors
 

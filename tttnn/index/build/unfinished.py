@@ -1,12 +1,10 @@
 """An index under way, in the folder where it will be: built, added to, imported and saved by the same steps."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +19,22 @@ from tttnn.errors import InputError
 from tttnn.files import sync, write_json
 from tttnn.index.build.compress import OpenedInTurn, converted, draw_queries, emptied, measure, trained_for, vectors_of
 from tttnn.index.build.windows import embedded_windows
-from tttnn.index.build.writers import WORK, Growing, ShardWriter, work_file
+from tttnn.index.build.workspace import (
+    FOLDERS,
+    STATE,
+    TRAINED,
+    WORK,
+    check_vacant,
+    clear,
+    intact,
+    is_under_way,
+    names_in,
+    read_state,
+    settle,
+    show_only_parquet,
+    work_file,
+)
+from tttnn.index.build.writers import Growing, ShardWriter
 from tttnn.index.manifest import (
     MANIFEST,
     SHARD_FILES,
@@ -34,93 +47,12 @@ from tttnn.index.manifest import (
     ShardEntry,
     Storage,
     note_built,
-    read_manifest,
 )
 from tttnn.index.texts import document_to_line
 from tttnn.index.vectors import STORAGE_PRESETS, factory_for, write_vectors
 
 
 NO_DOCUMENT = "The corpus holds no document. Check its path, its split and the limit."
-FOLDERS = ("index", "texts", "data")
-STATE = "state.json"
-TRAINED = "trained.faiss"
-
-
-def check_vacant(folder: Path) -> None:
-    """Make sure that nothing would be overwritten; what a kill at the first step of a build left is nothing."""
-    if folder.exists() and (
-        not folder.is_dir() or _names(folder) - {WORK} or _names(folder / WORK) - {STATE + ".tmp"}
-    ):
-        raise FileExistsError(
-            f"'{folder}' is there already. Choose another folder, or remove it first; `tttnn add` appends documents "
-            "to an index."
-        )
-
-
-def _names(folder: Path) -> set[str]:
-    if folder.is_dir():
-        return {path.name for path in folder.iterdir()}
-    return {folder.name} if folder.exists() else set()
-
-
-def is_under_way(folder: Path) -> bool:
-    """Whether a folder holds an interrupted build."""
-    return (folder / WORK / STATE).is_file()
-
-
-def settle(folder: Path) -> int | None:
-    """
-    End what was interrupted after its manifest was in place, and give the number of its first shard.
-
-    Only the files for viewers are still to be moved: `load_dataset` must not read them before the manifest names them.
-    None if nothing was interrupted there.
-    """
-    work = folder / WORK
-    if not (folder / MANIFEST).is_file() or not work.is_dir():
-        return None
-    shards, state = read_manifest(folder).shards, None
-    if is_under_way(folder):
-        state = _read_state(folder)
-        if state["first_shard"] >= len(shards):
-            return None
-        (folder / "data").mkdir(exist_ok=True)
-        for number in range(state["first_shard"], len(shards)):
-            if (viewer := work_file(folder, VIEWER, number)).is_file():
-                os.replace(viewer, folder / VIEWER.format(number))
-        sync(folder / "data")
-    _clear(folder)
-    return None if state is None else int(state["first_shard"])
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    with intact(folder):
-        state: dict[str, Any] = json.loads((folder / WORK / STATE).read_bytes())
-        state["first_shard"] = int(state["first_shard"])
-        return state
-
-
-@contextmanager
-def intact(folder: Path) -> Iterator[None]:
-    """Read what a build left; an error is damage: a machine that loses its power loses what was written last."""
-    try:
-        yield
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"The interrupted build in '{folder}' is damaged ({type(error).__name__}: {error}). Remove '{folder}' and "
-            f"start again; if documents were being added, remove '{folder / WORK}' and the files that its manifest "
-            "does not name."
-        ) from error
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a build made beside the index; last its state, by which it is known to be a build."""
-    work = folder / WORK
-    patterns = [Path(re.sub(r"{.*}", "*", name)).name for name in (VECTORS, VIEWER)]
-    made = [path for pattern in patterns for path in work.glob(pattern)]
-    for path in (*made, *work.glob("*.tmp"), work / TRAINED, work / STATE):
-        path.unlink(missing_ok=True)
-    if not _names(work):
-        work.rmdir()
 
 
 class UnfinishedIndex:
@@ -167,7 +99,7 @@ class UnfinishedIndex:
         if self.first_shard == 0:
             check_vacant(self.folder)
         else:
-            foreign = [self.folder / WORK] if _names(self.folder / WORK) - {STATE + ".tmp"} else []
+            foreign = [self.folder / WORK] if names_in(self.folder / WORK) - {STATE + ".tmp"} else []
             for path in (*foreign, *self._later_files(self.first_shard)):
                 self._refuse(path)
         (self.folder / WORK).mkdir(parents=True, exist_ok=True)
@@ -175,13 +107,14 @@ class UnfinishedIndex:
         self._make_folders()
 
     def _make_folders(self) -> None:
+        show_only_parquet(self.folder)
         for name in FOLDERS[:2]:
             (self.folder / name).mkdir(exist_ok=True)
         for path in (self.folder, self.folder.parent):
             sync(path)
 
     def _resume(self) -> None:
-        state = _read_state(self.folder)
+        state = read_state(self.folder)
         with intact(self.folder):
             different = _different(self.settings, state["settings"])
             is_same_place = self.first_shard == state["first_shard"]
@@ -362,10 +295,8 @@ class UnfinishedIndex:
         search: dict[str, int] = {}
         recall = None
         if like is None:
-            stored, queries = (
-                OpenedInTurn(paths, preset, starts[:-1]),
-                draw_queries(self.folder, self.shards, embedder),
-            )
+            stored = OpenedInTurn(paths, preset, starts[:-1])
+            queries = draw_queries(self.folder, self.shards, embedder)
             search, recall = measure(exact, stored, work / TRAINED, queries, recall_target)
         for place, file in enumerate(self.stored):
             files = {**self.shards[place].files, VECTORS.format(self.first_shard + place): file}
@@ -402,9 +333,9 @@ class UnfinishedIndex:
         self._note()
         for path in self._later_files(self.first_shard, SHARD_FILES[:3]):
             path.unlink()
-        _clear(self.folder)
+        clear(self.folder)
         for folder in (*(self.folder / name for name in FOLDERS), self.folder):
-            if folder.is_dir() and not _names(folder):
+            if folder.is_dir() and not names_in(folder):
                 folder.rmdir()
 
     def _refuse(self, path: Path) -> None:

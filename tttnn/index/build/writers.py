@@ -13,21 +13,16 @@ import numpy as np
 from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.files import sync
+from tttnn.index.build.workspace import work_file
 from tttnn.index.faiss_files import FLAT_HEADER, flat_header
 from tttnn.index.manifest import OFFSETS, TEXTS, VECTORS, VIEWER, FileEntry, ShardEntry
 from tttnn.index.texts import TextStore, document_to_line
 
 
-WORK = ".unfinished"  # in the folder of an index: what is no part of it, or not yet
 # Of the viewer's files; memory holds one group.
 ROWS_PER_GROUP = 1000
 BYTES_PER_GROUP = 8 << 20
 COPY_BYTES = 1 << 20
-
-
-def work_file(folder: Path, pattern: str, number: int) -> Path:
-    """Name the place of a file of a shard that is not under its own name yet: vectors, and what viewers read."""
-    return folder / WORK / Path(pattern.format(number)).name
 
 
 class GrowingFile:

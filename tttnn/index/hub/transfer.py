@@ -23,7 +23,7 @@ from huggingface_hub.utils import build_hf_headers
 from tttnn.documents import HUB_ID
 from tttnn.errors import HubError, InputError
 from tttnn.files import locked
-from tttnn.index.build.unfinished import check_vacant, is_under_way, settle
+from tttnn.index.build.workspace import check_vacant, is_under_way, settle
 from tttnn.index.hub.card import CARD, GENERATED, index_card
 from tttnn.index.hub.remote_texts import RemoteFile, RemoteTexts, locate_files
 from tttnn.index.hub.retry import persist
@@ -80,7 +80,7 @@ def fetch_index(
             `local_files_only`, which asks nothing.
 
     Returns:
-        `tuple[Path, Callable | None]`: the folder, and for texts that stay on the Hub the `open_texts` of `open_index`.
+        `tuple[Path, Callable | None]`: the folder, and `open_texts` for `open_index` if the texts stay on the Hub.
 
     Raises:
         `FileNotFoundError`: If there is neither a folder nor an id, or it is not in the Hub's cache and the Hub may
