@@ -42,7 +42,7 @@ DIMENSION, INNER, ROWS_PER_CLUSTER = 384, 48, 100
 BLOCK = 10_000
 
 
-class SyntheticEmbedder:
+class SyntheticEmbedder(Embedder):
     """Gives each text the vector of the number in it."""
 
     dimension = DIMENSION
@@ -95,7 +95,7 @@ class SyntheticEmbedder:
         }
 
 
-class StoredVectors:
+class StoredVectors(Embedder):
     """Gives the vectors of an index's rows, in their order; queries are embedded."""
 
     def __init__(self, index: DocumentIndex) -> None:

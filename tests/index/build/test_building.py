@@ -242,6 +242,32 @@ def test_a_stream_is_read_one_window_ahead_of_what_is_embedded(folder, monkeypat
     assert ahead == [7, 7, 6, 7, 7, 6, 7, 3]
 
 
+def long_documents():
+    """Four documents, three of which have more than the 64 tokens that the embedder reads."""
+    return [Document(f"{number}", "^" * number) for number in (10, 65, 200, 5000)]
+
+
+@pytest.mark.parametrize("shard_size", [1, 100])
+def test_a_build_and_an_addition_warn_once_of_the_share_of_documents_that_were_truncated(
+    embedder, folder, shard_size, caplog
+):
+    build_index(long_documents(), Embedder(embedder), folder, IndexSettings(shard_size=shard_size))
+    add_documents([Document("new", "^" * 65)], Embedder(embedder), folder)
+    first, second = caplog.messages
+    assert first.startswith("3 of 4 texts (75%) are longer than the 64 tokens") and "--passages" in first
+    assert second.startswith("1 of 1 texts (100%)")
+
+
+def test_an_index_in_memory_warns_of_truncated_documents_too(embedder, caplog):
+    index_in_memory(long_documents(), Embedder(embedder))
+    assert [message[:12] for message in caplog.messages] == ["3 of 4 texts"]
+
+
+def test_passages_are_read_whole_and_give_no_warning(embedder, folder, caplog):
+    build_index(long_documents(), Embedder(embedder), folder, IndexSettings(passage_tokens=64))
+    assert caplog.messages == []
+
+
 def test_the_documents_of_passages_are_counted(embedder, folder):
     documents = [Document(f"{row}", text) for row, text in enumerate(TEXTS)]
     build_index(documents, Embedder(embedder), folder, IndexSettings(shard_size=7, passage_tokens=16))
