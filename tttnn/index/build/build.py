@@ -17,16 +17,8 @@ from tttnn.index.build.passages import split_into_passages
 from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, holds
 from tttnn.index.build.windows import embedded_windows
 from tttnn.index.build.workspace import check_vacant, settle
-from tttnn.index.manifest import (
-    MANIFEST,
-    TEXTS,
-    VECTORS,
-    EmbedderDescription,
-    Manifest,
-    ShardEntry,
-    check_file,
-    read_manifest,
-)
+from tttnn.index.integrity import check_file
+from tttnn.index.manifest import MANIFEST, TEXTS, VECTORS, EmbedderDescription, Manifest, ShardEntry, read_manifest
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
 from tttnn.index.texts import TextList, document_to_line

@@ -35,6 +35,7 @@ from tttnn.index.build.workspace import (
     work_file,
 )
 from tttnn.index.build.writers import Growing, ShardWriter
+from tttnn.index.integrity import note_built
 from tttnn.index.manifest import (
     MANIFEST,
     SHARD_FILES,
@@ -46,7 +47,6 @@ from tttnn.index.manifest import (
     Recall,
     ShardEntry,
     Storage,
-    note_built,
 )
 from tttnn.index.texts import document_to_line
 from tttnn.index.vectors import STORAGE_PRESETS, factory_for, write_vectors
