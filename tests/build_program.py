@@ -53,7 +53,9 @@ class WordEmbedder(Embedder):
         """All words are read."""
         return None
 
-    def encode_document(self, texts: Sequence[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
+    def encode_document(
+        self, texts: Sequence[str], batch_size: int | None = None, first_row: int = 0, progress: Any = None
+    ) -> np.ndarray:
         """Note what is embedded, but for the probe."""
         texts = list(texts)
         if texts != [PROBE]:

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 # Inside the index: a file imports only from its left, and building comes before sharing.
-INDEX_ORDER = ["texts", "faiss_files", "vectors", "manifest", "shard", "search", "subset", "build", "hub"]
+INDEX_ORDER = ["texts", "faiss_files", "vectors", "manifest", "integrity", "shard", "search", "subset", "build", "hub"]
 # Outside of the table: the public names point everywhere, and the metric is also a Hub Space of its own.
 FACADE = "__init__"
 SELF_CONTAINED = "metrics"

@@ -132,7 +132,13 @@ class Embedder:
         limit = self.model.max_seq_length
         return None if limit is None or limit == math.inf else int(limit)
 
-    def encode_document(self, texts: list[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
+    def encode_document(
+        self,
+        texts: list[str],
+        batch_size: int | None = None,
+        first_row: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
         """
         Embed texts of a corpus.
 
@@ -143,6 +149,8 @@ class Embedder:
                 Texts in one forward pass; they are sorted by length first. By default `default_batch_size`.
             first_row (`int`, *optional*, defaults to `0`):
                 Row of the first text, for error messages.
+            progress (`Callable`, *optional*):
+                Called with the number of texts of each forward pass, for example `tqdm.update`.
 
         Returns:
             `np.ndarray`: float32 of shape `(len(texts), dimension)`, in the order of `texts`.
@@ -152,7 +160,7 @@ class Embedder:
             `TypeError`: If a text is not a string.
         """
         vectors, num_truncated = self._encode(
-            self.model.encode_document, texts, self.document_prompt, batch_size, first_row
+            self.model.encode_document, texts, self.document_prompt, batch_size, first_row, progress
         )
         self.num_encoded += len(texts)
         self.num_truncated += num_truncated
@@ -200,6 +208,7 @@ class Embedder:
         prompt: str,
         batch_size: int | None,
         first_row: int = 0,
+        progress: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, int]:
         """Embed texts, and count those that were truncated."""
         if isinstance(texts, str):
@@ -211,6 +220,13 @@ class Embedder:
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32), 0
         counts: list[int] = []
+        waiting = [min(batch_size, len(texts) - first) for first in range(0, len(texts), batch_size)]
+
+        def before_forward(_: object, inputs: tuple[Any, ...]) -> None:
+            counts.append(_num_truncated(inputs[0]))
+            if progress is not None and waiting:
+                progress(waiting.pop(0))
+
         with self._turn:  # a tokenizer serves one thread at a time
             texts = [self._shorten(text, prompt) for text in texts]
             # sorted here as well, so that the pieces that several processes get are of texts of one length
@@ -219,8 +235,10 @@ class Embedder:
             pool = self._processes() if len(texts) > batch_size else None
             if pool is not None:  # whose processes count nothing
                 counts.append(_num_truncated(self.model.preprocess(ordered, prompt=prompt)))
-            with self.model.register_forward_pre_hook(lambda _, inputs: counts.append(_num_truncated(inputs[0]))):
+            with self.model.register_forward_pre_hook(before_forward):
                 encoded = encode(ordered, prompt=prompt, batch_size=batch_size, show_progress_bar=False, pool=pool)
+        if progress is not None:
+            progress(sum(waiting))  # what other processes embedded
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         vectors[order] = encoded
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

@@ -42,7 +42,7 @@ DIMENSION, INNER, ROWS_PER_CLUSTER = 384, 48, 100
 BLOCK = 10_000
 
 
-class SyntheticEmbedder:
+class SyntheticEmbedder(Embedder):
     """Gives each text the vector of the number in it."""
 
     dimension = DIMENSION
@@ -67,7 +67,9 @@ class SyntheticEmbedder:
         vectors = inner @ self.turn + 0.1 * generator.normal(size=(len(inner), DIMENSION)).astype(np.float32)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-    def encode_document(self, texts: list[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
+    def encode_document(
+        self, texts: list[str], batch_size: int | None = None, first_row: int = 0, progress: Any = None
+    ) -> np.ndarray:
         """Give the vectors of texts."""
         numbers = [int(text.split()[1]) for text in texts]
         return np.stack([self.rows(number // BLOCK)[number % BLOCK] for number in numbers])
@@ -93,13 +95,15 @@ class SyntheticEmbedder:
         }
 
 
-class StoredVectors:
+class StoredVectors(Embedder):
     """Gives the vectors of an index's rows, in their order; queries are embedded."""
 
     def __init__(self, index: DocumentIndex) -> None:
         self.index, self.row = index, 0
 
-    def encode_document(self, texts: list[str], batch_size: int | None = None, first_row: int = 0) -> np.ndarray:
+    def encode_document(
+        self, texts: list[str], batch_size: int | None = None, first_row: int = 0, progress: Any = None
+    ) -> np.ndarray:
         """Give the vectors of the next rows."""
         shard, place = self.index.shard_of(self.row)
         assert place + len(texts) <= len(shard), "windows and shards of the two indexes differ"

@@ -23,7 +23,7 @@ def test_a_folder_becomes_an_index(build, corpus, tmp_path, capsys):
     assert [index.documents([row])[0].id for row in range(len(index))] == [f"{number}.txt" for number in range(10)]
     assert [index.documents([row])[0].text for row in range(len(index))] == TEXTS
     # a bar on standard error alone counts the documents
-    assert re.search(r"Embedding: 10row", output.err)
+    assert re.search(r"10/10 \[", output.err)
 
 
 def test_several_compressed_files_become_one_index(build, tmp_path):
@@ -226,7 +226,7 @@ def test_documents_are_added_behind_those_of_the_index(build, tmp_path, capsys):
     output = capsys.readouterr()
     expected = f"Added 3 rows; the index holds 10 rows of 10 documents in 3 shards: {tmp_path / 'built'}\n"
     assert output.out == expected
-    assert re.search(r"Embedding: 3row", output.err)
+    assert re.search(r"3/3 \[", output.err)
     index = open_index(tmp_path / "built")
     assert [document.text for document in index.documents(range(10))] == TEXTS
     assert json.loads((tmp_path / "built" / MANIFEST).read_text())["sources"] == ["first.jsonl", "more.jsonl"]

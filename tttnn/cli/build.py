@@ -1,7 +1,8 @@
 """The commands that make and extend indexes."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -245,20 +246,43 @@ def _check_devices(names: Sequence[str] | None) -> None:
             )
 
 
-def _documents(arguments: argparse.Namespace) -> "Iterator[Document]":
-    from tttnn.documents import read_documents
+class _Corpus:
+    """The documents that a command line names; their number is known before they are read if they are local."""
 
-    return read_documents(
-        arguments.source,
-        arguments.text_column,
-        arguments.id_column,
-        arguments.split,
-        arguments.revision,
-        limit=arguments.limit,
-        include_files=arguments.include_files or (),
-        exclude_files=arguments.exclude_files or (),
-        dataset_config=arguments.dataset_config,
-    )
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+
+    def __iter__(self) -> "Iterator[Document]":
+        from tttnn.documents import read_documents
+
+        arguments = self.arguments
+        return read_documents(
+            arguments.source,
+            arguments.text_column,
+            arguments.id_column,
+            arguments.split,
+            arguments.revision,
+            limit=arguments.limit,
+            include_files=arguments.include_files or (),
+            exclude_files=arguments.exclude_files or (),
+            dataset_config=arguments.dataset_config,
+        )
+
+
+class _LocalCorpus(_Corpus):
+    def __len__(self) -> int:
+        logger = logging.getLogger("tttnn.documents")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # what is skipped is told when the documents are read
+        try:
+            return sum(1 for _ in self)
+        finally:
+            logger.setLevel(level)
+
+
+def _documents(arguments: argparse.Namespace) -> "Iterable[Document]":
+    is_local = all(Path(source).expanduser().exists() for source in arguments.source)
+    return (_LocalCorpus if is_local else _Corpus)(arguments)
 
 
 def _names(sources: Sequence[str]) -> list[str]:

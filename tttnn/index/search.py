@@ -10,6 +10,7 @@ import numpy as np
 
 from tttnn.documents import Document
 from tttnn.errors import InputError
+from tttnn.index.integrity import check_file, check_trust
 from tttnn.index.manifest import (
     MANIFEST,
     OFFSETS,
@@ -18,8 +19,6 @@ from tttnn.index.manifest import (
     VIEWER,
     Manifest,
     ShardEntry,
-    check_file,
-    check_trust,
     manifest_bytes,
     parse_manifest,
 )

@@ -242,6 +242,32 @@ def test_a_stream_is_read_one_window_ahead_of_what_is_embedded(folder, monkeypat
     assert ahead == [7, 7, 6, 7, 7, 6, 7, 3]
 
 
+def long_documents():
+    """Four documents, three of which have more than the 64 tokens that the embedder reads."""
+    return [Document(f"{number}", "^" * number) for number in (10, 65, 200, 5000)]
+
+
+@pytest.mark.parametrize("shard_size", [1, 100])
+def test_a_build_and_an_addition_warn_once_of_the_share_of_documents_that_were_truncated(
+    embedder, folder, shard_size, caplog
+):
+    build_index(long_documents(), Embedder(embedder), folder, IndexSettings(shard_size=shard_size))
+    add_documents([Document("new", "^" * 65)], Embedder(embedder), folder)
+    first, second = caplog.messages
+    assert first.startswith("3 of 4 texts (75%) are longer than the 64 tokens") and "--passages" in first
+    assert second.startswith("1 of 1 texts (100%)")
+
+
+def test_an_index_in_memory_warns_of_truncated_documents_too(embedder, caplog):
+    index_in_memory(long_documents(), Embedder(embedder))
+    assert [message[:12] for message in caplog.messages] == ["3 of 4 texts"]
+
+
+def test_passages_are_read_whole_and_give_no_warning(embedder, folder, caplog):
+    build_index(long_documents(), Embedder(embedder), folder, IndexSettings(passage_tokens=64))
+    assert caplog.messages == []
+
+
 def test_the_documents_of_passages_are_counted(embedder, folder):
     documents = [Document(f"{row}", text) for row, text in enumerate(TEXTS)]
     build_index(documents, Embedder(embedder), folder, IndexSettings(shard_size=7, passage_tokens=16))
@@ -904,3 +930,38 @@ def test_a_factory_that_cannot_serve_is_told_before_anything_is_embedded(factory
     with pytest.raises(ValueError, match="Choose another"):
         build_index(iter(DOCUMENTS), embedder, tmp_path / "index", IndexSettings(factory))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("passage_tokens", [None, 4])
+def test_a_build_shows_its_progress_batch_by_batch_with_a_total(embedder, tmp_path, capsys, passage_tokens):
+    documents = [Document(str(number), text) for number, text in enumerate(TEXTS)]
+    settings = IndexSettings(passage_tokens=passage_tokens)
+    bars = []
+
+    class Bar(tttnn.index.build.build.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.steps = []
+            bars.append(self)
+
+        def update(self, n=1):
+            self.steps.append(n)
+            super().update(n)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tttnn.index.build.build, "tqdm", Bar)
+        build_index(documents, Embedder(embedder), tmp_path / "index", settings, 4, show_progress_bar=True)
+    (bar,) = bars
+    num_rows = read_manifest(tmp_path / "index").num_rows
+    assert bar.total == bar.n == num_rows
+    assert max(bar.steps) == 4
+
+
+def test_a_build_tells_how_many_texts_were_truncated(embedder, tmp_path, caplog):
+    documents = [Document("long", "whale " * 200), Document("short", "whale")]
+    build_index(documents, Embedder(embedder), tmp_path / "index")
+    assert "1 of 2 texts (50%) are longer than the 64 tokens" in caplog.text
+    assert "`--passages`" in caplog.text
+    caplog.clear()
+    build_index(documents, Embedder(embedder), tmp_path / "passages", IndexSettings(passage_tokens=32))
+    assert "longer" not in caplog.text

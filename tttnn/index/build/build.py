@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,8 @@ from tttnn.index.build.passages import split_into_passages
 from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, holds
 from tttnn.index.build.windows import embedded_windows
 from tttnn.index.build.workspace import check_vacant, settle
-from tttnn.index.manifest import (
-    MANIFEST,
-    TEXTS,
-    VECTORS,
-    EmbedderDescription,
-    Manifest,
-    ShardEntry,
-    check_file,
-    read_manifest,
-)
+from tttnn.index.integrity import check_file
+from tttnn.index.manifest import MANIFEST, TEXTS, VECTORS, EmbedderDescription, Manifest, ShardEntry, read_manifest
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
 from tttnn.index.texts import TextList, document_to_line
@@ -117,7 +109,9 @@ def build_index(
             check_vacant(folder)
         kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
         build = UnfinishedIndex(folder, kept, settings.shard_size or default_shard_size(embedder.dimension))
-        build.embed(rows, embedder, batch_size, show_progress_bar)
+        bar = _bar(documents, embedder, settings.passage_tokens, show_progress_bar)
+        with embedder.reported_truncation(), bar:
+            build.embed(rows, embedder, batch_size, bar)
         if settings.preset == "flat":
             storage, recall = build.store_exactly(), None
         else:
@@ -178,7 +172,9 @@ def add_documents(
             return _rows_of_ended(folder, old, ended, rows)
         kept = {"added_to": old.corpus_digest, "passage_tokens": old.passage_tokens}
         build = UnfinishedIndex(folder, kept, old.storage.shard_size, first)
-        build.embed(rows, embedder, batch_size, show_progress_bar)
+        bar = _bar(documents, embedder, old.passage_tokens, show_progress_bar)
+        with embedder.reported_truncation(), bar:
+            build.embed(rows, embedder, batch_size, bar)
         if _is_repeated(build.shards, old.shards):  # for example after a kill at the very end
             build.discard()
             return 0
@@ -222,11 +218,12 @@ def index_in_memory(
     """
     described, vectors, rows = embedder.describe(), exact_index(embedder.dimension), TextList()
     digest = hashlib.sha256(json.dumps(described).encode())
-    with tqdm(desc="Embedding", unit="document", disable=not show_progress_bar) as progress:
-        for window, embedded in embedded_windows(_rows(documents, embedder, passage_tokens), embedder, batch_size):
+    bar = _bar(documents, embedder, passage_tokens, show_progress_bar)
+    with embedder.reported_truncation(), bar:
+        corpus = _rows(documents, embedder, passage_tokens)
+        for window, embedded in embedded_windows(corpus, embedder, batch_size, progress=bar.update):
             vectors.add(embedded)
             rows += window
-            progress.update(len(window))
     if not rows:
         raise InputError(NO_DOCUMENT)
     for row in rows:
@@ -236,6 +233,16 @@ def index_in_memory(
 
 def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:
     return iter(documents) if passage_tokens is None else split_into_passages(documents, embedder, passage_tokens)
+
+
+def _bar(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None, shown: bool) -> tqdm:
+    """Make the bar of the rows; their number is known if the documents have one and can be read twice."""
+    total = None
+    if shown and isinstance(documents, Sized):
+        total = len(documents)
+        if passage_tokens is not None:
+            total = sum(1 for _ in _rows(documents, embedder, passage_tokens))
+    return tqdm(desc="Embedding", unit="row", total=total, disable=not shown)
 
 
 def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]) -> bool:

@@ -5,7 +5,8 @@ from pathlib import Path
 from tttnn.files import locked
 from tttnn.index.build.unfinished import UnfinishedIndex
 from tttnn.index.build.workspace import settle
-from tttnn.index.manifest import EmbedderDescription, Manifest, check_file, read_manifest
+from tttnn.index.integrity import check_file
+from tttnn.index.manifest import EmbedderDescription, Manifest, read_manifest
 from tttnn.index.search import DocumentIndex
 from tttnn.index.vectors import default_shard_size
 

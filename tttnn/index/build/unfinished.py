@@ -35,6 +35,7 @@ from tttnn.index.build.workspace import (
     work_file,
 )
 from tttnn.index.build.writers import Growing, ShardWriter
+from tttnn.index.integrity import note_built
 from tttnn.index.manifest import (
     MANIFEST,
     SHARD_FILES,
@@ -46,7 +47,6 @@ from tttnn.index.manifest import (
     Recall,
     ShardEntry,
     Storage,
-    note_built,
 )
 from tttnn.index.texts import document_to_line
 from tttnn.index.vectors import STORAGE_PRESETS, factory_for, write_vectors
@@ -209,28 +209,26 @@ class UnfinishedIndex:
             writer.vectors.write(part.tobytes())
         self._finish_shard(writer)
 
-    def embed(
-        self, rows: Iterator[Document], embedder: Embedder, batch_size: int | None, show_progress_bar: bool
-    ) -> None:
+    def embed(self, rows: Iterator[Document], embedder: Embedder, batch_size: int | None, bar: tqdm) -> None:
         """Go past the rows of the corpus that are embedded, and embed all others."""
         done = self._go_past_shards(rows)
-        with tqdm(desc="Embedding", unit="row", initial=done, disable=not show_progress_bar) as bar:
-            while self.growing or (first := [*islice(rows, 1)]):
-                writer = self._writer(embedder.dimension)
-                if self.growing:
-                    first = []
-                    if not writer.texts.go_past(rows):
-                        raise self._other_corpus(f"up to row {done + writer.num_rows} they differ")
-                bar.update(writer.num_rows)
-                of_shard = chain(first, islice(rows, self.shard_size - writer.num_rows - len(first)))
-                for window, vectors in embedded_windows(of_shard, embedder, batch_size, done + writer.num_rows):
-                    writer.add(window)
-                    writer.vectors.write(vectors.tobytes())
-                    self.growing = writer.growing()
-                    self._note()
-                    bar.update(len(window))
-                done += writer.num_rows
-                self._finish_shard(writer)
+        bar.update(done)
+        while self.growing or (first := [*islice(rows, 1)]):
+            writer = self._writer(embedder.dimension)
+            if self.growing:
+                first = []
+                if not writer.texts.go_past(rows):
+                    raise self._other_corpus(f"up to row {done + writer.num_rows} they differ")
+            bar.update(writer.num_rows)
+            of_shard = chain(first, islice(rows, self.shard_size - writer.num_rows - len(first)))
+            first_row = done + writer.num_rows
+            for window, vectors in embedded_windows(of_shard, embedder, batch_size, first_row, bar.update):
+                writer.add(window)
+                writer.vectors.write(vectors.tobytes())
+                self.growing = writer.growing()
+                self._note()
+            done += writer.num_rows
+            self._finish_shard(writer)
         if not self.shards:
             self.discard()
             raise InputError(NO_DOCUMENT)

@@ -1,6 +1,6 @@
 """Documents embedded window by window, so that memory holds a bounded part of a corpus."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import numpy as np
@@ -15,7 +15,11 @@ WINDOW_CHARACTERS = 32 << 20
 
 
 def embedded_windows(
-    documents: Iterable[Document], embedder: Embedder, batch_size: int | None = None, first_row: int = 0
+    documents: Iterable[Document],
+    embedder: Embedder,
+    batch_size: int | None = None,
+    first_row: int = 0,
+    progress: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[list[Document], np.ndarray]]:
     """Give documents and their vectors; `first_row` is the row of the first one, for errors of the embedder."""
     window: list[Document] = []
@@ -26,6 +30,7 @@ def embedded_windows(
             size += len(document.text)
         full = len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_CHARACTERS
         if window and (full or document is None):
-            yield window, embedder.encode_document([item.text for item in window], batch_size, first_row=first_row)
+            texts = [item.text for item in window]
+            yield window, embedder.encode_document(texts, batch_size, first_row, progress)
             first_row += len(window)
             window, size = [], 0

@@ -27,17 +27,8 @@ from tttnn.index.build.workspace import check_vacant, is_under_way, settle
 from tttnn.index.hub.card import CARD, GENERATED, index_card
 from tttnn.index.hub.remote_texts import RemoteFile, RemoteTexts, locate_files
 from tttnn.index.hub.retry import persist
-from tttnn.index.manifest import (
-    MANIFEST,
-    OFFSETS,
-    SHARD_FILES,
-    TEXTS,
-    VIEWER,
-    Manifest,
-    ShardEntry,
-    check_file,
-    read_manifest,
-)
+from tttnn.index.integrity import check_file
+from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VIEWER, Manifest, ShardEntry, read_manifest
 
 
 PULL_FAILED = "The index '{}' (revision '{}') could not be downloaded"
