@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -124,6 +125,22 @@ def tokenizer():
         bos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
+
+
+@pytest.fixture(scope="session")
+def two_processes(tokenizer, tmp_path_factory):
+    """A folder with what the scenarios of `two_processes.py` wrote, launched once for all workers of a test run."""
+    from two_processes import launch  # imports this file
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "two processes"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            tokenizer.save_pretrained(folder / "tokenizer")
+            launch(folder)
+            (folder / "done").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,9 @@ def test_training_is_a_plain_loop_over_these_parameters(model, tokenizer, make, 
             weight.requires_grad_(PATTERNS[kind] in name)
     else:
         config = {
-            "lora": peft.LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True),
+            "lora": peft.LoraConfig(
+                r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True
+            ),
             "ia3": peft.IA3Config(
                 target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True
             ),
