@@ -42,7 +42,7 @@ class TurningRetriever:
             raise ConnectionError("the index is unreachable")
         starts = [zlib.crc32(text.encode()) for text in texts]
         rows = [[(start + place) % len(TEXTS) for place in range(top_k)] for start in starts]
-        return [[Neighbor(row, TEXTS[row], float(place)) for place, row in enumerate(found)] for found in rows]
+        return [[Neighbor(row, TEXTS[row], float(place)) for place, row in enumerate(members)] for members in rows]
 
 
 def make_trainer(

@@ -34,10 +34,10 @@ def make_method(
     texts: list[str],
     folder: Path,
     callbacks: list[Any] | None = None,
-    own: dict[str, Any] | None = None,
+    method_options: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Any:
-    """Make a trainer with a method; `own` are the method's options, `overrides` go to the arguments."""
+    """Make a trainer with a method; `method_options` are the method's own, `overrides` go to the arguments."""
     args = TestTimeTrainingArguments(
         **{
             "output_dir": str(folder),
@@ -51,16 +51,16 @@ def make_method(
         }
     )
     parts = {"processing_class": tokenizer, "retriever": GivenRetriever(texts), "callbacks": callbacks}
-    return TestTimeTrainer(model=model, args=args, method=METHODS[name](**(own or {})), **parts)
+    return TestTimeTrainer(model=model, args=args, method=METHODS[name](**(method_options or {})), **parts)
 
 
 def evaluate(name: str, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
     """Evaluate a scenario, and give its records as JSON would hold them, but for the seconds."""
     overrides = dict(SCENARIOS[name])
-    own = {"knn": overrides.pop("knn")} if "knn" in overrides else {}
+    method_options = {"knn": overrides.pop("knn")} if "knn" in overrides else {}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"](len(tokenizer)))
-    trainer = make_method(name, model, tokenizer, TEXTS[:4], folder, own=own, **overrides)
+    trainer = make_method(name, model, tokenizer, TEXTS[:4], folder, method_options=method_options, **overrides)
     trainer.evaluate(DOCUMENTS)
     return [{**json.loads(record.to_json()), "seconds": {}} for record in trainer.records]
 

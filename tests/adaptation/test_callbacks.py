@@ -148,18 +148,18 @@ def test_steps_look_to_callbacks_and_loggers_as_those_of_trainer_itself(
     ours = recorder(TrainerCallback)
     settings = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "gradient_accumulation_steps": accumulation}
     trainer = make([ours], num_neighbors=4, logging_steps=1, eval_dataset=DOCUMENTS[:1], **settings)
-    theirs, rows = recorder(TrainerCallback), [tokenizer(text)["input_ids"] for text in NEIGHBORS]
+    expected_events, rows = recorder(TrainerCallback), [tokenizer(text)["input_ids"] for text in NEIGHBORS]
     rows = [{"input_ids": row, "labels": row} for row in rows]
     trainer.evaluate()
-    reference = Trainer(model, plain, train_dataset=rows, callbacks=[theirs])
+    reference = Trainer(model, plain, train_dataset=rows, callbacks=[expected_events])
     reference.model_accepts_loss_kwargs = False  # a step's loss is the mean over its neighbors, not over their tokens
     reference.train()
 
-    steps = [name for name in theirs.names if "epoch" not in name and name != "on_save"]
+    steps = [name for name in expected_events.names if "epoch" not in name and name != "on_save"]
     last = len(steps) - 1 - steps[::-1].index("on_step_end")
     assert steps[: last + 2] == ours.names[: last + 2]
     count = 4 // accumulation
-    for mine, expected in zip(ours.logs()[:count], theirs.logs()[:count], strict=True):
+    for mine, expected in zip(ours.logs()[:count], expected_events.logs()[:count], strict=True):
         for name in ("loss", "grad_norm", "learning_rate"):
             assert float(mine[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
 
@@ -206,7 +206,7 @@ def test_logging_steps_give_loss_rate_and_gradient_norm(make):
     assert trainer.state.log_history[0]["loss"] == trainer.records[0].train_loss[0]
 
 
-def test_each_document_begins_its_schedule_anew(make):
+def test_each_document_has_a_schedule_from_the_start(make):
     events = recorder(TrainerCallback)
     make([events], num_neighbors=2, logging_steps=1, lr_scheduler_type="linear", learning_rate=0.002).evaluate()
     rates = [row["learning_rate"] for row in events.logs()[:-1]]

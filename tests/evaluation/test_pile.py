@@ -157,7 +157,7 @@ def sample_of_the_authors(count):
 def test_the_documents_are_those_of_the_authors(counts):
     documents = make_documents(**counts)
     selected = select_documents(documents, list(TASKS))
-    assert {task: [document.id for document in found] for task, found in selected.items()} == {
+    assert {task: [document.id for document in members] for task, members in selected.items()} == {
         name.replace("_", "-"): [f"{name.replace('_', '-')}-{row}" for row in sample_of_the_authors(count)]
         for name, count in counts.items()
     }
@@ -321,9 +321,9 @@ def test_the_script_gives_a_row_per_task_and_their_weighted_mean(
     assert [record["id"] for record in records] == lines
     table, by_task = table_in(output), {"arxiv": records[:3], "github": records[3:]}
     assert list(table) == ["arxiv", "github", "weighted_mean", "pooled, unweighted"]
-    for task, found in by_task.items():
-        assert {record["metadata"]["pile_set_name"] for record in found} == {TASKS[task][0]}
-        assert_row(table[task], figures_of(found))
+    for task, members in by_task.items():
+        assert {record["metadata"]["pile_set_name"] for record in members} == {TASKS[task][0]}
+        assert_row(table[task], figures_of(members))
     before, after = (
         (8.96 * bits_per_byte(by_task["arxiv"], position) + 7.59 * bits_per_byte(by_task["github"], position)) / 16.55
         for position in (0, -1)

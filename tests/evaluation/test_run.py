@@ -116,7 +116,7 @@ def test_the_method_is_also_read_after_an_equals_sign():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
-    own = {
+    users_of = {
         "--order": {"ttt", "context+ttt"},
         "--num-train-epochs": {"ttt", "context+ttt"},
         "--learning-rate": {"ttt", "context+ttt", "dynamic"},
@@ -134,7 +134,7 @@ def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
     assert end.value.code == 0
     output = capsys.readouterr().out
     shown = {word.rstrip(",") for line in output.splitlines() if line.startswith("  --") for word in line.split()}
-    assert {option for option in own if option in shown} == {name for name, users in own.items() if method in users}
+    assert {*users_of} & shown == {option for option, users in users_of.items() if method in users}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -248,9 +248,9 @@ def test_fractions_of_the_index_share_what_is_embedded(setting, tmp_path, monkey
     embedded = []
     encode = Embedder.encode_query
 
-    def counted(self, found, *args, **kwargs):
-        embedded.extend(found)
-        return encode(self, found, *args, **kwargs)
+    def counted(self, queries, *args, **kwargs):
+        embedded.extend(queries)
+        return encode(self, queries, *args, **kwargs)
 
     monkeypatch.setattr(Embedder, "encode_query", counted)
     options = ["--index_fraction", 0.4, 1.0, "--query", "document"]
@@ -280,9 +280,9 @@ def test_two_processes_agree_with_one(launched, tmp_path, name):
     folder, tokenizer = launched
     expected = evaluate(name, tokenizer, tmp_path)
     for rank in (0, 1):
-        found = json.loads((folder / f"{name}-{rank}.json").read_text())
-        assert [record["index"] for record in found] == [0, 1, 2]
-        for record, other in zip(found, expected, strict=True):
+        records = json.loads((folder / f"{name}-{rank}.json").read_text())
+        assert [record["index"] for record in records] == [0, 1, 2]
+        for record, other in zip(records, expected, strict=True):
             assert record.pop("nll") == pytest.approx(other["nll"], rel=1e-6)
             assert record.pop("train_loss") == pytest.approx(other["train_loss"], rel=1e-6)
             assert record == {key: value for key, value in other.items() if key not in ("nll", "train_loss")}
@@ -300,9 +300,9 @@ def sweep(parts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     rows = [
         {"text": text * 2 + str(number), "meta": {"pile_set_name": task}}
-        for task, found in (("Github", TEXTS[:2]), ("ArXiv", TEXTS[6:8]))
+        for task, texts in (("Github", TEXTS[:2]), ("ArXiv", TEXTS[6:8]))
         for number in range(4)
-        for text in found[number % 2 : number % 2 + 1]
+        for text in texts[number % 2 : number % 2 + 1]
     ]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--index", parts / "index", "--embedder", parts / "embedder", "--num_neighbors", 3, "--only", *NAMES]
@@ -313,11 +313,11 @@ def sweep(parts, tmp_path_factory):
 
 def records_in(folder):
     """By journal its settings and records, but for the seconds."""
-    found = {}
+    journals = {}
     for path in sorted(folder.rglob("journal-*.jsonl")):
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        found[str(path.relative_to(folder))] = [{**line, "seconds": None, "checksum": None} for line in lines]
-    return found
+        journals[str(path.relative_to(folder))] = [{**line, "seconds": None, "checksum": None} for line in lines]
+    return journals
 
 
 def report_of(folder, monkeypatch):

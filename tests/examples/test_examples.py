@@ -212,7 +212,7 @@ def test_passages_lose_no_character(text, size):
     assert [passage.id for passage in passages] == [f"d#{number}" for number in range(len(passages))]
     assert all(passage.metadata == {"source": "s"} for passage in passages)
     assert all(passages[1:]) or not text
-    # none goes on past twice the size by more than the line that led there
+    # none is longer than twice the size and the line that crossed it
     longest = max(map(len, text.splitlines(keepends=True)), default=0)
     assert all(len(passage.text) <= 2 * size + longest for passage in passages)
 

@@ -1,4 +1,4 @@
-"""`examples/train_embedder.py`: its stream, its loss, a run that is cut off and goes on, and the folder it saves."""
+"""`examples/train_embedder.py`: its stream, its loss, a run that is cut off and resumes, and the folder it saves."""
 
 import json
 import math

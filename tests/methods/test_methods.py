@@ -131,7 +131,7 @@ def test_the_score_in_context_is_that_of_whole_forward_passes(model, tokenizer, 
 
 
 def test_a_given_context_length_takes_from_the_windows_only_what_is_missing(model, tokenizer, make):
-    trainer = make("context", max_length=48, own={"context": ContextArguments(40)})
+    trainer = make("context", max_length=48, method_options={"context": ContextArguments(40)})
     expected = plain_context_nll(model, tokenizer, LONG, TEXTS[5:9], 40, 23, chunk=48)
     assert nll_of(trainer, LONG)[1] == pytest.approx(expected, rel=1e-5)
 
@@ -145,11 +145,11 @@ def test_several_chunks_of_a_neighbor_go_into_the_context(model, tokenizer, make
 @pytest.mark.parametrize("length", [63, 64, 1000])
 def test_a_context_without_room_for_the_text_is_refused(make, length):
     with pytest.raises(ValueError, match=f"`context_length` is {length} tokens.*Pass at most 62"):
-        make("context", own={"context": ContextArguments(length)})
+        make("context", method_options={"context": ContextArguments(length)})
 
 
 def test_the_longest_context_leaves_windows_of_one_token(model, tokenizer, make):
-    trainer = make("context", own={"context": ContextArguments(62)})
+    trainer = make("context", method_options={"context": ContextArguments(62)})
     expected = plain_context_nll(model, tokenizer, ONE_WINDOW, TEXTS[5:9], 62, 1)
     assert nll_of(trainer, ONE_WINDOW)[1] == pytest.approx(expected, rel=1e-5)
 
@@ -207,7 +207,7 @@ def test_context_behind_a_trained_prefix_is_refused(model, tokenizer, tmp_path):
     trainable = TrainableArguments("prefix", num_virtual_tokens=4)
     adapted = make_trainable(model, trainable)
     with pytest.raises(ValueError, match="`trainable` is 'prefix', which takes the place of the context"):
-        make_method("context+ttt", adapted, tokenizer, TEXTS, tmp_path, own={"trainable": trainable})
+        make_method("context+ttt", adapted, tokenizer, TEXTS, tmp_path, method_options={"trainable": trainable})
 
 
 # dynamic evaluation
@@ -323,4 +323,4 @@ def test_dynamic_evaluation_asks_no_retriever(make):
 def test_every_method_has_the_score_before_of_test_time_training(make, name):
     own = {"knn": KnnArguments([0.5], [10.0])} if name == "knn-lm" else {}
     expected = nll_of(make("ttt", max_length=40), LONG)[0]
-    assert nll_of(make(name, max_length=40, own=own), LONG)[0] == expected
+    assert nll_of(make(name, max_length=40, method_options=own), LONG)[0] == expected

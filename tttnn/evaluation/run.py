@@ -28,7 +28,7 @@ from tttnn.records import DocumentRecord
 from tttnn.retrieval import NeighborCache, NeighborRetriever
 
 
-MAX_QUERIES = 200  # of which distances to random documents are kept
+MAX_QUERIES = 200  # for which distances to random documents are measured
 
 
 class Outcome(NamedTuple):
@@ -53,21 +53,7 @@ class Outcome(NamedTuple):
 
 
 def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
-    """
-    Load what a `TestTimeTrainer` is made of.
-
-    Args:
-        evaluation (`Evaluation`):
-            Names and revisions.
-
-    Returns:
-        `dict[str, Any]`: `model`, `processing_class` and `retriever`, which keeps what queries found on disk; `None`
-        for a method without neighbors.
-
-    Raises:
-        `OSError`: If the model, its tokenizer or the index is not there.
-        `ValueError`: If the index is damaged, the embedder is not its own, or the model cannot be loaded.
-    """
+    """Load the parts of a `TestTimeTrainer`: `model`, `processing_class` and `retriever`, which caches on disk."""
     source, index, retriever = evaluation.source, evaluation.index, None
     if index is not None:
         retriever = NeighborRetriever.from_pretrained(
@@ -120,7 +106,7 @@ def evaluate_documents(
         return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[JournalCallback()], **parts)
 
     if args.process_index == 0:
-        _keep_arguments(evaluation, len(documents), len(validation), Path(args.output_dir or "."))
+        _write_arguments(evaluation, len(documents), len(validation), Path(args.output_dir or "."))
     retrievers = {"eval": whole}
     if index is not None and index.index_fraction:
         retrievers = _parts_of(whole, index.index_fraction, args.top_k or args.num_neighbors)
@@ -135,24 +121,24 @@ def evaluate_documents(
     if whole is not None and outcomes[0].is_main:
         tokenizer = parts["processing_class"]
         queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
-        keep_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
+        _write_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
     return outcomes
 
 
-def _parts_of(whole: NeighborRetriever, fractions: list[float], wanted: int) -> dict[str, NeighborRetriever]:
-    """Draw parts of an index, and make sure before the work that each has as many documents as wanted."""
+def _parts_of(whole: NeighborRetriever, fractions: list[float], top_k: int) -> dict[str, NeighborRetriever]:
+    """Draw parts of an index, and check before the work that each has at least `top_k` documents."""
     parts = {f"eval-fraction-{fraction:g}": whole.subset(fraction) for fraction in fractions}
     for name, part in parts.items():
-        if len(part) < wanted:
+        if len(part) < top_k:
             raise InputError(
-                f"The part {name.rpartition('-')[2]} of the index has {len(part)} documents, and {wanted} neighbors "
+                f"The part {name.rpartition('-')[2]} of the index has {len(part)} documents, and {top_k} neighbors "
                 "are wanted. Pass a larger fraction, or fewer neighbors."
             )
     return parts
 
 
-def _keep_arguments(evaluation: Evaluation[Any], num_documents: int, num_validation: int, folder: Path) -> None:
-    """Write what is evaluated on what, which a report shows: a run with fewer records was interrupted."""
+def _write_arguments(evaluation: Evaluation[Any], num_documents: int, num_validation: int, folder: Path) -> None:
+    """Write what is evaluated on what; a report shows it, and sees by the counts whether a run was interrupted."""
     arguments = asdict(evaluation.source) | (asdict(evaluation.index) if evaluation.index else {})
     arguments |= asdict(evaluation.validation) | {"learning_rates": evaluation.rates or None}
     content = {
@@ -164,18 +150,8 @@ def _keep_arguments(evaluation: Evaluation[Any], num_documents: int, num_validat
     (folder / EVALUATION).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def keep_random_distances(retriever: NeighborRetriever, queries: list[str], folder: Path) -> None:
-    """
-    Write how far the queries lie from random documents, which a report sets beside the distances of neighbors.
-
-    Args:
-        retriever (`NeighborRetriever`):
-            With a cache, which holds the queries' vectors.
-        queries (`list[str]`):
-            Queries.
-        folder (`Path`):
-            Gets the file `random-distances.json`.
-    """
+def _write_random_distances(retriever: NeighborRetriever, queries: list[str], folder: Path) -> None:
+    """Write how far the queries lie from random documents; a report shows it beside the distances of neighbors."""
     if retriever.cache is None:
         raise StateError("The retriever has no cache. Pass `cache=NeighborCache()` to it.")
     vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
