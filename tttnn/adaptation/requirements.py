@@ -88,7 +88,9 @@ def num_positions(model: torch.nn.Module) -> int | None:
         for name, module in model.named_modules()
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx
     ]
-    return positions - padded[0] - 1 if positions and padded else cast("int | None", positions)
+    if positions is None or positions < 1:  # XLNet says -1
+        return None
+    return cast(int, positions) - (padded[0] + 1 if padded else 0)
 
 
 def context_length(model: torch.nn.Module) -> int | None:
