@@ -22,7 +22,7 @@ from tttnn.evaluation import evaluate_documents, parse_evaluation
 from tttnn.helptext import dashed
 
 
-# By name: the options of each, for a number of neighbors that a single step takes together.
+# The options of each. NEIGHBORS stands for the number of neighbors, RATE for the rate that was chosen for `nearest`.
 COMPARISONS = {
     "none": "--method none",
     "nearest": "--learning-rates 2e-5 5e-5 1e-4 2e-4 4e-4 --score-every-neighbor True",
@@ -48,7 +48,7 @@ WITH_CHOICE = ("--learning-rates", "knn-lm")
 
 
 def chosen_rate(folder: Path) -> str:
-    """Read the learning rate that was chosen for the run `nearest`, which the variants of it share."""
+    """Read the learning rate that was chosen for the run `nearest`; its variants share it."""
     journal = folder / "nearest" / "journal-eval.jsonl"
     if not journal.is_file():
         raise FileNotFoundError(f"'{journal}' is missing: its learning rate is used. Run `nearest` first.")
@@ -68,21 +68,21 @@ def main() -> None:
     parser.add_argument("--validation", nargs="+", default=[])
     parser.add_argument("--validation-limit", type=int, default=1)
     parser.add_argument("--output-dir", type=Path, required=True)
-    own, shared = parser.parse_known_args(dashed(sys.argv[1:]))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "carried-optimizer" in own.only:
+    sweep, shared = parser.parse_known_args(dashed(sys.argv[1:]))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "carried-optimizer" in sweep.only:
         raise ValueError("A carried optimizer takes one process. Leave `carried-optimizer` out by --only.")
-    for name in own.only:
-        options = COMPARISONS[name].replace("NEIGHBORS", str(own.num_neighbors)).split()
+    for name in sweep.only:
+        options = COMPARISONS[name].replace("NEIGHBORS", str(sweep.num_neighbors)).split()
         if "RATE" in options:
-            options[options.index("RATE")] = chosen_rate(own.output_dir)
+            options[options.index("RATE")] = chosen_rate(sweep.output_dir)
         if name not in WITHOUT_NEIGHBORS:
-            options += ["--index", own.index, "--num-neighbors", str(own.num_neighbors)]
-            options += ["--embedder", own.embedder] if own.embedder else []
+            options += ["--index", sweep.index, "--num-neighbors", str(sweep.num_neighbors)]
+            options += ["--embedder", sweep.embedder] if sweep.embedder else []
         if any(word in options for word in WITH_CHOICE):
-            options += ["--validation-limit", str(own.validation_limit)]
-            options += ["--validation", *own.validation] if own.validation else []
+            options += ["--validation-limit", str(sweep.validation_limit)]
+            options += ["--validation", *sweep.validation] if sweep.validation else []
         print(f"== {name}: {' '.join(options)}", flush=True)
-        options += ["--output-dir", str(own.output_dir / name), *shared]
+        options += ["--output-dir", str(sweep.output_dir / name), *shared]
         evaluation = parse_evaluation(PileArguments, options)
         documents, validation = pile_eval.documents_to_evaluate(evaluation)
         for outcome in evaluate_documents(evaluation, documents, validation):

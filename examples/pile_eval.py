@@ -14,8 +14,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tttnn import Document, read_documents
-from tttnn.evaluation import EvaluateArguments, Evaluation, Outcome, evaluate_documents, parse_evaluation
-from tttnn.evaluation.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
+from tttnn.evaluation import (
+    TEST_FRACTION,
+    EvaluateArguments,
+    Evaluation,
+    Outcome,
+    evaluate_documents,
+    parse_evaluation,
+    parse_tasks,
+    pile_weights,
+    select_documents,
+    task_of,
+)
 from tttnn.report import task_table
 
 
@@ -27,7 +37,7 @@ class PileArguments(EvaluateArguments):
         metadata={"help": "Pile-format .jsonl or .jsonl.zst files, folders of them, or Hub data sets."},
     )
     limit: int | None = field(default=None, metadata={"help": "Documents of each task, at most."})
-    tasks: str = field(default="all", metadata={"help": "Tasks parted by commas: github,arxiv. Or all."})
+    tasks: str = field(default="all", metadata={"help": "Tasks, separated by commas: github,arxiv. Or all."})
     fraction: float = field(default=TEST_FRACTION, metadata={"help": "Share of each task's documents."})
     max_document_bytes: int | None = field(
         default=None, metadata={"help": "Cut longer documents to that many bytes (not the authors' protocol)."}
@@ -52,29 +62,27 @@ def read(source: PileArguments, names: list[str], text_column: str) -> Iterable[
 
 def documents_to_evaluate(evaluation: Evaluation[PileArguments]) -> tuple[list[Document], list[Document]]:
     """Give the test documents, and those on which settings are chosen."""
-    source, chosen_on, text_column = evaluation.source, evaluation.validation, evaluation.args.text_column
+    source, options, text_column = evaluation.source, evaluation.validation, evaluation.args.text_column
     tasks = parse_tasks(source.tasks)
-    rows = read(source, source.dataset, text_column)
-    documents = [document for document in rows if task_of(document) in tasks]
-    by_task = select_documents(documents, tasks, source.fraction, source.limit)
-    tested = [cut(document, source.max_document_bytes) for rows in by_task.values() for document in rows]
-    for task in by_task:
-        if not any(document.text for document in tested if task_of(document) == task):
+    documents = [item for item in read(source, source.dataset, text_column) if task_of(item) in tasks]
+    test = select_documents(documents, tasks, source.fraction, source.limit)
+    validation: dict[str, list[Document]] = {}
+    if options.validation:
+        candidates = read(source, options.validation, text_column)
+        validation = select_documents(candidates, tasks, 1.0, options.validation_limit)
+    elif options.validation_limit is not None:
+        for task, members in select_documents(documents, list(test), 1.0).items():
+            validation[task] = members[len(test[task]) :][: options.validation_limit]
+    missing = [task for task in test if not validation.get(task)]
+    if validation and missing:
+        raise ValueError(f"No validation document is left of {', '.join(missing)}. Lower --fraction or --limit.")
+    for by_task in (test, validation):
+        for task, members in by_task.items():
+            by_task[task] = [cut(document, source.max_document_bytes) for document in members]
+    for task, members in test.items():
+        if not any(document.text for document in members):
             raise ValueError(f"The documents of the task {task!r} are empty. Leave it out of --tasks.")
-    others: dict[str, list[Document]] = {}
-    if chosen_on.validation:
-        others = select_documents(
-            read(source, chosen_on.validation, text_column), tasks, 1.0, chosen_on.validation_limit
-        )
-    elif chosen_on.validation_limit is not None:
-        for task, rows in select_documents(documents, list(by_task), 1.0).items():
-            first = len(by_task[task])
-            others[task] = rows[first : first + chosen_on.validation_limit]
-    lacking = [task for task in by_task if not others.get(task)]
-    if others and lacking:
-        raise ValueError(f"No validation document is left of {', '.join(lacking)}. Lower --fraction or --limit.")
-    validation = [cut(document, source.max_document_bytes) for rows in others.values() for document in rows]
-    return tested, validation
+    return sum(test.values(), []), sum(validation.values(), [])
 
 
 def report(outcome: Outcome) -> None:

@@ -11,6 +11,7 @@ come from Python packages. `--corpus FOLDER`, `--model` and `--embedder` take an
 import argparse
 import random
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,12 @@ from packaged_models import minilm, smollm2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import Document, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments, read_documents
-from tttnn.index.manifest import MANIFEST
+from tttnn.helptext import dashed
 from tttnn.report import document_table, plot_curve
 
 
 def standard_library() -> Iterator[Document]:
-    """Read the standard library's top-level modules, those of up to 30 kB to spare time, one document each."""
+    """Read the standard library's top-level modules, one document each, without those above 30 kB, to save time."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(path for path in folder.glob("*.py") if path.stat().st_size <= 30_000):
         yield Document(path.name, path.read_text(encoding="utf-8"), {"source": path.name})
@@ -51,22 +52,23 @@ def main() -> None:
     parser.add_argument("--num-neighbors", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--passage-size", type=int, default=900, help="characters in a passage (default: %(default)s)")
     parser.add_argument("--output-dir", default="runs/quickstart", help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(dashed(sys.argv[1:]))
     output_dir = Path(arguments.output_dir)
 
     # 1. A corpus, and held-out documents of which it has no part.
     documents = list(read_documents(arguments.corpus) if arguments.corpus else standard_library())
     by_document = [passages(document, arguments.passage_size) for document in documents]
-    candidates = [cut for cut in by_document if len(cut) >= 3]
+    candidates = [members for members in by_document if len(members) >= 3]
     held_out = random.Random(0).sample(candidates, min(arguments.num_documents, len(candidates)))
-    test = [cut[1] for cut in held_out]  # the second passage: the first is often a licence
-    corpus = [passage for cut in by_document if cut not in held_out for passage in cut]
-    print(f"{len(corpus)} passages to index; {len(test)} held-out documents: {', '.join(d.id for d in test)}")
+    test = [members[1] for members in held_out]  # the second passage: the first is often a license
+    corpus = [passage for members in by_document if members not in held_out for passage in members]
+    names = ", ".join(document.id for document in test)
+    print(f"{len(corpus)} passages to index; {len(test)} held-out documents: {names}")
 
     # 2. Index it, keep the index, open it again.
     folder = output_dir / "index"
-    if (folder / MANIFEST).exists():
-        shutil.rmtree(folder)  # of an earlier run, which may have held out other documents
+    if (folder / "tttnn_index.json").exists():
+        shutil.rmtree(folder)  # an earlier run may have held out other documents
     embedder = arguments.embedder or minilm()
     NeighborRetriever.from_documents(corpus, embedder, show_progress_bar=True).save_pretrained(folder)
     retriever = NeighborRetriever.from_pretrained(folder)

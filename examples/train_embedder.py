@@ -9,6 +9,7 @@ same options again. `OUTPUT_DIR/embedder` is then a folder for `tttnn build-inde
 attention-masked mean of its last hidden state. Source: https://huggingface.co/papers/2305.18466, section 3.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 
 from tttnn import read_documents
+from tttnn.helptext import HelpFormatter, dashed
 
 
 @dataclass
@@ -50,15 +52,15 @@ class EmbedderArguments:
 
 
 def chunks(
-    sources: list[str], arguments: EmbedderArguments, tokenizer: PreTrainedTokenizerBase, limit: int | None = None
+    sources: list[str], options: EmbedderArguments, tokenizer: PreTrainedTokenizerBase, limit: int | None = None
 ) -> Iterator[dict]:
     """Cut each document into chunks of up to `max_seq_length` tokens, special tokens included, without overlap."""
     empty = True
-    for document in read_documents(sources, arguments.text_column, limit=limit):
-        cut = tokenizer(
-            document.text, truncation=True, max_length=arguments.max_seq_length, return_overflowing_tokens=True
+    for document in read_documents(sources, options.text_column, limit=limit):
+        encoding = tokenizer(
+            document.text, truncation=True, max_length=options.max_seq_length, return_overflowing_tokens=True
         )
-        for input_ids in cut["input_ids"]:
+        for input_ids in encoding["input_ids"]:
             if len(input_ids) > tokenizer.num_special_tokens_to_add():  # an empty document has nothing to mask
                 empty = False
                 yield {"input_ids": input_ids}
@@ -68,14 +70,14 @@ def chunks(
 
 class EndlessChunks(IterableDataset):
     """
-    The chunks of the corpus, pass after pass, each in an order of its own.
+    The chunks of the corpus, pass after pass, each pass in another order.
 
-    It has no end because a resumed `Trainer` skips what was seen within the first pass over a stream only.
+    It has no end, because a resumed `Trainer` skips what was seen only within the first pass over a stream.
     """
 
-    def __init__(self, arguments: EmbedderArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-        rows = datasets.IterableDataset.from_generator(lambda: chunks(arguments.corpus, arguments, tokenizer))
-        self.rows = rows.shuffle(seed=seed, buffer_size=arguments.shuffle_buffer)
+    def __init__(self, options: EmbedderArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        rows = datasets.IterableDataset.from_generator(lambda: chunks(options.corpus, options, tokenizer))
+        self.rows = rows.shuffle(seed=seed, buffer_size=options.shuffle_buffer)
 
     def __iter__(self) -> Iterator[dict]:
         for epoch in count():
@@ -101,36 +103,36 @@ class MaskedLMTrainer(Trainer):
     """A `Trainer` whose evaluations all mask the same tokens, and draw nothing from the masks of training."""
 
     def get_eval_dataloader(self, eval_dataset: list[dict] | None = None) -> DataLoader:
-        """Load the held-out chunks with a copy of the collator, which is seeded anew."""
-        of_training, self.data_collator = self.data_collator, replace(self.data_collator)
+        """Load the held-out chunks with a copy of the collator, which draws from its seed again."""
+        collator, self.data_collator = self.data_collator, replace(self.data_collator)
         dataloader = super().get_eval_dataloader(eval_dataset)
-        self.data_collator = of_training
+        self.data_collator = collator
         return dataloader
 
 
-def load(arguments: EmbedderArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(options: EmbedderArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the encoder with a masked-LM head, and its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     special = tokenizer.num_special_tokens_to_add()
-    if not special < arguments.max_seq_length <= tokenizer.model_max_length:
+    if not special < options.max_seq_length <= tokenizer.model_max_length:
         raise ValueError(
-            f"`max_seq_length` is {arguments.max_seq_length}, but {arguments.model} reads up to "
+            f"`max_seq_length` is {options.max_seq_length}, but {options.model} reads up to "
             f"{tokenizer.model_max_length} tokens, {special} special ones among them. Pass a length in between."
         )
-    # float32, for half precision, which transformers would keep, loses small steps
-    model, info = AutoModelForMaskedLM.from_pretrained(arguments.model, dtype=torch.float32, output_loading_info=True)
+    # float32: half precision, which transformers would keep, loses small steps
+    model, info = AutoModelForMaskedLM.from_pretrained(options.model, dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"]:
         warnings.warn(
-            f"{arguments.model} has no masked-LM head: {sorted(info['missing_keys'])} are newly initialized, and "
+            f"{options.model} has no masked-LM head: {sorted(info['missing_keys'])} are newly initialized, and "
             "the first steps are spent on them. Where the config ties it, the output matrix is the input embeddings.",
             stacklevel=2,
         )
     return model, tokenizer
 
 
-def save_embedder(model: PreTrainedModel, arguments: EmbedderArguments, folder: Path) -> None:
+def save_embedder(model: PreTrainedModel, options: EmbedderArguments, folder: Path) -> None:
     """Save the encoder with mean pooling, as sentence-transformers and `tttnn build-index` read it."""
-    transformer = Transformer(arguments.model, max_seq_length=arguments.max_seq_length)
+    transformer = Transformer(options.model, max_seq_length=options.max_seq_length)
     loaded = transformer.model.load_state_dict(model.base_model.state_dict(), strict=False)
     # BERT's pooler has no part in masked language modeling, nor in the mean
     assert not loaded.unexpected_keys and all("pooler" in key for key in loaded.missing_keys), loaded
@@ -139,25 +141,26 @@ def save_embedder(model: PreTrainedModel, arguments: EmbedderArguments, folder: 
 
 def main() -> None:
     """Train, and say what the loss on held-out documents was before and after."""
-    parser = HfArgumentParser((EmbedderArguments, TrainingArguments), description=__doc__)
+    kinds = (EmbedderArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds, description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.set_defaults(learning_rate=2e-5, per_device_train_batch_size=16, output_dir="runs/embedder")
-    arguments, args = parser.parse_args_into_dataclasses()
+    options, args = parser.parse_args_into_dataclasses(dashed(sys.argv[1:]))
     if args.max_steps < 1 or args.dataloader_num_workers > 1:
         raise ValueError(
             f"`max_steps` is {args.max_steps} and `dataloader_num_workers` {args.dataloader_num_workers}, but a "
             "stream has no length and one reader. Pass at least 1 step, and at most 1 worker."
         )
     set_seed(args.seed)  # before a head is initialized
-    model, tokenizer = load(arguments)
-    held_out = chunks(arguments.eval_corpus, arguments, tokenizer, arguments.max_eval_documents)
-    # Seeded, so that the batches which a resumed run skips take their masks with them; of one width, so that several
-    # processes can share a stream.
-    collator = DataCollatorForLanguageModeling(tokenizer, pad_to_multiple_of=arguments.max_seq_length, seed=args.seed)
+    model, tokenizer = load(options)
+    held_out = chunks(options.eval_corpus, options, tokenizer, options.max_eval_documents)
+    # The seed lets the batches that a resumed run skips take their masks with them. Processes can share a stream only
+    # if all batches have one width.
+    collator = DataCollatorForLanguageModeling(tokenizer, pad_to_multiple_of=options.max_seq_length, seed=args.seed)
     trainer = MaskedLMTrainer(
         model,
         args,
         collator,
-        train_dataset=EndlessChunks(arguments, tokenizer, args.seed),
+        train_dataset=EndlessChunks(options, tokenizer, args.seed),
         eval_dataset=list(held_out),
         processing_class=tokenizer,
         compute_loss_func=masked_lm_loss,
@@ -167,7 +170,7 @@ def main() -> None:
     after = trainer.evaluate()["eval_loss"]
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir, "embedder")
-        save_embedder(trainer.accelerator.unwrap_model(trainer.model), arguments, folder)
+        save_embedder(trainer.accelerator.unwrap_model(trainer.model), options, folder)
         print(f"Masked-LM loss on held-out documents: {before:.4f} -> {after:.4f} nats a token. Embedder: {folder}")
 
 

@@ -11,6 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from filelock import FileLock
+from hypothesis import settings
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import ByteLevelBPETokenizer
@@ -100,6 +102,13 @@ class GivenRetriever:
         return [[Neighbor(row, text, float(row)) for row, text in enumerate(self.texts[:top_k])] for _ in texts]
 
 
+def pytest_configure(config):
+    """Try a tenth of the examples where slow tests are left out."""
+    settings.register_profile("quick", max_examples=10)
+    if "not slow" in config.option.markexpr:
+        settings.load_profile("quick")
+
+
 @pytest.fixture(autouse=True)
 def caches_of_its_own(tmp_path, monkeypatch):
     """Keep stamps of verified files and module caches out of the user's home."""
@@ -116,6 +125,22 @@ def tokenizer():
         bos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
+
+
+@pytest.fixture(scope="session")
+def two_processes(tokenizer, tmp_path_factory):
+    """A folder with what the scenarios of `two_processes.py` wrote, launched once for all workers of a test run."""
+    from two_processes import launch  # imports this file
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "two processes"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            tokenizer.save_pretrained(folder / "tokenizer")
+            launch(folder)
+            (folder / "done").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

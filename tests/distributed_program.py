@@ -1,20 +1,19 @@
 """
 What `test_distributed.py` runs on one process and on two: evaluations of tiny parts, each dumped as JSON.
 
-`torchrun --nproc_per_node 2 tests/distributed_program.py FOLDER TOKENIZER` writes `FOLDER/NAME-RANK.json` for each
-scenario; their journals lie in `FOLDER/NAME`.
+`main` writes `FOLDER/NAME-RANK.json` for each scenario, on each of the processes that `two_processes.py` launches;
+their journals lie in `FOLDER/NAME`.
 """
 
 import json
 import os
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import CONFIGS, TEXTS
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tttnn import JournalCallback, Neighbor, TestTimeTrainer, TestTimeTrainingArguments
 
@@ -78,10 +77,21 @@ def evaluate(trainer: TestTimeTrainer, documents: list[str] = DOCUMENTS) -> dict
     return json.loads(json.dumps(result))
 
 
-def main(folder: Path, tokenizer_folder: str) -> None:
+def cut_journal(path: Path, num_records: int) -> None:
+    """Leave the header and the first records, as a killed process would."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 1 + num_records
+    path.write_bytes(b"".join(lines[: 1 + num_records]))
+
+
+def prepare(folder: Path, tokenizer: Any) -> None:
+    """Leave the journal of one process, for the scenario that resumes from it."""
+    evaluate(make_trainer(folder / "resumed", tokenizer))
+    cut_journal(folder / "resumed" / "journal-eval.jsonl", 3)
+
+
+def main(folder: Path, tokenizer: Any) -> None:
     """Run every scenario on this process, among the others that were launched."""
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     rank = os.environ["RANK"]
     for name, scenario in SCENARIOS.items():
         overrides = dict(scenario)
@@ -92,8 +102,3 @@ def main(folder: Path, tokenizer_folder: str) -> None:
         make_trainer(folder / "carried", tokenizer, reset_optimizer=False)
     except ValueError as error:
         (folder / f"carried-{rank}.json").write_text(json.dumps(str(error)))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,19 +1,17 @@
 """
-Trainers of the compared methods, of tiny parts; and what `test_evaluation.py` runs on one process and on two.
+Trainers of the compared methods, of tiny parts; and what `evaluation/test_run.py` runs on one process and on two.
 
-`torchrun --nproc_per_node 2 tests/methods_program.py FOLDER TOKENIZER` writes `FOLDER/NAME-RANK.json` for each of
-`SCENARIOS`.
+`main` writes `FOLDER/NAME-RANK.json` for each of `SCENARIOS`, on each process that `two_processes.py` launches.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import CONFIGS, TEXTS, GivenRetriever
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tttnn import Document, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.evaluation.choose import choose
@@ -82,17 +80,11 @@ def choose_rate(tokenizer: Any, folder: Path, rates: list[float]) -> tuple[float
     return args.learning_rate, len(trainer.records)
 
 
-def main(folder: Path, tokenizer_folder: str) -> None:
+def main(folder: Path, tokenizer: Any) -> None:
     """Run every scenario on this process, among the others that were launched."""
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    folder.mkdir(exist_ok=True)
     for name in SCENARIOS:
         records = evaluate(name, tokenizer, folder / name)
         (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(records))
-    found = choose_rate(tokenizer, folder / "choice", [1e30, 1e-2, 1e-3])
-    (folder / f"choice-{os.environ['RANK']}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    choice = choose_rate(tokenizer, folder / "choice", [1e30, 1e-2, 1e-3])
+    (folder / f"choice-{os.environ['RANK']}.json").write_text(json.dumps(choice))

@@ -2,17 +2,19 @@
 
 import functools
 import math
+import re
 
 import pytest
 import torch
 from conftest import GivenRetriever
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from tttnn import NeighborEarlyStoppingCallback, TestTimeCallback
 from tttnn.adaptation.callbacks import JournalCallback
 from tttnn.adaptation.progress import DocumentProgressCallback
+from tttnn.records import DocumentRecord
 
 
 NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational number.", "The captain wrote."]
@@ -418,6 +420,61 @@ def test_progress_bars_count_documents_and_steps(make, capsys):
     assert "Steps on its neighbors" in error
 
 
+def estimates_in(output):
+    return re.findall("About .*", output)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_documents", "estimates"),
+    [
+        # three documents of 240 s each, after the first one
+        (240.0, 4, ["About 12 minutes: 3 documents x 5 steps, if each takes as long as the first one."]),
+        (9000.0, 2, ["About 2.5 hours: 1 document x 5 steps, if each takes as long as the first one."]),
+        (30.0, 4, []),
+        (240.0, 1, []),
+    ],
+)
+def test_long_work_is_estimated_once_after_its_first_document(capsys, seconds, num_documents, estimates):
+    state = TrainerState()
+    bar, records = DocumentProgressCallback(), {}
+    bar.on_evaluation_begin(None, state, None, records=records, indices=range(num_documents))
+    for index in range(num_documents):
+        record = DocumentRecord(index, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": seconds})
+        bar.on_document_begin(None, state, None, record=record)
+        bar.on_steps_begin(None, state, None, num_steps=5)
+        bar.on_document_end(None, state, None, record=record)
+        records[index] = record
+    bar.on_evaluation_end(None, state, None)
+    assert estimates_in(capsys.readouterr().err) == estimates
+
+
+def test_documents_of_an_earlier_run_are_not_estimated(capsys):
+    state = TrainerState()
+    bar = DocumentProgressCallback()
+    bar.on_evaluation_begin(None, state, None, records=dict.fromkeys(range(6)), indices=range(10))
+    record = DocumentRecord(6, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": 60.0})
+    bar.on_document_begin(None, state, None, record=record)
+    bar.on_document_end(None, state, None, record=record)
+    bar.on_evaluation_end(None, state, None)
+    assert estimates_in(capsys.readouterr().err) == [
+        "About 3 minutes: 3 documents, if each takes as long as the first one."
+    ]
+
+
+def test_the_first_document_that_is_trained_on_is_what_an_estimate_is_made_of(make, capsys, monkeypatch):
+    class Failing(GivenRetriever):
+        def retrieve(self, texts, top_k):
+            if not self.queries:
+                self.queries += texts
+                raise ConnectionError("not there yet")
+            return super().retrieve(texts, top_k)
+
+    monkeypatch.setattr("tttnn.adaptation.progress.LONG_WORK", 0)
+    make([], disable_tqdm=False, retriever=Failing(NEIGHBORS), eval_dataset=[*DOCUMENTS, "import sys"]).evaluate()
+    [estimate] = estimates_in(capsys.readouterr().err)
+    assert ": 1 document x 3 steps, " in estimate
+
+
 def test_disabled_progress_bars_do_not_show(make, capsys):
     make([]).evaluate()
     assert "Documents" not in capsys.readouterr().err
@@ -449,7 +506,7 @@ def test_shipped_callbacks_are_test_time_callbacks():
 
 
 def test_the_callback_handler_of_transformers_still_fails_on_events_it_does_not_know():
-    """Why our two events are not sent through it; if this fails one day, they can be."""
+    """Why our events are not sent through it; if this fails one day, they can be."""
     handler = CallbackHandler([TrainerCallback()], None, None, None, None)
     with pytest.raises(AttributeError):
         handler.call_event("on_document_begin", None, None, TrainerControl())

@@ -1,55 +1,29 @@
 """Two processes, launched by torchrun on gloo, against one."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from distributed_program import DOCUMENTS, SCENARIOS, UNREACHABLE, evaluate, make_trainer
+from distributed_program import DOCUMENTS, SCENARIOS, UNREACHABLE, cut_journal, evaluate, make_trainer
 from transformers import AutoTokenizer
 
 from tttnn.adaptation.requirements import check_processes
 
 
-PROGRAM = Path(__file__).parents[1] / "distributed_program.py"
 TOLERANCE = 1e-6
 
 
-def cut_journal(path, num_records):
-    """Leave the header and the first records, as a killed process would."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) > 1 + num_records
-    path.write_bytes(b"".join(lines[: 1 + num_records]))
-
-
 @pytest.fixture(scope="module")
-def saved_tokenizer(tokenizer, tmp_path_factory):
-    """The tokenizer as every process loads it, since a journal goes on only with the tokenizer of the same name."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def launched(saved_tokenizer, tmp_path_factory):
+def launched(two_processes):
     """A folder with what two processes wrote."""
-    folder = tmp_path_factory.mktemp("two processes")
-    evaluate(make_trainer(folder / "resumed", saved_tokenizer))
-    cut_journal(folder / "resumed" / "journal-eval.jsonl", 3)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launcher, PROGRAM, folder, saved_tokenizer.name_or_path],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return folder
+    return two_processes / "distributed"
+
+
+@pytest.fixture(scope="module")
+def saved_tokenizer(two_processes):
+    """The tokenizer as every process loads it, since a journal is resumed only with the tokenizer of the same name."""
+    return AutoTokenizer.from_pretrained(two_processes / "tokenizer")
 
 
 def dumped(launched, name, rank):

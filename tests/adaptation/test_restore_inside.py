@@ -69,8 +69,8 @@ def test_the_length_of_a_rotary_cache_goes_back_with_its_buffer(tokenizer, retri
 
 def with_lora(model):
     torch.manual_seed(3)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
-    return get_peft_model(model, config)
+    options = {"target_modules": "all-linear", "fan_in_fan_out": True, "init_lora_weights": False}
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **options))
 
 
 def test_a_merged_adapter_is_unmerged_and_what_rounding_left_is_an_error(model):

@@ -101,7 +101,7 @@ PATTERNS = {"bias": "bias", "last-layers": ".h.1.", "layernorm": ".ln_"}
 
 @pytest.mark.parametrize("kind", ["bias", "last-layers", "layernorm", "lora", "ia3", "prefix"])
 def test_training_is_a_plain_loop_over_these_parameters(model, tokenizer, make, kind):
-    """The norms of PEFT's layer are those of the model; its other adapters are set up here anew."""
+    """The norms of PEFT's layer are those of the model; its other adapters are set up here once more."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # the plain loop is in train mode
@@ -111,8 +111,12 @@ def test_training_is_a_plain_loop_over_these_parameters(model, tokenizer, make, 
             weight.requires_grad_(PATTERNS[kind] in name)
     else:
         config = {
-            "lora": peft.LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "c_fc"]),
-            "ia3": peft.IA3Config(target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"]),
+            "lora": peft.LoraConfig(
+                r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True
+            ),
+            "ia3": peft.IA3Config(
+                target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True
+            ),
             "prefix": peft.PrefixTuningConfig(num_virtual_tokens=8),
         }[kind]
         config.task_type = "CAUSAL_LM"

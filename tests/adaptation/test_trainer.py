@@ -814,3 +814,11 @@ def test_a_collator_of_the_users_own_makes_the_inputs(make_trainer, model, token
     trainer.evaluate(DOCUMENTS[:1])
     ids = tokenizer(NEIGHBORS[0])["input_ids"]
     assert seen == [[{"input_ids": ids, "labels": ids}]]
+
+
+def test_a_trainer_shows_what_it_is_made_of(make_trainer, retriever):
+    # tokens and positions: 400 x 32 + 64 x 32; each of two layers: 2 x 64, 3168 + 1056, 4224 + 4128; the last norm: 64
+    assert repr(make_trainer(num_neighbors=7)) == (
+        "TestTimeTrainer(model=GPT2LMHeadModel with 40,320 parameters, method='ttt', "
+        f"retriever={retriever!r}, num_neighbors=7, learning_rate=0.001)"
+    )

@@ -24,8 +24,7 @@ from tttnn.report import write_report
 from tttnn.report.intervals import Bootstrap
 
 
-TESTS = Path(__file__).parents[1]
-EXAMPLES = TESTS.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import compare_methods  # noqa: E402  (the examples are not installed)
 
@@ -271,20 +270,9 @@ def test_fractions_of_the_index_share_what_is_embedded(setting, tmp_path, monkey
 
 
 @pytest.fixture(scope="module")
-def launched(tokenizer, tmp_path_factory):
+def launched(two_processes):
     """A folder with what two processes wrote, and the tokenizer as they loaded it."""
-    folder = tmp_path_factory.mktemp("two processes")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launcher, TESTS / "methods_program.py", folder, folder / "tokenizer"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf_home")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return folder, AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return two_processes / "methods", AutoTokenizer.from_pretrained(two_processes / "tokenizer")
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -348,6 +336,7 @@ def report_of(folder, monkeypatch):
     return {path.name: path.read_bytes() for path in sorted((folder / "report").iterdir())}
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_sweep_has_the_records_and_report_of_an_uninterrupted_one(sweep, tmp_path, monkeypatch):
     def run(folder):
         monkeypatch.setattr(sys, "argv", ["compare_methods.py", *sweep, str(folder)])

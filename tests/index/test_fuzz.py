@@ -26,6 +26,8 @@ from tttnn.index.texts import TextStore
 
 
 def thorough(number):
+    """Try `number` examples together with the slow tests, a tenth of them without: see `conftest`."""
+    number = number * settings().max_examples // 100
     return settings(max_examples=number, deadline=None, derandomize=True, database=None)
 
 

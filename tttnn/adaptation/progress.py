@@ -1,5 +1,6 @@
-"""Progress bars: one over documents and, within a document, one over its steps."""
+"""Progress bars: one over documents and, within a document, one over its steps; how long the rest takes."""
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -9,15 +10,21 @@ from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.records import DocumentRecord
 
 
+LONG_WORK = 120  # seconds from which on an estimate is worth a line
+
+
 class DocumentProgressCallback(TestTimeCallback):
     """
     Progress bars: one over documents and, within a document, one over its steps.
 
-    `adapt` shows the bar of steps only. Of several processes on a machine, the first one shows its bars.
+    After the first document, one line says how long the others will take, if that is long. `adapt` shows the bar of
+    steps only. Of several processes on a machine, the first one shows its bars.
     """
 
     def __init__(self) -> None:
         self.records: dict[int, DocumentRecord] = {}
+        self.num_steps = 0
+        self.has_estimated = False
         self.document_bar: Any = None
         self.step_bar: Any = None
 
@@ -25,7 +32,7 @@ class DocumentProgressCallback(TestTimeCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the bar of documents."""
-        self.records = kwargs["records"]
+        self.records, self.num_steps, self.has_estimated = kwargs["records"], 0, False
         if state.is_local_process_zero:
             self.document_bar = tqdm(total=len(kwargs["indices"]), desc="Documents", unit="document")
 
@@ -39,6 +46,7 @@ class DocumentProgressCallback(TestTimeCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, num_steps: int, **kwargs: Any
     ) -> None:
         """Show the bar of steps, at zero."""
+        self.num_steps = num_steps
         if self.step_bar is not None:
             self.step_bar.reset(num_steps)
         elif state.is_local_process_zero:
@@ -59,6 +67,11 @@ class DocumentProgressCallback(TestTimeCallback):
         before, after = record.bits_per_byte(0), record.bits_per_byte(-1)
         self.document_bar.set_postfix_str(f"{before:.3f} -> {after:.3f} bits per byte", refresh=False)
         self.document_bar.update()
+        if not self.has_estimated and record.error is None:
+            self.has_estimated = True
+            seconds = record.seconds["total"] * (self.document_bar.total - self.document_bar.n)
+            if seconds >= LONG_WORK:
+                self._write_estimate(seconds)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -70,6 +83,13 @@ class DocumentProgressCallback(TestTimeCallback):
     def on_evaluation_end(self, *_: Any, **kwargs: Any) -> None:
         """Close both bars."""
         self._close()
+
+    def _write_estimate(self, seconds: float) -> None:
+        """Write a line that says how long the documents take that are left."""
+        time = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+        left = self.document_bar.total - self.document_bar.n
+        work = f"{left} document{'s' * (left > 1)}" + (f" x {self.num_steps} steps" if self.num_steps else "")
+        tqdm.write(f"About {time}: {work}, if each takes as long as the first one.", file=sys.stderr)
 
     def _close(self) -> None:
         for bar in (self.step_bar, self.document_bar):

@@ -133,6 +133,8 @@ def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: i
         torch.manual_seed(seed)
         # of normalizations it warns that it does not know their types, which it copies and trains all the same
         warnings.filterwarnings("ignore", "Unsupported layer type")
+        # of GPT-2's layers, which lie transposed, it warns that it has seen so
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
         adapted = peft.get_peft_model(model, configs[arguments.trainable])
     if arguments.trainable == "prefix":
         # not from random keys and values, which would disturb the model: from tokens that say nothing

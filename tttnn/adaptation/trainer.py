@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
 from tttnn.adaptation.callbacks import dispatch
+from tttnn.adaptation.card import model_card
 from tttnn.adaptation.episode import Episodes, num_candidates
 from tttnn.adaptation.method import Method, TestTimeTraining
 from tttnn.adaptation.progress import DocumentProgressCallback
@@ -131,6 +133,7 @@ class TestTimeTrainer(Trainer):
         self.retriever: Retriever | None = retriever
         self.selector = selector
         self.records: list[DocumentRecord] = []
+        self.adaptation: DocumentRecord | None = None  # inside of `adapt`: what the model is adapted by
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
         check_reading(self.model, processing_class, args.router_aux_loss)
@@ -145,6 +148,14 @@ class TestTimeTrainer(Trainer):
         self.method = (method or TestTimeTraining()).prepared_for(self)
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
+
+    def __repr__(self) -> str:
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"TestTimeTrainer(model={type(self.model).__name__} with {num_parameters:,} parameters, "
+            f"method='{self.method.name}', retriever={self.retriever!r}, num_neighbors={self.args.num_neighbors}, "
+            f"learning_rate={self.args.learning_rate:g})"
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ANN401
         """
@@ -296,12 +307,48 @@ class TestTimeTrainer(Trainer):
         ```
         """
         self._check_free()
-        with restored(self.model) as snapshot:
+        with restored(self.model) as snapshot, ExitStack() as stack:
+            stack.callback(setattr, self, "adaptation", None)
             with self._ready_to_train(snapshot, 1) as optimizer:
-                Episodes(self, snapshot, optimizer).adapt(text, neighbors)
+                self.adaptation = Episodes(self, snapshot, optimizer).adapt(text, neighbors)
             snapshot.restore_random_states()
             self.model.eval()
             yield self.model
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """
+        Write the card of the model into `args.output_dir`; `push_to_hub` calls this.
+
+        The card says which model this is and what changed its weights: `adapt`, inside of its block, or `train`. It
+        holds no results. The arguments are those of `Trainer`; `tasks` and `dataset_args`, which belong to results,
+        are not used.
+        """
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir or ".", "README.md")
+        names = dataset or dataset_tags
+        card = model_card(
+            self,
+            model_name or path.parent.absolute().name,
+            names if names is None or isinstance(names, str) else ", ".join(names),
+            language=language,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else tags or [],
+            base_model=finetuned_from,
+            datasets=dataset_tags,
+        )
+        path.write_text(card, encoding="utf-8")
 
     @property
     def _is_running(self) -> bool:

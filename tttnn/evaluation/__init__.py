@@ -7,9 +7,21 @@ from tttnn.doors import door
 
 if TYPE_CHECKING:
     from tttnn.evaluation.options import EvaluateArguments, Evaluation, parse_evaluation
+    from tttnn.evaluation.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
     from tttnn.evaluation.run import Outcome, evaluate_documents
 
-__all__ = ["EvaluateArguments", "Evaluation", "Outcome", "evaluate_documents", "parse_evaluation"]
+__all__ = [
+    "EvaluateArguments",
+    "Evaluation",
+    "Outcome",
+    "TEST_FRACTION",
+    "evaluate_documents",
+    "parse_evaluation",
+    "parse_tasks",
+    "pile_weights",
+    "select_documents",
+    "task_of",
+]
 
 __getattr__, __dir__ = door(
     __name__,
@@ -17,7 +29,12 @@ __getattr__, __dir__ = door(
         "EvaluateArguments": "options",
         "Evaluation": "options",
         "Outcome": "run",
+        "TEST_FRACTION": "pile",
         "evaluate_documents": "run",
         "parse_evaluation": "options",
+        "parse_tasks": "pile",
+        "pile_weights": "pile",
+        "select_documents": "pile",
+        "task_of": "pile",
     },
 )
