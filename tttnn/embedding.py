@@ -97,9 +97,15 @@ class Embedder:
         elif model == "tttlm":
             self.model = _tttlm(revision, first)
         else:
-            self.model = SentenceTransformer(
-                str(model), revision=revision, device=first, trust_remote_code=False, model_kwargs=NO_CODE
-            )
+            try:
+                self.model = SentenceTransformer(
+                    str(model), revision=revision, device=first, trust_remote_code=False, model_kwargs=NO_CODE
+                )
+            except OSError as error:
+                raise OSError(
+                    f"The embedder '{model}' cannot be loaded: {error} Check its name (`--embedder`) and revision; "
+                    "without a connection, pass a folder, or a model that is in the cache."
+                ) from error
         if max_seq_length is not None:
             self.model.max_seq_length = max_seq_length
         backbone = self.model.transformers_model  # static embeddings have none

@@ -65,7 +65,7 @@ def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
         for a method without neighbors.
 
     Raises:
-        `OSError`: If the model, its tokenizer or the index is not there.
+        `OSError`: If the index is not there.
         `ValueError`: If the index is damaged, the embedder is not its own, or the model cannot be loaded.
     """
     source, index, retriever = evaluation.source, evaluation.index, None
@@ -82,8 +82,11 @@ def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(source.model, revision=source.model_revision, dtype=source.dtype)
         tokenizer = AutoTokenizer.from_pretrained(source.model, revision=source.model_revision)
-    except ValueError as error:
-        raise InputError(f"The model '{source.model}' cannot be loaded: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The model '{source.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
+            "connection, pass a folder, or a model that is in the cache."
+        ) from error
     return {"model": model, "processing_class": tokenizer, "retriever": retriever}
 
 
