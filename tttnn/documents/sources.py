@@ -110,7 +110,8 @@ def read_documents(
                 rows = load_dataset(str(item), **options)
             except ConnectionError as error:
                 raise HubError(
-                    f"The data set '{item}' cannot be read ({error}). Check its name and the connection, or pass files."
+                    f"The data set '{item}' cannot be read ({error}). Check its name and your connection, or pass "
+                    "files."
                 ) from error
             yield from as_documents(rows, text_column, id_column, name)
 
