@@ -373,18 +373,7 @@ class Embedder:
 
 
 def same_embedder(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """
-    Compare two descriptions of embedders.
-
-    Args:
-        first (`dict[str, Any]`):
-            What `Embedder.describe` gave, or what stands in the manifest of an imported index, without a probe.
-        second (`dict[str, Any]`):
-            The same, at another time: the vector of a probe is not the same to its last bit at every start.
-
-    Returns:
-        `bool`: whether they are of one embedder.
-    """
+    """Whether two descriptions are of one embedder: a folder may have moved, and a vector differs by rounding."""
     same = all(first.get(name) == second.get(name) for name in {*first, *second} - {"probe"})
     if first["probe"] is None or second["probe"] is None:
         return same and first["probe"] is second["probe"]

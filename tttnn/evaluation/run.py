@@ -54,19 +54,7 @@ class Outcome(NamedTuple):
 
 def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
     """
-    Load what a `TestTimeTrainer` is made of.
-
-    Args:
-        evaluation (`Evaluation`):
-            Names and revisions.
-
-    Returns:
-        `dict[str, Any]`: `model`, `processing_class` and `retriever`, which keeps what queries found on disk; `None`
-        for a method without neighbors.
-
-    Raises:
-        `OSError`: If the index is not there.
-        `ValueError`: If the index is damaged, the embedder is not its own, or the model cannot be loaded.
+    Load `model`, `processing_class` and `retriever`, which keeps what queries found; `None` for methods without one.
     """
     source, index, retriever = evaluation.source, evaluation.index, None
     if index is not None:
@@ -168,17 +156,7 @@ def _keep_arguments(evaluation: Evaluation[Any], num_documents: int, num_validat
 
 
 def keep_random_distances(retriever: NeighborRetriever, queries: list[str], folder: Path) -> None:
-    """
-    Write how far the queries lie from random documents, which a report sets beside the distances of neighbors.
-
-    Args:
-        retriever (`NeighborRetriever`):
-            With a cache, which holds the queries' vectors.
-        queries (`list[str]`):
-            Queries.
-        folder (`Path`):
-            Gets the file `random-distances.json`.
-    """
+    """Write how far queries lie from random documents, which a report compares with the neighbors' distances."""
     if retriever.cache is None:
         raise StateError("The retriever has no cache. Pass `cache=NeighborCache()` to it.")
     vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
