@@ -97,9 +97,15 @@ class Embedder:
         elif model == "tttlm":
             self.model = _tttlm(revision, first)
         else:
-            self.model = SentenceTransformer(
-                str(model), revision=revision, device=first, trust_remote_code=False, model_kwargs=NO_CODE
-            )
+            try:
+                self.model = SentenceTransformer(
+                    str(model), revision=revision, device=first, trust_remote_code=False, model_kwargs=NO_CODE
+                )
+            except OSError as error:
+                raise OSError(
+                    f"The embedder '{model}' cannot be loaded: {error} Check its name (`--embedder`) and revision; "
+                    "without a connection, pass a folder, or a model that is in the cache."
+                ) from error
         if max_seq_length is not None:
             self.model.max_seq_length = max_seq_length
         backbone = self.model.transformers_model  # static embeddings have none
@@ -367,18 +373,7 @@ class Embedder:
 
 
 def same_embedder(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """
-    Compare two descriptions of embedders.
-
-    Args:
-        first (`dict[str, Any]`):
-            What `Embedder.describe` gave, or what stands in the manifest of an imported index, without a probe.
-        second (`dict[str, Any]`):
-            The same, at another time: the vector of a probe is not the same to its last bit at every start.
-
-    Returns:
-        `bool`: whether they are of one embedder.
-    """
+    """Whether two descriptions are of one embedder: a folder may have moved, and a vector differs by rounding."""
     same = all(first.get(name) == second.get(name) for name in {*first, *second} - {"probe"})
     if first["probe"] is None or second["probe"] is None:
         return same and first["probe"] is second["probe"]

@@ -66,17 +66,7 @@ def write_json(path: Path, content: dict[str, Any], work: Path | None = None) ->
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """
-    Keep other processes from writing an index into a folder.
-
-    Args:
-        folder (`Path`):
-            Beside it lies a hidden file, which is locked.
-
-    Raises:
-        `StateError`: If another process is writing there.
-        `OSError`: If no file can be written there.
-    """
+    """Keep other processes from writing into a folder: a hidden file beside it is locked."""
     from filelock import FileLock, Timeout
 
     path = folder.with_name(f".{folder.name}.lock")

@@ -109,7 +109,7 @@ def test_the_quickstart_prints_a_row_per_document_and_the_pooled_result(first_ru
 
 def test_the_quickstart_shows_progress_bars(first_run):
     result, _ = first_run
-    assert re.search(r"Embedding: \d+document", result.stderr)
+    assert re.search(r"Embedding: .*row/s\]", result.stderr)
     assert "Documents: 100%" in result.stderr
     assert "3/3" in result.stderr
 

@@ -21,7 +21,9 @@ LENGTH = 32
 @pytest.fixture
 def make(model, tokenizer, tmp_path):
     def make(knn, texts=TEXTS[5:9], **overrides):
-        return make_method("knn-lm", model, tokenizer, texts, tmp_path / "run", method_options={"knn": knn}, **overrides)
+        return make_method(
+            "knn-lm", model, tokenizer, texts, tmp_path / "run", method_options={"knn": knn}, **overrides
+        )
 
     return make
 

@@ -20,6 +20,8 @@ OPTIMIZER_ARGUMENTS = (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from tttnn.adaptation.trainer import TestTimeTrainer
 
 
@@ -147,6 +149,18 @@ def activation_checkpointing(trainer: "TestTimeTrainer") -> Iterator[None]:
     finally:
         model.activation_checkpointing_disable()
         model.disable_input_require_grads()
+
+
+def restore_use_cache(model: "PreTrainedModel", config: dict[str, Any]) -> None:
+    """
+    Bring `use_cache` of a model's config back to what it was in `config`, its attributes before.
+
+    Relies on: `Trainer.__init__` turns the key-value cache off for good, also of a config that has no such attribute.
+    """
+    if "use_cache" in config:
+        model.config.use_cache = config["use_cache"]
+    else:
+        vars(model.config).pop("use_cache", None)
 
 
 def is_sharded(trainer: "TestTimeTrainer") -> bool:

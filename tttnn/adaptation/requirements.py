@@ -21,17 +21,7 @@ PROBE_TOLERANCE = {True: 1e-4, False: 2e-2}
 
 
 def check_model(model: torch.nn.Module) -> None:
-    """
-    Make sure that a model can be adapted and restored; warn where adapting it would do little.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            The model.
-
-    Raises:
-        `TypeError`: If it is no model, a name say.
-        `ValueError`: If it is wrapped for several devices, spread over them, quantized without adapters, or frozen.
-    """
+    """Make sure that a model can be adapted and restored; warn where adapting it would do little."""
     if not isinstance(model, torch.nn.Module):
         raise InputTypeError(
             f"`model` is {model!r:.100}, and a loaded model is needed. Pass "
@@ -67,16 +57,7 @@ def check_model(model: torch.nn.Module) -> None:
 
 
 def num_positions(model: torch.nn.Module) -> int | None:
-    """
-    Say how many positions a model has, virtual tokens included.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            The model.
-
-    Returns:
-        `int`: `None` for a model without positions.
-    """
+    """Say how many positions a model has, virtual tokens included; `None` for a model without positions."""
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     names = ("max_position_embeddings", "max_seq_len")  # MPT's word is the second
     positions = next((vars(config)[name] for name in names if name in vars(config)), None)
@@ -88,7 +69,9 @@ def num_positions(model: torch.nn.Module) -> int | None:
         for name, module in model.named_modules()
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx
     ]
-    return positions - padded[0] - 1 if positions and padded else cast("int | None", positions)
+    if positions is None or positions < 1:  # XLNet says -1
+        return None
+    return cast(int, positions) - (padded[0] + 1 if padded else 0)
 
 
 def context_length(model: torch.nn.Module) -> int | None:
@@ -116,21 +99,7 @@ def is_prompted(model: torch.nn.Module) -> bool:
 def check_reading(
     model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, router_aux_loss: bool = False
 ) -> None:
-    """
-    Make sure that a model predicts each token from those before it, by two forward passes of a few tokens.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            The model, on its device.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        router_aux_loss (`bool`, *optional*, defaults to `False`):
-            Whether the loss of a mixture of experts is asked for.
-
-    Raises:
-        `ValueError`: If it is an encoder-decoder, no mixture of experts where one is needed, has no head, cannot read,
-            has a smaller vocabulary than the tokenizer, or sees the tokens that it is to predict.
-    """
+    """Make sure, by two forward passes of a few tokens, that a model predicts each token from those before it."""
     kind = type(model.get_base_model() if is_peft(model) else model).__name__  # type: ignore[operator]
     if model.config.is_encoder_decoder:
         raise InputError(
@@ -183,18 +152,7 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> torch.Te
 
 
 def check_adapters(model: torch.nn.Module, checkpoints_activations: bool) -> None:
-    """
-    Make sure that the adapters of a PEFT model can be trained.
-
-    Args:
-        model (`PeftModel`, or any other model):
-            The model.
-        checkpoints_activations (`bool`):
-            Whether activations are computed twice.
-
-    Raises:
-        `ValueError`: If an adapter is merged, or prefix tuning meets activation checkpointing.
-    """
+    """Make sure that the adapters of a PEFT model can be trained."""
     if not is_peft(model):
         return
     from peft import PeftType
@@ -222,19 +180,7 @@ def is_peft(model: torch.nn.Module) -> bool:
 
 
 def check_processes(args: TestTimeTrainingArguments, sharded: bool) -> None:
-    """
-    Make sure that the processes of this run are those that were launched, and that the method allows several.
-
-    Args:
-        args (`TestTimeTrainingArguments`):
-            The trainer's arguments.
-        sharded (`bool`):
-            Whether the launcher set up FSDP or DeepSpeed.
-
-    Raises:
-        `RuntimeError`: If the launcher named more processes than found each other.
-        `ValueError`: If the model would be sharded, or a carried optimizer meets several processes.
-    """
+    """Make sure that the processes that were launched found each other, and that the method allows several."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != args.world_size:
         raise StateError(

@@ -268,7 +268,8 @@ def prepared_for_training(model: PreTrainedModel, disable_dropout: bool) -> Iter
             attributes[name] = value
 
     try:
-        change(model.config, "use_cache", False)
+        for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+            change(config, "use_cache", False)
         for owner in (*model.modules(), model.config) if disable_dropout else ():
             rates = [name for name, value in vars(owner).items() if isinstance(value, float) and "drop" in name]
             for name in [*rates, "p"] if isinstance(owner, torch.nn.modules.dropout._DropoutNd) else rates:

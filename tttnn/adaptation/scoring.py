@@ -95,18 +95,7 @@ def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) 
 
 
 def window_nll(logits: torch.Tensor, window: Window) -> torch.Tensor:
-    """
-    Sum the negative log-likelihood of a window's targets.
-
-    Args:
-        logits (`torch.Tensor`):
-            Of shape `(tokens, vocabulary)`; the last `len(window.target_ids)` rows predict the targets.
-        window (`Window`):
-            The window.
-
-    Returns:
-        `torch.Tensor`: a scalar in nats, float32.
-    """
+    """Sum the nll of a window's targets, in nats: the last rows of `logits` (`(tokens, vocabulary)`) predict them."""
     targets = torch.tensor(window.target_ids, device=logits.device)
     return torch.nn.functional.cross_entropy(logits[-len(targets) :].float(), targets, reduction="none").sum()
 
@@ -186,16 +175,10 @@ def score_in_context(
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Give the mean cross-entropy of each token after the first, given those before it.
+    Give the mean cross-entropy in nats of each token after the first, given those before it.
 
-    Args:
-        logits (`torch.Tensor`):
-            Of shape `(1, tokens, vocabulary)`; before them those of virtual tokens, if a prompt is trained.
-        labels (`torch.Tensor`):
-            int64 of shape `(1, tokens)`; -100 where a token is no target.
-
-    Returns:
-        `torch.Tensor`: a scalar in nats, NaN without a target.
+    `logits` are of shape `(1, tokens, vocabulary)`; those of virtual tokens may stand before them. `labels` are -100
+    for a token that is no target; without any target the loss is NaN.
     """
     targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].flatten()
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, -2)[-len(targets) :], targets.to(logits.device))

@@ -103,8 +103,9 @@ def make_trainable(model: PreTrainedModel, arguments: TrainableArguments, seed: 
 
 def _blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Find the transformer blocks: the list of modules with as many as the config has layers, or else none."""
+    number = model.config.get_text_config().num_hidden_layers
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return list(next((module for module in lists if len(module) == model.config.num_hidden_layers), []))
+    return list(next((module for module in lists if len(module) == number), []))
 
 
 def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: int) -> Any:  # noqa: ANN401
@@ -137,7 +138,8 @@ def _with_adapter(model: PreTrainedModel, arguments: TrainableArguments, seed: i
         adapted = peft.get_peft_model(model, configs[arguments.trainable])
     if arguments.trainable == "prefix":
         # not from random keys and values, which would disturb the model: from tokens that say nothing
-        tokens = [token for token in (model.config.bos_token_id, model.config.eos_token_id, 0) if token is not None]
+        config = model.config.get_text_config()
+        tokens = [token for token in (config.bos_token_id, config.eos_token_id, 0) if token is not None]
         input_ids = torch.full((1, arguments.num_virtual_tokens), tokens[0], device=model.device)
         with torch.no_grad(), adapted.disable_adapter():
             past = adapted.eval()(input_ids=input_ids, use_cache=True).past_key_values

@@ -116,7 +116,7 @@ class TestTimeTrainer(Trainer):
             raise InputTypeError(f"`args` are {type(args).__name__}. Pass `TestTimeTrainingArguments`.")
         check_model(model)
         prefix_token_id(processing_class)
-        use_cache = model.config.use_cache
+        config = dict(vars(model.config))
         super().__init__(
             model=model,
             args=args,
@@ -129,7 +129,7 @@ class TestTimeTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        model.config.use_cache = use_cache  # Trainer switches it off for good
+        internals.restore_use_cache(model, config)
         self.retriever: Retriever | None = retriever
         self.selector = selector
         self.records: list[DocumentRecord] = []

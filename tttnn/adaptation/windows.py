@@ -28,18 +28,7 @@ class Window(NamedTuple):
 
 
 def encode(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """
-    Tokenize a text without special tokens.
-
-    Args:
-        processing_class (`PreTrainedTokenizerBase`):
-            The model's tokenizer.
-        text (`str`):
-            Any text, of any length.
-
-    Returns:
-        `list[int]`: its token ids.
-    """
+    """Tokenize a text of any length without special tokens."""
     # not verbose: that a text is longer than the model's context is what windows and chunks are for
     return processing_class(text, add_special_tokens=False, verbose=False)["input_ids"]
 
@@ -126,20 +115,7 @@ def _characters_of(processing_class: PreTrainedTokenizerBase, text: str, token_i
 
 
 def training_chunks(token_ids: list[int], max_length: int, chunks_per_neighbor: int | None) -> list[list[int]]:
-    """
-    Cut a neighbor into consecutive chunks that do not overlap.
-
-    Args:
-        token_ids (`list[int]`):
-            The neighbor's tokens.
-        max_length (`int`):
-            Tokens in a chunk; the last may have fewer.
-        chunks_per_neighbor (`int`, *optional*):
-            Chunks from the beginning that are kept. `None` keeps all.
-
-    Returns:
-        `list[list[int]]`: none for a text without tokens.
-    """
+    """Cut a neighbor into consecutive chunks without overlap, and keep the first ones; `None` keeps all."""
     chunks = [token_ids[start : start + max_length] for start in range(0, len(token_ids), max_length)]
     return chunks[:chunks_per_neighbor]
 

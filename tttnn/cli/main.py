@@ -76,7 +76,7 @@ def _run(words: list[str]) -> None:
         add_command(commands)
     if words and words[0] in commands.choices:
         known = commands.choices[words[0]]
-        if words[0] == "evaluate":  # its options depend on the method, and have a parser of their own
+        if words[0] == "evaluate":  # another parser reads its options, which depend on the method
             evaluate(words[1:])
             return
         options = known._option_string_actions

@@ -12,7 +12,7 @@ from typing import Any
 
 from tttnn.documents.formats import NoRowsError, enumerated, is_rows_file, read_rows
 from tttnn.documents.rows import Document, as_documents, check_text, document_from
-from tttnn.errors import InputError, InputTypeError
+from tttnn.errors import HubError, InputError, InputTypeError
 
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,13 @@ def read_documents(
             if dataset_config is not None:
                 options["name"] = dataset_config
             name = "/".join(filter(None, (str(item), dataset_config, split)))
-            rows = load_dataset(str(item), **options)
+            try:
+                rows = load_dataset(str(item), **options)
+            except ConnectionError as error:
+                raise HubError(
+                    f"The data set '{item}' cannot be read ({error}). Check its name and your connection, or pass "
+                    "files."
+                ) from error
             yield from as_documents(rows, text_column, id_column, name)
 
     def read_and_report() -> Iterator[Document]:

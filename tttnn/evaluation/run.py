@@ -68,8 +68,11 @@ def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(source.model, revision=source.model_revision, dtype=source.dtype)
         tokenizer = AutoTokenizer.from_pretrained(source.model, revision=source.model_revision)
-    except ValueError as error:
-        raise InputError(f"The model '{source.model}' cannot be loaded: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The model '{source.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
+            "connection, pass a folder, or a model that is in the cache."
+        ) from error
     return {"model": model, "processing_class": tokenizer, "retriever": retriever}
 
 

@@ -20,17 +20,7 @@ def check_file(path: Path, expected: FileEntry, verify: bool = False) -> None:
     """
     Make sure that a file is the one that the manifest describes.
 
-    Args:
-        path (`Path`):
-            The file.
-        expected (`FileEntry`):
-            Its size and checksum.
-        verify (`bool`, *optional*, defaults to `False`):
-            Whether to hash it even where an earlier open on this machine has found it whole.
-
-    Raises:
-        `FileNotFoundError`: If it is missing.
-        `ValueError`: If size or checksum differ.
+    It is hashed if no earlier open on this machine has found it whole, or if `verify` is set.
     """
     if not path.is_file():
         raise FileNotFoundError(

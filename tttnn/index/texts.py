@@ -19,17 +19,7 @@ PARALLEL_FETCHES = 20
 
 
 def document_to_line(document: Document) -> bytes:
-    """
-    Write a document as a line of a text store.
-
-    Args:
-        document (`Document`):
-            Of metadata that JSON lacks, NaN and infinities become null, at any depth, and all else (dates, say) a
-            string.
-
-    Returns:
-        `bytes`: a JSON object with `id`, `text` and `metadata` in UTF-8, and a line end.
-    """
+    """Write a document as a line of JSON; NaN and infinities become null, and what JSON lacks becomes text."""
     row = {"id": document.id, "text": document.text, "metadata": document.metadata}
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=json_default)

@@ -59,15 +59,7 @@ class KnnArguments:
 
 
 class Datastore:
-    """
-    Hidden states of a text's tokens, each with the token that followed.
-
-    Args:
-        keys (`torch.Tensor`):
-            Of shape `(tokens, hidden size)`.
-        values (`torch.Tensor`):
-            int64 of shape `(tokens,)`.
-    """
+    """Hidden states of a text's tokens, `(tokens, hidden size)`, each with the token that followed."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys = keys
@@ -77,21 +69,9 @@ class Datastore:
         self, queries: torch.Tensor, targets: torch.Tensor, temperatures: list[float], k: int
     ) -> torch.Tensor:
         """
-        Say how probable the neighbors' votes make the targets.
+        Say how probable the votes of the `k` nearest states make the targets, at each temperature.
 
-        Args:
-            queries (`torch.Tensor`):
-                Hidden states of shape `(n, hidden size)`.
-            targets (`torch.Tensor`):
-                int64 of shape `(n,)`.
-            temperatures (`list[float]`):
-                See `KnnArguments`.
-            k (`int`):
-                Nearest keys that vote.
-
-        Returns:
-            `torch.Tensor`: logarithms of shape `(len(temperatures), n)`, float32; minus infinity for a target without
-            a vote.
+        Gives logarithms of shape `(temperatures, targets)`, float32; minus infinity for a target without a vote.
 
         Source: Khandelwal et al., [kNN-LM](https://huggingface.co/papers/1911.00172), equation 2.
         """
@@ -108,19 +88,7 @@ class Datastore:
 
 @torch.no_grad()
 def read_windows(model: PreTrainedModel, windows: list[Window]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """
-    Give the hidden states that predict the targets of windows; the model is put into eval mode.
-
-    Args:
-        model (`PreTrainedModel`):
-            A causal language model.
-        windows (`list[Window]`):
-            Read one by one.
-
-    Yields:
-        `tuple`: the last hidden states, which the head reads, float32 of shape `(targets, hidden size)`; the targets,
-        int64; and their log-probabilities, float32.
-    """
+    """Give, window by window, the hidden states that predict its targets, the targets and their log-probabilities."""
     model.eval()
     device = next(model.parameters()).device
     for window in windows:

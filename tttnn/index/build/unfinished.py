@@ -61,12 +61,12 @@ class UnfinishedIndex:
 
     Texts and Faiss files are written under their names. The hidden folder `.unfinished` holds all else: the state,
     vectors as they came, what was trained, and the files for viewers. The manifest comes last, and makes the index.
-    Killed at any point and started again, all goes on after the last window that was embedded, with files that are
-    checked first. An index in the folder stays as it is until the manifest names the new shards too.
+    A build that was killed at any point resumes after the last window that was embedded, once its files are checked.
+    An index in the folder stays as it is until the manifest names the new shards too.
 
     Args:
         folder (`Path`):
-            Where an interrupted build goes on; else it must be empty, or hold an index of `first_shard` shards.
+            Where an interrupted build resumes; otherwise it must be empty, or hold an index of `first_shard` shards.
         settings (`dict[str, Any]`):
             What vectors and texts depend on, beside the corpus; `passage_tokens` among it.
         shard_size (`int`):

@@ -8,7 +8,7 @@ from tttnn.index.manifest import SHARD_FILES, VECTORS, Manifest
 
 
 CARD = "README.md"
-# A card with this line is made anew at each push; one without it was written by somebody, and is kept.
+# A card with this line is written again at each push; one without it was written by a person, and is kept.
 GENERATED = "<!-- Made from tttnn_index.json. Remove this line to keep what you write here. -->"
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 
@@ -24,20 +24,7 @@ CITATION = """```bibtex
 
 
 def index_card(manifest: Manifest, repo_id: str, license: str = "unknown") -> str:
-    """
-    Write the card of an index.
-
-    Args:
-        manifest (`Manifest`):
-            Of the index.
-        repo_id (`str`):
-            Where it will be.
-        license (`str`, *optional*, defaults to `"unknown"`):
-            The licence of the corpus, by its name on the Hub.
-
-    Returns:
-        `str`: Markdown with its YAML front matter.
-    """
+    """Write the card of an index, Markdown with its YAML front matter, from the manifest."""
     manifest = manifest.public()
     folder = _folder(manifest.embedder.name)
     embedder = f', embedder="path/to/{folder}"' if folder else ""
