@@ -417,7 +417,7 @@ class OwnRetriever:
 
 def test_a_document_among_its_own_neighbors_is_warned_of_counted_and_excluded_if_asked_for(make, caplog):
     document = Document("doc", "alpha beta gamma delta epsilon zeta eta theta iota kappa")
-    logger = logging.getLogger("tttnn.adaptation.trainer")
+    logger = logging.getLogger("tttnn.adaptation.output")
     trainer = make(retriever=OwnRetriever(), num_neighbors=3)
     logger.addHandler(caplog.handler)
     try:

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
@@ -21,6 +20,7 @@ from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
 from tttnn.adaptation.episode import Episodes, num_candidates
 from tttnn.adaptation.method import Method, TestTimeTraining
+from tttnn.adaptation.output import evaluation_output
 from tttnn.adaptation.progress import DocumentProgressCallback
 from tttnn.adaptation.requirements import check_adapters, check_model, check_processes, check_reading, context_length
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
@@ -32,7 +32,7 @@ from tttnn.documents import as_documents
 from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
 from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector
-from tttnn.records import DocumentRecord, nll_matrix, summarize
+from tttnn.records import DocumentRecord
 from tttnn.selection import check_exclude, select
 
 
@@ -229,7 +229,7 @@ class TestTimeTrainer(Trainer):
         if messages:
             raise failure or NotFiniteError(f"In another process: {messages[0]}")
         self.records = sorted(gather_object(records), key=lambda record: record.index)
-        return self._output(metric_key_prefix)
+        return evaluation_output(self.records, self.compute_metrics, metric_key_prefix)
 
     def _evaluate_each(self, dataloader: DataLoader[Any], prefix: str) -> list[DocumentRecord]:
         """Run the documents of this process that no callback has a record of."""
@@ -410,37 +410,3 @@ class TestTimeTrainer(Trainer):
     def compute_loss_context_manager(self) -> ExitStack:
         """Enter the context of mixed precision, if `bf16` or `fp16` ask for it."""
         return internals.autocast(self, super().compute_loss_context_manager())
-
-    def _output(self, prefix: str) -> EvalLoopOutput:
-        records = self.records
-        self._warn_of(records)
-        predictions = nll_matrix(records)
-        label_ids = np.array([record.num_bytes for record in records], dtype=np.int64)
-        metrics: dict[str, Any] = dict(summarize(records))
-        if self.compute_metrics is not None:
-            metrics |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
-        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
-        return EvalLoopOutput(predictions, label_ids, metrics, len(records))
-
-    def _warn_of(self, records: list[DocumentRecord]) -> None:
-        """Tell what makes a result other than it seems: documents that were not trained on, and contaminated ones."""
-        untrained = [record.index for record in records if record.status == "untrained"]
-        if untrained:
-            logger.warning(
-                f"{len(untrained)} of {len(records)} documents could not be trained on; they are scored with the "
-                f"original model: {untrained}."
-            )
-        copies = sum(bool({*record.near_copies} & {*record.neighbor_ids}) for record in records)
-        if copies:
-            logger.warning(
-                f"{copies} of {len(records)} documents have a near-copy of the document among the neighbors that are "
-                "used. Set `drop_near_copies`, or report the result without these documents too."
-            )
-        own = [record for record in records if {*record.own_neighbors} & {*record.neighbor_ids}]
-        if own:
-            passages = sum(len({*record.own_neighbors} & {*record.neighbor_ids}) for record in own)
-            logger.warning(
-                f"{len(own)} of {len(records)} documents are among their own neighbors: {passages} neighbors that are "
-                'used have the id or the source of their document. Set `exclude="id"` (or "source"; on a command '
-                "line `--exclude id`), or report the result without these documents too."
-            )
