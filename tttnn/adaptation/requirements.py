@@ -67,7 +67,9 @@ def num_positions(model: torch.nn.Module) -> int | None:
     padded = [
         module.padding_idx
         for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx
+        if name.endswith("position_embeddings")
+        and isinstance(module, torch.nn.Embedding)
+        and module.padding_idx is not None
     ]
     if positions is None or positions < 1:  # XLNet says -1
         return None
@@ -117,9 +119,13 @@ def check_reading(
             "Pass the model's own tokenizer."
         )
     length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
-    tokens = torch.arange(length, device=model.device)[None] * 7 % vocabulary
+    # XLM takes padding tokens for the end of the text, wherever they stand
+    padding = {processing_class.pad_token_id, vars(model.config.get_text_config()).get("pad_token_id")}
+    token_ids = [token_id for token_id in range(vocabulary) if token_id not in padding]
+    places = [7 * place % len(token_ids) for place in range(length)]
+    tokens = torch.tensor([[token_ids[place] for place in places]], device=model.device)
     other = tokens.clone()
-    other[0, -1] = (other[0, -1] + 1) % vocabulary
+    other[0, -1] = token_ids[(places[-1] + 1) % len(token_ids)]
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():

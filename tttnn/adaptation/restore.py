@@ -268,9 +268,10 @@ def prepared_for_training(model: PreTrainedModel, disable_dropout: bool) -> Iter
             attributes[name] = value
 
     try:
-        for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+        configs = _configs(model)
+        for config in configs:
             change(config, "use_cache", False)
-        for owner in (*model.modules(), model.config) if disable_dropout else ():
+        for owner in (*model.modules(), *configs) if disable_dropout else ():
             rates = [name for name, value in vars(owner).items() if isinstance(value, float) and "drop" in name]
             for name in [*rates, "p"] if isinstance(owner, torch.nn.modules.dropout._DropoutNd) else rates:
                 change(owner, name, 0.0)
