@@ -233,3 +233,9 @@ def test_making_arguments_makes_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-5])
+def test_a_rate_that_is_none_is_refused(rate, tmp_path):
+    with pytest.raises(ValueError, match="`learning_rate` is .*. Pass a rate of at least 0"):
+        TestTimeTrainingArguments(str(tmp_path), learning_rate=rate, use_cpu=True)

@@ -433,6 +433,23 @@ def test_a_document_among_its_own_neighbors_is_warned_of_counted_and_excluded_if
     assert without.records[0].neighbor_ids == [2]
 
 
+def test_a_changed_length_is_used(make):
+    trainer = make(num_neighbors=1, max_length=32)
+    trainer.evaluate()
+    trainer.args.max_length = 4
+    trainer.evaluate()
+    assert [record.num_trained_tokens for record in trainer.records] == [4, 4]
+
+
+def test_a_retriever_that_gives_texts_is_told_what_to_give(make):
+    class Texts:
+        def retrieve(self, texts, top_k):
+            return [["a text"] for _ in texts]
+
+    with pytest.raises(TypeError, match="gave a str as a neighbor. Let `retrieve` give a list of `Neighbor`"):
+        make(retriever=Texts()).evaluate()
+
+
 def test_filters_leave_fewer_neighbors(make):
     trainer = make(max_distance=1.5)  # they lie at 0.5, 1.5, 2.5 and 3.5
     trainer.evaluate()

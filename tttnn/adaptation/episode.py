@@ -16,7 +16,7 @@ from tttnn.adaptation.scoring import ScoredText, score
 from tttnn.adaptation.steps import Chunks, OptimizerState, check_weights, in_model, raise_not_finite, train_on
 from tttnn.adaptation.windows import encode, split_document, training_chunks
 from tttnn.documents import Document, as_documents, check_text
-from tttnn.errors import InputError, StateError
+from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.neighbors import Neighbor, Retriever, as_neighbors
 from tttnn.records import DocumentRecord, digest
 
@@ -80,6 +80,11 @@ class Episode:
             raise StateError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
         candidates = (retriever.retrieve([self.query], num_candidates(args, retriever)) or [[]])[0]
         for neighbor in candidates:
+            if not isinstance(neighbor, Neighbor):
+                raise InputTypeError(
+                    f"The retriever gave a {type(neighbor).__name__} as a neighbor. Let `retrieve` give a list of "
+                    "`Neighbor` for each text."
+                )
             check_text(neighbor.text, f"neighbor {neighbor.id}")
         selection = self.trainer.selector(
             candidates,

@@ -5,6 +5,7 @@ A report and the help of the command line read them: this file imports neither t
 depends on is stated here even where transformers has the same default, so that its next version changes no result.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,8 @@ class StepArguments:
 
     def __post_init__(self) -> None:
         check_whole(self, gradient_accumulation_steps=1)
+        if not 0 <= self.learning_rate < math.inf:
+            raise InputError(f"`learning_rate` is {self.learning_rate}. Pass a rate of at least 0.")
 
 
 @dataclass

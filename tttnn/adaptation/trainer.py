@@ -138,12 +138,11 @@ class TestTimeTrainer(Trainer):
         check_processes(args, internals.is_sharded(self))
         check_reading(self.model, processing_class, args.router_aux_loss)
         check_adapters(self.model, bool(args.activation_checkpointing))
-        context = context_length(model)
-        self.max_length = args.max_length if context is None else min(args.max_length, context)
+        self._context_length = context_length(model)
         if self.max_length < 2:
             raise InputError(
-                f"The model has room for {context} tokens beside its virtual ones, and two are the least of which one "
-                "is predicted. Give its prompt fewer virtual tokens."
+                f"The model has room for {self._context_length} tokens beside its virtual ones, and two are the least "
+                "of which one is predicted. Give its prompt fewer virtual tokens."
             )
         self.method = (method or TestTimeTraining()).prepared_for(self)
         if not args.disable_tqdm:
@@ -349,6 +348,12 @@ class TestTimeTrainer(Trainer):
             datasets=dataset_tags,
         )
         path.write_text(card, encoding="utf-8")
+
+    @property
+    def max_length(self) -> int:
+        """Tokens in a training chunk and in a scoring window: `args.max_length`, or the model's context."""
+        limit = self._context_length
+        return self.args.max_length if limit is None else min(self.args.max_length, limit)
 
     @property
     def _is_running(self) -> bool:
