@@ -54,9 +54,9 @@ def make(model, tokenizer, tmp_path):
     """Make a trainer of a kind on a copy of the model."""
 
     def make(kind, **overrides):
-        own = {"trainable": arguments_of(kind)}
-        adapted = make_trainable(copy.deepcopy(model), own["trainable"], seed=5)
-        return make_method("ttt", adapted, tokenizer, NEIGHBORS, tmp_path / "run", own=own, **overrides)
+        options = {"trainable": arguments_of(kind)}
+        adapted = make_trainable(copy.deepcopy(model), options["trainable"], seed=5)
+        return make_method("ttt", adapted, tokenizer, NEIGHBORS, tmp_path / "run", method_options=options, **overrides)
 
     return make
 
