@@ -550,7 +550,7 @@ def test_a_score_that_is_not_finite_restores_the_model_and_says_so(make, model):
 
 
 def test_adapt_does_not_hand_out_a_model_whose_last_step_left_no_numbers(make, model):
-    trainer, before = make(model, learning_rate=math.inf, num_neighbors=1), State(model)
+    trainer, before = make(model, learning_rate=1e38, num_neighbors=1), State(model)
     with pytest.raises(RuntimeError), trainer.adapt(DOCUMENTS[0]):
         pass
     assert before.changes(model) == []
