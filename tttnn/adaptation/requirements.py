@@ -59,7 +59,8 @@ def check_model(model: torch.nn.Module) -> None:
 def num_positions(model: torch.nn.Module) -> int | None:
     """Say how many positions a model has, virtual tokens included; `None` for a model without positions."""
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    names = ("max_position_embeddings", "max_seq_len")  # MPT's word is the second
+    # the second is MPT's name for them, the third is Whisper's
+    names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
     positions = next((vars(config)[name] for name in names if name in vars(config)), None)
     if positions is None:
         positions = getattr(config, names[0], None)  # a class may map it to another name, as GPT-2's does
@@ -73,7 +74,8 @@ def num_positions(model: torch.nn.Module) -> int | None:
     ]
     if positions is None or positions < 1:  # XLNet says -1
         return None
-    return cast(int, positions) - (padded[0] + 1 if padded else 0)
+    # ProphetNet, which predicts several tokens at once, embeds the position after the last token as well
+    return cast(int, positions) - (padded[0] + 1 if padded else 0) - ("ngram" in vars(config))
 
 
 def context_length(model: torch.nn.Module) -> int | None:
