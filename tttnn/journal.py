@@ -13,10 +13,16 @@ from tttnn.errors import InputError, StateError
 from tttnn.records import DocumentRecord, digest
 
 
-JOURNAL_VERSION = 3
-READ_VERSIONS = (2, 3)  # the lines of version 2 have no checksum
+JOURNAL_VERSION = 4
+READ_VERSIONS = (2, 3, 4)  # the lines of version 2 have no checksum
 # What journals of version 2 were run with, for settings that they do not name.
-IN_VERSION_2: dict[str, Any] = {"cut": "tokens", "router_aux_loss": False}
+# What settings that came later were before them, by the version of a journal that has none of them.
+IN_VERSION_3: dict[str, Any] = {"prompt": "none", "window_length": None, "stride": None, "train_on": "neighbors"}
+DEFAULTS: dict[int, dict[str, Any]] = {
+    2: {"cut": "tokens", "router_aux_loss": False, **IN_VERSION_3},
+    3: IN_VERSION_3,
+    4: {},
+}
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
 
@@ -53,7 +59,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
         if (version := header["tttnn_journal"]) not in READ_VERSIONS:
             raise InputError(f"version {version}")
         rows = [_checked(line, number, path, version) for number, line in enumerate(lines, 1)]
-        settings = {**IN_VERSION_2, **header["settings"]} if version == 2 else header["settings"]
+        settings = DEFAULTS[version] | header["settings"]
         return settings, [DocumentRecord.from_json(row) for row in rows[1:]]
     except DamagedLineError:
         raise

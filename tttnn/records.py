@@ -57,6 +57,10 @@ class DocumentRecord:
         train_loss (`list[float]`):
             Mean loss per token of each neighbor at the time of its step, in nats; one pass after another. NaN for a
             neighbor without a target.
+        query_nll (`list[list[float]]`):
+            With the prompt in context, for each score: nats of eight consecutive parts of the query.
+        query_train_loss (`list[float]`):
+            Mean loss per token of each chunk of the query at the time of its step, in nats.
         num_scored_tokens (`int`):
             Tokens predicted, over all scoring passes.
         num_trained_tokens (`int`):
@@ -83,6 +87,8 @@ class DocumentRecord:
     own_neighbors: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
+    query_nll: list[list[float]] = field(default_factory=list)
+    query_train_loss: list[float] = field(default_factory=list)
     num_scored_tokens: int = 0
     num_trained_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
@@ -108,8 +114,8 @@ class DocumentRecord:
     def from_json(cls, line: str | bytes) -> "DocumentRecord":
         """Read what `to_json` wrote; a field that came later has its default."""
         row = json.loads(line)
-        for name in ("train_loss", "distances"):
-            row[name] = [math.nan if value is None else value for value in row[name]]
+        for name in ("train_loss", "distances", "query_train_loss"):
+            row[name] = [math.nan if value is None else value for value in row.get(name, [])]
         return cls(**row)
 
 

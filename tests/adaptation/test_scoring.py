@@ -46,7 +46,7 @@ ODD_TEXTS = {
 
 
 def scored(model, tokenizer, text, max_length=L, batch_size=1):
-    return score(model, ScoredText.from_text(text, tokenizer, max_length), batch_size)
+    return score(model, ScoredText.from_text(text, tokenizer, max_length).windows, batch_size).total
 
 
 def harness_nll(model, tokenizer, texts, max_length=L, **arguments):
@@ -227,8 +227,8 @@ def test_pooled_metrics_are_the_aggregations_of_the_harness(tokenizer):
     records = []
     for index, text in enumerate(texts):
         ready = ScoredText.from_text(text, tokenizer, L)
-        before = 1.25 * score(model, ready)
-        nll = [before, score(model, ready)]
+        before = 1.25 * score(model, ready.windows).total
+        nll = [before, score(model, ready.windows).total]
         records.append(DocumentRecord(index, "", "", {}, ready.num_bytes, ready.num_words, nll=nll))
     by_bytes = [(ll, len(text.encode())) for ll, text in zip(log_likelihoods, texts, strict=True)]
     by_words = [(ll, ConfigurableTask.count_words(text)) for ll, text in zip(log_likelihoods, texts, strict=True)]

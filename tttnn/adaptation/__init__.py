@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.progress import DocumentProgressCallback
     from tttnn.adaptation.requirements import context_length
     from tttnn.adaptation.restore import restored
-    from tttnn.adaptation.scoring import ScoredText, lay_out_context, score, score_in_context
+    from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, score
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
     from tttnn.adaptation.trainable import SIZES, TrainableArguments, make_trainable
@@ -48,6 +48,7 @@ __all__ = [
     "TestTimeTrainer",
     "TestTimeTraining",
     "TestTimeTrainingArguments",
+    "TokenNll",
     "TrainableArguments",
     "Window",
     "context_length",
@@ -57,7 +58,6 @@ __all__ = [
     "prefix_token_id",
     "restored",
     "score",
-    "score_in_context",
     "scoring_windows",
     "split_document",
 ]
@@ -79,6 +79,7 @@ __getattr__, __dir__ = door(
         "TestTimeTrainer": "trainer",
         "TestTimeTraining": "method",
         "TestTimeTrainingArguments": "arguments",
+        "TokenNll": "scoring",
         "TrainableArguments": "trainable",
         "Window": "windows",
         "context_length": "requirements",
@@ -88,7 +89,6 @@ __getattr__, __dir__ = door(
         "prefix_token_id": "windows",
         "restored": "restore",
         "score": "scoring",
-        "score_in_context": "scoring",
         "scoring_windows": "windows",
         "split_document": "windows",
         "NeighborStepArguments": "options",

@@ -67,10 +67,22 @@ class TestTimeTrainingArguments(
             Where a prefix ends. `"text"`: the string is cut after the characters of half of its tokens, so that query
             and scored part are the text, to the byte. `"tokens"`: the two halves of the tokens are decoded, as the
             official code does; where decoding does not invert encoding, another text is scored.
+        prompt (`str`, *optional*):
+            What the model has read before the scored text. `"context"`: the query, in one pass with the text; a text
+            beyond the window is scored in windows that move on by `stride`. `"none"`: nothing, in rolling windows of
+            `max_length` tokens, as in the paper and in lm-evaluation-harness. By default `"context"` if the query is a
+            prefix.
+        window_length (`int`, *optional*):
+            Tokens of a scoring window with the prompt in context. By default the model's context, at most 8192.
+        stride (`int`, *optional*):
+            Tokens by which such windows move on. By default half a window.
+        train_on (`str`, *optional*, defaults to `"neighbors"`):
+            What steps are taken on: the `"neighbors"`, the `"query"`, or `"both"`, first the neighbors.
         router_aux_loss (`bool`, *optional*, defaults to `False`):
             Whether the load-balancing loss of a mixture of experts is added to the loss of each step.
         max_length (`int`, *optional*, defaults to `1024`):
-            Tokens in a training chunk and in a scoring window, capped at the model's context.
+            Tokens in a training chunk, and in a scoring window without the prompt in context; capped at the model's
+            context.
         max_distance (`float`, *optional*):
             Neighbors farther than this squared L2 distance are dropped.
         chunks_per_neighbor (`int`, *optional*, defaults to `1`):
@@ -113,6 +125,11 @@ class TestTimeTrainingArguments(
                 raise InputError(f"`{item.name}` is {value!r}, which has no meaning here: {UNSUPPORTED[item.name]}.")
         for group in (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments):
             group.__post_init__(self)
+        if self.train_on != "neighbors" and self.query == "document":
+            raise InputError(
+                f"`train_on` is {self.train_on!r} and `query` is 'document': the query would be the text that is "
+                "scored. Pass `query='prefix'`, or train on the neighbors only."
+            )
         TrainingArguments.__post_init__(self)
         if self.per_device_train_batch_size != 1:
             raise InputError(

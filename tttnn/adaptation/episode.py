@@ -12,9 +12,9 @@ from transformers.utils import logging
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.options import RetrievalArguments
 from tttnn.adaptation.restore import Snapshot
-from tttnn.adaptation.scoring import ScoredText, score
+from tttnn.adaptation.scoring import ScoredText, TokenNll, score
 from tttnn.adaptation.steps import Chunks, OptimizerState, check_weights, in_model, raise_not_finite, train_on
-from tttnn.adaptation.windows import encode, split_document, training_chunks
+from tttnn.adaptation.windows import Window, encode, split_document, training_chunks
 from tttnn.documents import Document, as_documents, check_text
 from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.neighbors import Neighbor, Retriever, as_neighbors
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tttnn.adaptation.trainer import TestTimeTrainer
 
 logger = logging.get_logger(__name__)
+
+QUERY_PIECES = 8  # for which the nll of the query is recorded, one after another
 
 
 class Episode:
@@ -55,8 +57,10 @@ class Episode:
         self.seed = int(np.random.SeedSequence([trainer.args.seed, index]).generate_state(1)[0])
         set_seed(self.seed)
         tokenizer = trainer.processing_class
-        self.query, self.text = split_document(tokenizer, document.text, query or trainer.args.query, trainer.args.cut)
-        self.scored_text = ScoredText.from_text(self.text, tokenizer, trainer.max_length)
+        args, query = trainer.args, query or trainer.args.query
+        self.query, self.text = split_document(tokenizer, document.text, query, args.cut)
+        prompt = self.query if args.prompt == "context" and query == "prefix" else None
+        self.scored_text = ScoredText.from_text(self.text, tokenizer, trainer.window_length, prompt, args.stride)
         counts = self.scored_text.num_bytes, self.scored_text.num_words
         self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
         self.neighbors: list[Neighbor] = []
@@ -135,6 +139,21 @@ class Episode:
         for field in (self.record.weights, self.record.neighbor_ids, self.record.distances, self.record.overlaps):
             del field[len(self.record.train_loss) :]  # a callback stopped before these
 
+    def train_on_query(self) -> bool:
+        """
+        Take a step on each chunk of the query.
+
+        Returns:
+            `bool`: whether there was any: the query of a document of one token is empty.
+        """
+        record, number = self.record, len(self.record.train_loss)
+        token_ids = encode(self.trainer.processing_class, self.query)
+        chunks = training_chunks(token_ids, self.trainer.max_length, None)
+        for _ in self.train_on([[chunk] for chunk in chunks]):
+            pass
+        record.query_train_loss, record.train_loss[number:] = record.train_loss[number:], []
+        return bool(chunks)
+
     def train_on(self, chunks: list[Chunks], weights: list[float] | None = None) -> Iterator[tuple[int, bool]]:
         """
         Take steps on texts that are cut into chunks.
@@ -152,24 +171,40 @@ class Episode:
 
     def score(self, scored_text: ScoredText | None = None) -> None:
         """
-        Append a score of the model as it is now, in rolling windows.
+        Append a score of the model as it is now.
 
         Args:
             scored_text (`ScoredText`, *optional*):
                 The same text in other windows. By default `self.scored_text`.
         """
         start, scored_text = perf_counter(), scored_text or self.scored_text
-        with self.trainer.compute_loss_context_manager(), in_model(self.record):
-            nll = score(self.model, scored_text, self.trainer.args.per_device_eval_batch_size)
-        self.add_score(nll, start, scored_text)
+        self.add_score(self.read(scored_text.windows), start, scored_text)
 
-    def add_score(self, nll: float, start: float, scored_text: ScoredText | None = None) -> None:
+    def read(self, windows: list[Window], context: Sequence[int] = ()) -> TokenNll:
+        """
+        Score the targets of windows with the model as it is now, and record nothing but the time in it.
+
+        Args:
+            windows (`list[Window]`):
+                Of a `ScoredText`.
+            context (`Sequence[int]`, *optional*):
+                Tokens that stand before each.
+
+        Returns:
+            `TokenNll`: of each token, in nats.
+        """
+        trainer = self.trainer
+        with trainer.compute_loss_context_manager(), in_model(self.record):
+            batch_size = trainer.args.per_device_eval_batch_size
+            return score(self.model, windows, batch_size, context=context, in_parts=trainer.reads_in_parts)
+
+    def add_score(self, nll: TokenNll | float, start: float, scored_text: ScoredText | None = None) -> None:
         """
         Append a score.
 
         Args:
-            nll (`float`):
-                Nats of the whole scored text.
+            nll (`TokenNll` or `float`):
+                Of each token, or nats of the whole scored text.
             start (`float`):
                 `time.perf_counter()` when scoring began.
             scored_text (`ScoredText`, *optional*):
@@ -179,10 +214,13 @@ class Episode:
             `RuntimeError`: If it is not finite.
         """
         record = self.record
+        if isinstance(nll, TokenNll):
+            record.query_nll.append([float(piece.sum()) for piece in np.array_split(nll.known, QUERY_PIECES)])
+            nll = nll.total
         if not math.isfinite(nll):
             raise_not_finite(f"score of document {record.index} ('{record.id}')", nll)
         record.nll.append(nll)
-        record.num_scored_tokens += sum(len(window.target_ids) for window in (scored_text or self.scored_text).windows)
+        record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
         record.seconds["score"] += perf_counter() - start
 
 
@@ -230,7 +268,7 @@ class Episodes:
         method, episode = self.trainer.method, Episode(self.trainer, document, index)
         record = episode.record
         dispatch(self.trainer, "on_document_begin", record=record)
-        if method.retrieves:
+        if method.needs_neighbors(self.trainer.args):
             self._retrieve(episode)
         method.score_before(episode)
         if record.error is None:

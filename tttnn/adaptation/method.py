@@ -1,6 +1,6 @@
 """What a method is, and the library's own: test-time training on nearest neighbors."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tttnn.adaptation.episode import Episode
@@ -11,6 +11,7 @@ from tttnn.errors import InputError
 
 
 if TYPE_CHECKING:
+    from tttnn.adaptation.arguments import TestTimeTrainingArguments
     from tttnn.adaptation.trainer import TestTimeTrainer
 
 
@@ -35,7 +36,7 @@ class Method:
     # dataclasses of the options that are its own, by the name of its argument that takes them
     own_options: ClassVar[dict[str, type]] = {}
 
-    trainable: TrainableArguments | None = field(default_factory=TrainableArguments)
+    trainable: TrainableArguments | None = None
 
     @classmethod
     def options(cls) -> list[type]:
@@ -70,6 +71,19 @@ class Method:
             )
         return self
 
+    def needs_neighbors(self, args: "TestTimeTrainingArguments") -> bool:
+        """
+        Whether neighbors are retrieved for a document.
+
+        Args:
+            args (`TestTimeTrainingArguments`):
+                The trainer's arguments.
+
+        Returns:
+            `bool`: False for a method that would not use them.
+        """
+        return self.retrieves
+
     def settings(self) -> dict[str, Any]:
         """
         Say what the method's numbers depend on beside the trainer's arguments, for the journal.
@@ -93,8 +107,7 @@ class Method:
         if self.trainable is None or self.trainable.trainable not in THROUGH_PEFT:
             episode.score()
             return
-        args = episode.trainer.args
-        length = min(args.max_length, num_positions(episode.model) or args.max_length)
+        length = episode.trainer.window_length_within(num_positions(episode.model))
         with episode.model.disable_adapter():  # type: ignore[operator]
             episode.score(episode.scored_text.cut(length))
 
@@ -109,14 +122,17 @@ class Method:
         if not self.trains:
             self.score_adapted(episode)
             return
-        curve, record = episode.trainer.args.score_every_neighbor, episode.record
-        for num_neighbors, changed in episode.train_on_neighbors():
-            if curve:
+        args, record = episode.trainer.args, episode.record
+        for num_neighbors, changed in episode.train_on_neighbors() if args.train_on != "query" else ():
+            if args.score_every_neighbor:
                 # the score is the same between the neighbors of one step, and after neighbors without a token
-                record.nll += [record.nll[-1]] * (num_neighbors - changed)
+                for name in ("nll", "query_nll"):
+                    scores = getattr(record, name)
+                    scores += scores[-1:] * (num_neighbors - changed)
                 if changed:
                     self.score_adapted(episode)
-        if not curve:
+        changed = args.train_on != "neighbors" and episode.train_on_query()
+        if changed or not args.score_every_neighbor:
             self.score_adapted(episode)
 
     def score_adapted(self, episode: Episode) -> None:
@@ -144,4 +160,6 @@ class TestTimeTraining(Method):
     description = "a step on each neighbor"
     own_options = {"trainable": TrainableArguments}
 
-    trainable: TrainableArguments | None = None
+    def needs_neighbors(self, args: "TestTimeTrainingArguments") -> bool:
+        """Retrieve none for steps on the query alone."""
+        return args.train_on != "query"

@@ -15,6 +15,9 @@ from tttnn.selection import ORDERS
 
 QUERIES = ("prefix", "document")
 CUTS = ("text", "tokens")
+PROMPTS = ("context", "none")
+MAX_WINDOW_LENGTH = 8192
+TRAIN_ON = ("neighbors", "query", "both")
 
 
 @dataclass
@@ -109,12 +112,20 @@ class NeighborStepArguments:
     """In which order steps are taken on neighbors, and after which of them a document is scored."""
 
     order: str = field(default="nearest", metadata={"help": "Order of training.", "choices": list(ORDERS)})
+    train_on: str = field(
+        default="neighbors",
+        metadata={
+            "help": "What steps are taken on: the neighbors, the query, or both, first the neighbors.",
+            "choices": list(TRAIN_ON),
+        },
+    )
     num_train_epochs: float = field(default=1, metadata={"help": "Passes over the neighbors."})
     score_every_neighbor: bool = field(default=False, metadata={"help": "Score after every neighbor, for a curve."})
 
     def __post_init__(self) -> None:
         check_whole(self, num_train_epochs=1)
         check_choice("order", self.order, ORDERS)
+        check_choice("train_on", self.train_on, TRAIN_ON)
 
 
 @dataclass
@@ -137,15 +148,52 @@ class ScoringArguments:
             "choices": list(CUTS),
         },
     )
-    max_length: int = field(default=1024, metadata={"help": "Tokens in a training chunk and in a scoring window."})
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the model has read before the scored text. context: the query, and windows as long as the "
+            "model's context. none: nothing, in windows of max_length, as in the paper. Default: context if the query "
+            "is a prefix.",
+            "choices": list(PROMPTS),
+        },
+    )
+    window_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a scoring window with the prompt in context. Default: the model's context, at most "
+            f"{MAX_WINDOW_LENGTH}."
+        },
+    )
+    stride: int | None = field(
+        default=None,
+        metadata={"help": "Tokens by which such windows move on in a longer text. Default: half a window."},
+    )
+    max_length: int = field(
+        default=1024,
+        metadata={"help": "Tokens in a training chunk, and in a scoring window without the prompt in context."},
+    )
     per_device_eval_batch_size: int = field(default=4, metadata={"help": "Windows scored in one forward pass."})
     text_column: str = field(default="text", metadata={"help": "The column with the text."})
 
     def __post_init__(self) -> None:
         # a chunk of one token has none to predict
-        check_whole(self, max_length=2, per_device_eval_batch_size=1)
+        check_whole(self, max_length=2, per_device_eval_batch_size=1, window_length=2, stride=1)
         check_choice("query", self.query, QUERIES)
         check_choice("cut", self.cut, CUTS)
+        if self.prompt is None:
+            self.prompt = "context" if self.query == "prefix" else "none"
+        check_choice("prompt", self.prompt, PROMPTS)
+        if self.prompt == "context" and self.query == "document":
+            raise InputError(
+                "`prompt` is 'context' and `query` is 'document' (as in the preset tttlm): the whole document is "
+                "scored, and nothing of it stands before that. Pass `prompt='none'`, or `query='prefix'`."
+            )
+        for name in ("window_length", "stride"):
+            if self.prompt == "none" and getattr(self, name) is not None:
+                raise InputError(
+                    f"`{name}` is {getattr(self, name)}, but without the prompt in context windows have `max_length` "
+                    f"tokens and roll. Leave it out, or pass `prompt='context'`."
+                )
 
 
 @dataclass

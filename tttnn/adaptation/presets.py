@@ -10,6 +10,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "order": "nearest",
         "query": "document",
         "cut": "tokens",
+        "prompt": "none",
         "max_length": 1024,
         "max_distance": 16.0,  # 4.0 as a Euclidean distance
         "chunks_per_neighbor": None,

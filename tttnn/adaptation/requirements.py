@@ -144,6 +144,36 @@ def check_reading(
         )
 
 
+def reads_in_parts(model: PreTrainedModel) -> bool:
+    """
+    Whether a model reads a text part by part through a key-value cache as it reads it at once, by a probe.
+
+    Mamba and RWKV have a state in its place, and PEFT puts its virtual tokens before every part.
+    """
+    length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
+    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    tokens = torch.tensor([[7 * place % vocabulary for place in range(length)]], device=model.device)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            whole = model.eval()(input_ids=tokens).logits[:, -length:]
+            first = model(input_ids=tokens[:, : length // 2], use_cache=True)
+            past = first.get("past_key_values")
+            if past is None:
+                return False
+            second = model(input_ids=tokens[:, length // 2 :], past_key_values=past, use_cache=True)
+            parts = torch.cat([first.logits, second.logits], dim=1)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, KeyError) as error:
+        logger.info(f"The model is read at once, because it cannot be read in parts: {error!r:.300}")
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    if parts.shape != whole.shape:
+        return False
+    return bool((parts - whole).abs().max() <= PROBE_TOLERANCE[whole.dtype == torch.float32] * whole.abs().max())
+
+
 def _logits(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> torch.Tensor:
     try:
         output = model(input_ids=tokens)

@@ -1,15 +1,21 @@
-"""The score of a text: its negative log-likelihood in nats, beside the bytes and words that it has."""
+"""The score of a text: the negative log-likelihood of its tokens in nats, beside the bytes and words that it has."""
 
 import copy
 import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tttnn.adaptation.windows import Window, encode, prefix_token_id, scoring_windows
+from tttnn.adaptation.windows import Window, encode, encode_after, prefix_token_id, scoring_windows
+
+
+READ_LENGTH = 1024  # tokens in one forward pass over a longer window, so that not all logits are in memory at once
 
 
 @dataclass(frozen=True)
@@ -18,22 +24,41 @@ class ScoredText:
     A text made ready to be scored again and again.
 
     Args:
-        windows (`list[Window]`):
-            Rolling windows that predict each of its tokens once.
+        token_ids (`list[int]`):
+            Its tokens.
+        prompt_ids (`list[int]`):
+            The tokens before it that the model reads first.
+        prefix_id (`int`):
+            The token before all of them (see `prefix_token_id`).
+        max_length (`int`):
+            Tokens in a window.
+        stride (`int`):
+            Tokens that each window after the first predicts.
         num_bytes (`int`):
             Its length in UTF-8.
         num_words (`int`):
             Its words as lm-evaluation-harness counts them: `len(re.split(r"\\s+", text))`.
     """
 
-    windows: list[Window]
+    token_ids: list[int]
+    prompt_ids: list[int]
+    prefix_id: int
+    max_length: int
+    stride: int
     num_bytes: int
     num_words: int
 
     @classmethod
-    def from_text(cls, text: str, processing_class: PreTrainedTokenizerBase, max_length: int) -> "ScoredText":
+    def from_text(
+        cls,
+        text: str,
+        processing_class: PreTrainedTokenizerBase,
+        max_length: int,
+        prompt: str | None = None,
+        stride: int | None = None,
+    ) -> "ScoredText":
         """
-        Tokenize a text and cut it into windows.
+        Tokenize a text.
 
         Args:
             text (`str`):
@@ -42,62 +67,151 @@ class ScoredText:
                 The model's tokenizer.
             max_length (`int`):
                 Tokens in a window.
+            prompt (`str`, *optional*):
+                What stands before the text and is read first. By default nothing, and windows roll: each has one token
+                of context.
+            stride (`int`, *optional*):
+                Tokens that each window after the first predicts. By default half a window after a prompt.
 
         Returns:
             `ScoredText`: ready for `score`.
         """
-        windows = scoring_windows(encode(processing_class, text), prefix_token_id(processing_class), max_length)
-        return cls(windows, len(text.encode("utf-8")), len(re.split(r"\s+", text)))
+        if prompt is None:
+            prompt_ids: list[int] = []
+            token_ids, stride = encode(processing_class, text), max_length
+        else:
+            prompt_ids, token_ids = encode_after(processing_class, prompt, text)
+            stride = stride or max(max_length // 2, 1)
+        num_words = len(re.split(r"\s+", text))
+        prefix_id = prefix_token_id(processing_class)
+        return cls(token_ids, prompt_ids, prefix_id, max_length, stride, len(text.encode("utf-8")), num_words)
 
-    def cut(self, max_length: int) -> "ScoredText":
+    @cached_property
+    def windows(self) -> list[Window]:
+        """The windows that predict each token of the text once (see `scoring_windows`)."""
+        return scoring_windows(self.token_ids, self.prefix_id, self.max_length, self.prompt_ids, self.stride)
+
+    def cut(self, max_length: int, stride: int | None = None) -> "ScoredText":
         """
         Cut the same text into windows of another length.
 
         Args:
             max_length (`int`):
                 Tokens in a window.
+            stride (`int`, *optional*):
+                Tokens that each window after the first predicts. By default as before, or all of a window that rolls,
+                or half of one that has become shorter than that.
 
         Returns:
             `ScoredText`: with the same tokens, bytes and words.
         """
-        token_ids = [token_id for window in self.windows for token_id in window.target_ids]
-        prefix_id = self.windows[0].input_ids[0] if self.windows else 0
-        return ScoredText(scoring_windows(token_ids, prefix_id, max_length), self.num_bytes, self.num_words)
+        if stride is None:
+            rolls = self.stride == self.max_length
+            stride = max_length if rolls else min(self.stride, max(max_length // 2, 1))
+        return replace(self, max_length=max_length, stride=stride)
+
+
+class TokenNll(NamedTuple):
+    """
+    The negative log-likelihood of each token.
+
+    Args:
+        known (`np.ndarray`):
+            Of the tokens of the prompt that are read, in nats, float64 of shape `(tokens,)`.
+        scored (`np.ndarray`):
+            Of the tokens of the text, likewise.
+    """
+
+    known: np.ndarray
+    scored: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Nats of the text."""
+        return math.fsum(self.scored)
 
 
 @torch.no_grad()
-def score(model: PreTrainedModel, scored_text: ScoredText, batch_size: int = 1) -> float:
+def score(
+    model: PreTrainedModel,
+    windows: list[Window],
+    batch_size: int = 1,
+    *,
+    context: Sequence[int] = (),
+    in_parts: bool = False,
+) -> TokenNll:
     """
-    Sum the negative log-likelihood of a text's tokens under a model, which is put into eval mode.
+    Score the targets of windows under a model, which is put into eval mode.
 
     Args:
         model (`PreTrainedModel`):
             A causal language model.
-        scored_text (`ScoredText`):
-            The text's windows.
+        windows (`list[Window]`):
+            Of a `ScoredText`.
         batch_size (`int`, *optional*, defaults to `1`):
-            Windows in one forward pass.
+            Windows in one forward pass, if they have neither prompt nor context.
+        context (`Sequence[int]`, *optional*):
+            Tokens that stand before each window.
+        in_parts (`bool`, *optional*, defaults to `False`):
+            Whether context and long windows may be read part by part through a key-value cache (see
+            `reads_in_parts`). Then the context is read once.
 
     Returns:
-        `float`: nats, from float32 log-probabilities, summed in float64. Equal to the rolling log-likelihood of
-        lm-evaluation-harness, but for its sign.
+        `TokenNll`: from float32 log-probabilities. The sum over the text, of rolling windows, is the log-likelihood of
+        lm-evaluation-harness but for its sign.
     """
     model.eval()
-    device = next(model.parameters()).device
-    sums = []
-    windows = scored_text.windows  # of one length each, so that a batch needs no padding
-    for batch in (windows[first : first + batch_size] for first in range(0, len(windows), batch_size)):
-        logits = model(input_ids=torch.tensor([window.input_ids for window in batch], device=device)).logits
-        for row, window in zip(logits, batch, strict=True):
-            sums.append(window_nll(row, window))
-    # fetched once, for a fetch waits for the device; added up in float64, which not every device has
-    return math.fsum(torch.stack(sums).tolist()) if sums else 0.0
+    rows: list[torch.Tensor] = []
+    if context or any(window.num_known for window in windows):
+        past: object = None
+        if context and in_parts:
+            *_, (_, _, past) = _parts(model, list(context), None)
+        before = [] if past is not None else list(context)
+        for window in windows:
+            # each window begins after the context, not after the window before
+            rows.append(_window_nll(model, window, before, copy.deepcopy(past), in_parts))
+    else:  # windows of one length each, so that a batch needs no padding
+        for batch in (windows[first : first + batch_size] for first in range(0, len(windows), batch_size)):
+            logits = model(input_ids=_tensor(model, [window.input_ids for window in batch])).logits
+            rows += [_nll(row, window.target_ids) for row, window in zip(logits, batch, strict=True)]
+    # fetched once, for a fetch waits for the device; float64, which not every device has
+    values = torch.cat(rows).cpu().numpy().astype(np.float64) if rows else np.zeros(0)
+    num_known = windows[0].num_known if windows else 0  # only the first has any
+    return TokenNll(values[:num_known], values[num_known:])
 
 
-def window_nll(logits: torch.Tensor, window: Window) -> torch.Tensor:
-    """Sum the nll of a window's targets, in nats: the last rows of `logits` (`(tokens, vocabulary)`) predict them."""
-    targets = torch.tensor(window.target_ids, device=logits.device)
-    return torch.nn.functional.cross_entropy(logits[-len(targets) :].float(), targets, reduction="none").sum()
+def _window_nll(
+    model: PreTrainedModel, window: Window, before: list[int], past: object, in_parts: bool
+) -> torch.Tensor:
+    """Give the nll of a window's targets, after tokens that were not read yet (`before`) or were (`past`)."""
+    token_ids = [*before, *window.input_ids]
+    if past is None and (not in_parts or len(token_ids) <= READ_LENGTH):
+        return _nll(model(input_ids=_tensor(model, [token_ids])).logits[0], window.target_ids)
+    first, rows = len(token_ids) - len(window.target_ids), []
+    for start, logits, _ in _parts(model, token_ids, past):
+        end = start + len(logits)
+        if end > first:
+            rows.append(_nll(logits, window.target_ids[max(start - first, 0) : end - first]))
+    return torch.cat(rows)
+
+
+def _parts(model: PreTrainedModel, token_ids: list[int], past: object) -> Iterator[tuple[int, torch.Tensor, object]]:
+    """Read tokens part by part through a key-value cache; give the position, the logits and the cache of each part."""
+    for start in range(0, len(token_ids), READ_LENGTH):
+        part = token_ids[start : start + READ_LENGTH]
+        output = model(input_ids=_tensor(model, [part]), past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        yield start, output.logits[0, -len(part) :], past
+
+
+def _nll(logits: torch.Tensor, target_ids: list[int]) -> torch.Tensor:
+    """Give the nll of targets in nats: the last rows of `logits` (`(tokens, vocabulary)`) predict them."""
+    targets = torch.tensor(target_ids, device=logits.device)
+    return torch.nn.functional.cross_entropy(logits[-len(targets) :].float(), targets, reduction="none")
+
+
+def _tensor(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    return torch.tensor(rows, device=next(model.parameters()).device)
 
 
 def lay_out_context(neighbors: list[list[int]], prefix_id: int, max_tokens: int) -> list[int]:
@@ -126,51 +240,6 @@ def lay_out_context(neighbors: list[list[int]], prefix_id: int, max_tokens: int)
         if token_ids:
             context = [prefix_id, *token_ids[:room], *context]
     return context
-
-
-@torch.no_grad()
-def score_in_context(
-    model: PreTrainedModel, scored_text: ScoredText, context: list[int], prefix_id: int, max_length: int
-) -> float:
-    """
-    Score a text after a context that is read once; the model is put into eval mode.
-
-    Every window of the text has the whole context before it, parted from it by the prefix token.
-
-    Args:
-        model (`PreTrainedModel`):
-            A causal language model.
-        scored_text (`ScoredText`):
-            The text's windows.
-        context (`list[int]`):
-            Tokens before each window; with none, this is `score`.
-        prefix_id (`int`):
-            See `prefix_token_id`.
-        max_length (`int`):
-            Tokens of the context in one forward pass.
-
-    Returns:
-        `float`: nats.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    past: Any = None
-    for first in range(0, len(context), max_length):
-        chunk = torch.tensor([context[first : first + max_length]], device=device)
-        past = model(input_ids=chunk, past_key_values=past, use_cache=True).get("past_key_values")
-        if past is None:  # Mamba and RWKV have a state in its place: every window reads the whole context again
-            break
-    total = 0.0
-    for number, window in enumerate(scored_text.windows):
-        input_ids = window.input_ids if number == 0 or not context else [prefix_id, *window.input_ids]
-        if past is None:
-            logits = model(input_ids=torch.tensor([[*context, *input_ids]], device=device), use_cache=False).logits
-        else:
-            # each window begins after the context, not after the window before
-            ids, cache = torch.tensor([input_ids], device=device), copy.deepcopy(past)
-            logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-        total += window_nll(logits[0], window).item()
-    return total
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

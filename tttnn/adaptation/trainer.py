@@ -20,9 +20,17 @@ from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
 from tttnn.adaptation.episode import Episodes, num_candidates
 from tttnn.adaptation.method import Method, TestTimeTraining
+from tttnn.adaptation.options import MAX_WINDOW_LENGTH
 from tttnn.adaptation.output import evaluation_output
 from tttnn.adaptation.progress import DocumentProgressCallback
-from tttnn.adaptation.requirements import check_adapters, check_model, check_processes, check_reading, context_length
+from tttnn.adaptation.requirements import (
+    check_adapters,
+    check_model,
+    check_processes,
+    check_reading,
+    context_length,
+    reads_in_parts,
+)
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
 from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.settings import run_settings
@@ -144,6 +152,12 @@ class TestTimeTrainer(Trainer):
                 f"The model has room for {self._context_length} tokens beside its virtual ones, and two are the least "
                 "of which one is predicted. Give its prompt fewer virtual tokens."
             )
+        if args.stride is not None and args.stride > self.window_length:
+            raise InputError(
+                f"`stride` is {args.stride}, but a window has {self.window_length} tokens, and some would never be "
+                "scored. Pass a smaller stride."
+            )
+        self.reads_in_parts = reads_in_parts(model)
         self.method = (method or TestTimeTraining()).prepared_for(self)
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
@@ -216,7 +230,7 @@ class TestTimeTrainer(Trainer):
             `RuntimeError`: If there is no retriever, or a loss or score is not finite.
         """
         self.callback_handler.eval_dataloader = dataloader
-        if self.method.retrieves and isinstance(self.retriever, Prepared):
+        if self.method.needs_neighbors(self.args) and isinstance(self.retriever, Prepared):
             self.retriever.prepare(num_candidates(self.args, self.retriever))
         failure: NotFiniteError | None = None
         try:
@@ -351,9 +365,30 @@ class TestTimeTrainer(Trainer):
 
     @property
     def max_length(self) -> int:
-        """Tokens in a training chunk and in a scoring window: `args.max_length`, or the model's context."""
+        """Tokens in a training chunk: `args.max_length`, or the model's context."""
         limit = self._context_length
         return self.args.max_length if limit is None else min(self.args.max_length, limit)
+
+    @property
+    def window_length(self) -> int:
+        """Tokens in a scoring window: with the prompt in context the model's context, else `max_length`."""
+        return self.window_length_within(self._context_length)
+
+    def window_length_within(self, limit: int | None) -> int:
+        """
+        Say how many tokens a scoring window has for a model of another context than `model` has now.
+
+        Args:
+            limit (`int`, *optional*):
+                Tokens that it reads at once; `None` for a model without positions.
+
+        Returns:
+            `int`: at most `limit`.
+        """
+        length = self.args.max_length
+        if self.args.prompt == "context":
+            length = self.args.window_length or MAX_WINDOW_LENGTH
+        return length if limit is None else min(length, limit)
 
     @property
     def _is_running(self) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -21,16 +22,32 @@ class Window(NamedTuple):
             What the model reads.
         target_ids (`list[int]`):
             What its last `len(target_ids)` positions predict.
+        num_known (`int`, *optional*, defaults to `0`):
+            How many of the first targets belong to the prompt: they are read, and are no part of the score.
     """
 
     input_ids: list[int]
     target_ids: list[int]
+    num_known: int = 0
 
 
 def encode(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenize a text of any length without special tokens."""
     # not verbose: that a text is longer than the model's context is what windows and chunks are for
     return processing_class(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def encode_after(processing_class: PreTrainedTokenizerBase, prompt: str, text: str) -> tuple[list[int], list[int]]:
+    """
+    Tokenize a prompt and the text after it, both at once if a token ends where the prompt does.
+
+    Some tokenizers begin every text with a space, and the rest of a text that is tokenized alone would begin with one
+    that is not there. A token across the border belongs to neither, and then each is tokenized alone.
+    """
+    prompt_ids, whole = encode(processing_class, prompt), encode(processing_class, prompt + text)
+    if whole[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, whole[len(prompt_ids) :]
+    return prompt_ids, encode(processing_class, text)
 
 
 def prefix_token_id(processing_class: PreTrainedTokenizerBase) -> int:
@@ -120,12 +137,19 @@ def training_chunks(token_ids: list[int], max_length: int, chunks_per_neighbor: 
     return chunks[:chunks_per_neighbor]
 
 
-def scoring_windows(token_ids: list[int], prefix_id: int, max_length: int) -> list[Window]:
+def scoring_windows(
+    token_ids: list[int],
+    prefix_id: int,
+    max_length: int,
+    prompt_ids: Sequence[int] = (),
+    stride: int | None = None,
+) -> list[Window]:
     """
-    Cut a text into rolling windows that predict every token exactly once.
+    Cut a text into windows that predict every token exactly once.
 
-    The first window predicts up to `max_length` tokens after the prefix token. Each later one begins with the last
-    token of the one before and predicts the next `max_length`; the last is filled up with earlier tokens as context.
+    The first window begins with the prefix token and the prompt, and is filled with the text. Each later one predicts
+    the next `stride` tokens, with as many tokens before them as it has room for. By default the stride is the whole
+    window: the context of a later window is one token, and the last is filled up with earlier ones.
 
     Args:
         token_ids (`list[int]`):
@@ -134,18 +158,25 @@ def scoring_windows(token_ids: list[int], prefix_id: int, max_length: int) -> li
             The token before the first (see `prefix_token_id`).
         max_length (`int`):
             Tokens that the model reads at once.
+        prompt_ids (`Sequence[int]`, *optional*):
+            The tokens between the prefix token and the text. Of a prompt that leaves less than `stride` tokens of
+            room, the last tokens are read.
+        stride (`int`, *optional*):
+            Tokens that each window after the first predicts. By default `max_length`.
 
     Returns:
         `list[Window]`: none for a text without tokens.
 
-    Source: the rolling log-likelihood of lm-evaluation-harness with a context of one token.
+    Source: with no prompt and the default stride, the rolling log-likelihood of lm-evaluation-harness with a context
+    of one token.
     """
-    windows = []
-    for start in range(0, len(token_ids), max_length):
-        end = min(start + max_length, len(token_ids))
-        if start == 0:
-            input_ids = [prefix_id, *token_ids[: end - 1]]
-        else:
-            input_ids = token_ids[end - max_length - 1 : end - 1]
-        windows.append(Window(input_ids, token_ids[start:end]))
+    sequence, stride = [prefix_id, *prompt_ids, *token_ids], stride or max_length
+    start, last = len(prompt_ids), len(prompt_ids) + len(token_ids)
+    windows: list[Window] = []
+    while start < last:
+        end = min(start + stride if windows else max(start + stride, max_length), last)
+        first = max(end - max_length, 0)
+        num_known = 0 if windows else start - first
+        windows.append(Window(sequence[first:end], sequence[start + 1 - num_known : end + 1], num_known))
+        start = end
     return windows

@@ -4,7 +4,8 @@ from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments, make_
 from tttnn.methods.context import Context, ContextAndTraining, ContextArguments
 from tttnn.methods.dynamic import Dynamic
 from tttnn.methods.knn_lm import KnnArguments, KnnLM, best_candidate
-from tttnn.methods.none import NoAdaptation
+from tttnn.methods.none import NoAdaptation, Prefix
+from tttnn.methods.query import Query
 
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "KnnLM",
     "Method",
     "NoAdaptation",
+    "Prefix",
+    "Query",
     "TestTimeTraining",
     "TrainableArguments",
     "best_candidate",
@@ -25,5 +28,6 @@ __all__ = [
 
 # By the name that `tttnn evaluate --method` takes.
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (TestTimeTraining, Context, ContextAndTraining, KnnLM, Dynamic, NoAdaptation)
+    method.name: method
+    for method in (TestTimeTraining, Query, Context, ContextAndTraining, KnnLM, Dynamic, Prefix, NoAdaptation)
 }

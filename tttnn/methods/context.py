@@ -9,11 +9,9 @@ from tttnn.adaptation import (
     Method,
     TestTimeTrainer,
     TrainableArguments,
+    Window,
     context_length,
-    in_model,
     lay_out_context,
-    prefix_token_id,
-    score_in_context,
 )
 from tttnn.errors import InputError
 
@@ -25,8 +23,9 @@ class ContextArguments:
 
     Args:
         context_length (`int`, *optional*):
-            Tokens of neighbors before each scoring window, at most. By default the model's context less `max_length`,
-            or half of `max_length` if that is more; then windows are shorter by what the neighbors take of them.
+            Tokens of neighbors before each scoring window, at most. By default, with the prompt in context, what the
+            document leaves of a window, or half a window if that is more; without it the model's context less
+            `max_length`, or half of `max_length`. Windows are shorter by what the neighbors take of them.
 
     Raises:
         `ValueError`: If it is not positive.
@@ -35,8 +34,8 @@ class ContextArguments:
     context_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of neighbors before each scoring window. Default: what max_length leaves of the model's "
-            "context, or half of max_length."
+            "help": "Tokens of neighbors before each scoring window. Default: what the document (without the prompt "
+            "in context: max_length) leaves of the model's context, or half of it."
         },
     )
 
@@ -76,10 +75,11 @@ class Context(Method):
             )
         limit = context_length(trainer.model)
         length = self.context.context_length
-        if length is None and limit is None:
+        if length is None and trainer.args.prompt == "none":
+            # with the prompt in context it depends on the document
             length = trainer.args.num_neighbors * (trainer.max_length + 1)
-        elif length is None and limit is not None:
-            length = max(limit - trainer.max_length - 1, trainer.max_length // 2)
+            if limit is not None:
+                length = max(limit - trainer.max_length - 1, trainer.max_length // 2)
         if limit is not None and length is not None and length > limit - 2:
             raise InputError(
                 f"`context_length` is {length} tokens, and the model reads {limit} at once: no token is left for the "
@@ -93,18 +93,28 @@ class Context(Method):
 
     def score_adapted(self, episode: Episode) -> None:
         """Score the document after its neighbors."""
-        start, trainer = perf_counter(), episode.trainer
-        prefix_id, limit = prefix_token_id(trainer.processing_class), context_length(trainer.model)
+        start, trainer, text = perf_counter(), episode.trainer, episode.scored_text
         nearest_first = sorted(episode.neighbors, key=lambda neighbor: neighbor.distance)
         token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
-        context = lay_out_context(token_ids, prefix_id, self.context.context_length or 0)
-        windows = episode.scored_text
+        context = lay_out_context(token_ids, text.prefix_id, self._room(episode))
+        limit = context_length(trainer.model) if trainer.args.prompt == "none" else text.max_length
         if context and limit is not None:
             # one token more parts the context from the window
-            windows = windows.cut(min(trainer.max_length, limit - len(context) - 1))
-        with trainer.compute_loss_context_manager(), in_model(episode.record):
-            nll = score_in_context(episode.model, windows, context, prefix_id, trainer.max_length)
-        episode.add_score(nll, start, windows)
+            text = text.cut(min(text.max_length, limit - len(context) - 1))
+        windows = text.windows
+        if context:
+            windows = windows[:1] + [
+                Window([text.prefix_id, *window.input_ids], window.target_ids) for window in windows[1:]
+            ]
+        episode.add_score(episode.read(windows, context), start, text)
+
+    def _room(self, episode: Episode) -> int:
+        """Say how many tokens of neighbors are read before the document."""
+        if self.context.context_length is not None:
+            return self.context.context_length
+        text = episode.scored_text
+        left = text.max_length - len(text.prompt_ids) - len(text.token_ids) - 1
+        return max(left, text.max_length // 2)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from time import perf_counter
 from tttnn.adaptation import (
     Episode,
     Method,
-    ScoredText,
     TestTimeTrainer,
     TrainableArguments,
-    in_model,
-    score,
+    Window,
+    scoring_windows,
 )
 from tttnn.errors import InputError
 
@@ -44,26 +43,36 @@ class Dynamic(Method):
 
     def score_after(self, episode: Episode) -> None:
         """Score and train window by window (see `Method.score_after`)."""
-        windows, size = episode.scored_text.windows, episode.trainer.args.gradient_accumulation_steps
-        nll = _score_windows(episode, 0, size)
+        size = episode.trainer.args.gradient_accumulation_steps
+        windows = _windows(episode)
+        nll = _nll(episode, windows[:size])
         scored = size
         # the windows of a group, all scored by now, make a step, and then those of the next group are scored
         num_groups = -(-len(windows) // size)
-        chunks = [[window.target_ids] for window in windows[: (num_groups - 1) * size]]
+        scored_windows = windows[: (num_groups - 1) * size]
+        chunks = [[window.target_ids[window.num_known :]] for window in scored_windows]
         if not chunks:
             episode.record.status = "scored"  # a text of one window leaves nothing to train for
         for _ in episode.train_on(chunks):
-            nll += _score_windows(episode, scored, scored + size)
+            nll += _nll(episode, windows[scored : scored + size])
             scored += size
         # more than one group is left if a callback stopped the training
-        nll += _score_windows(episode, scored, len(windows))
+        nll += _nll(episode, windows[scored:])
         episode.add_score(nll, perf_counter())
 
 
-def _score_windows(episode: Episode, first: int, last: int) -> float:
-    start, trainer = perf_counter(), episode.trainer
-    part = ScoredText(episode.scored_text.windows[first:last], 0, 0)
-    with trainer.compute_loss_context_manager(), in_model(episode.record):
-        nll = score(episode.model, part, trainer.args.per_device_eval_batch_size)
+def _windows(episode: Episode) -> list[Window]:
+    """Cut the scored text into windows that predict `max_length` tokens each, after all that fits before them."""
+    text, length = episode.scored_text, episode.trainer.max_length
+    first = text.token_ids[:length]
+    return [
+        *scoring_windows(first, text.prefix_id, text.max_length, text.prompt_ids, length),
+        *scoring_windows(text.token_ids[length:], text.prefix_id, text.max_length, [*text.prompt_ids, *first], length),
+    ]
+
+
+def _nll(episode: Episode, windows: list[Window]) -> float:
+    start = perf_counter()
+    nll = episode.read(windows).total
     episode.record.seconds["score"] += perf_counter() - start
     return nll

@@ -93,7 +93,7 @@ def read_windows(model: PreTrainedModel, windows: list[Window]) -> Iterator[tupl
     device = next(model.parameters()).device
     for window in windows:
         input_ids = torch.tensor([window.input_ids], device=device)
-        targets = torch.tensor(window.target_ids, device=device)
+        targets = torch.tensor(window.target_ids[window.num_known :], device=device)
         output = model(input_ids=input_ids, output_hidden_states=True)
         logits = output.logits[0, -len(targets) :].float()
         states = output.hidden_states[-1][0, -len(targets) :].float()
@@ -166,7 +166,7 @@ def best_candidate(records: list[DocumentRecord], knn: KnnArguments) -> KnnArgum
 
     Args:
         records (`list[DocumentRecord]`):
-            Of validation documents, from a `KnnLMTrainer` with all candidates.
+            Of validation documents, of a run with all candidates.
         knn (`KnnArguments`):
             The candidates.
 

@@ -1,8 +1,9 @@
-"""No adaptation: the model as it was loaded."""
+"""Nothing trained and nothing read beside the document: what every method is compared with."""
 
 from dataclasses import dataclass
 
-from tttnn.adaptation import Episode, Method
+from tttnn.adaptation import Episode, Method, TestTimeTrainer
+from tttnn.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -16,3 +17,24 @@ class NoAdaptation(Method):
 
     def score_after(self, episode: Episode) -> None:
         """Leave the score before as the last one."""
+
+
+@dataclass(frozen=True)
+class Prefix(NoAdaptation):
+    """
+    Scores the model as it was loaded after it has read the query: `--method prefix`.
+
+    What a user has typed is in the context of every model that completes it, so this is what a method must beat.
+    """
+
+    name = "prefix"
+    description = "the prompt in context, nothing trained: what a method must beat"
+
+    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+        """Refuse to leave the prompt out."""
+        if trainer.args.prompt != "context":
+            raise InputError(
+                "The method 'prefix' reads the prompt, and `prompt` is 'none'. Pass `prompt='context'` (and "
+                "`query='prefix'`), or the method 'none'."
+            )
+        return super().prepared_for(trainer)

@@ -1,0 +1,36 @@
+"""Steps on the query alone: what is known of a document teaches the model before the rest is scored."""
+
+from dataclasses import dataclass
+
+from tttnn.adaptation import Episode, Method, TestTimeTrainer, TrainableArguments
+from tttnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Query(Method):
+    """
+    Takes a step on each chunk of the query, and then scores the rest of the document: `--method query`.
+
+    It is the dynamic evaluation of the method's authors (their option `dynamic_eval`), for documents that are split.
+    """
+
+    name = "query"
+    description = "a step on each chunk of the query; no neighbors"
+    retrieves = False
+    own_options = {"trainable": TrainableArguments}
+
+    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+        """Refuse the whole document as a query: it would be trained on before it is scored."""
+        if trainer.args.query == "document":
+            raise InputError(
+                "The method 'query' takes steps on the query, and `query` is 'document': that is the text to score. "
+                "Pass `query='prefix'`, or the method 'dynamic'."
+            )
+        return super().prepared_for(trainer)
+
+    def score_after(self, episode: Episode) -> None:
+        """Train on the query, if it has a token, and score."""
+        if not episode.train_on_query():
+            episode.record.status = "untrained"
+            episode.record.error = "the query is empty: the document has one token"
+        self.score_adapted(episode)
