@@ -120,7 +120,7 @@ def test_a_journal_holds_its_settings_and_a_line_per_document(make, path):
     trainer = make()
     trainer.evaluate()
     header, *rows = lines(path)
-    assert header["tttnn_journal"] == 3
+    assert header["tttnn_journal"] == 4
     assert header["settings"]["num_neighbors"] == 5
     assert header["settings"]["learning_rate"] == 1e-3
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
