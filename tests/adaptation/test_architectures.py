@@ -99,6 +99,7 @@ def check(kind, tokenizer, tmp_path, **overrides):
         output_dir=str(tmp_path),
         num_neighbors=2,
         max_length=LENGTH,
+        prompt="none",
         learning_rate=1e-3,
         use_cpu=True,
         disable_tqdm=True,
@@ -184,7 +185,7 @@ def test_neighbors_go_before_a_text_in_a_model_without_a_key_value_cache(kind, t
 
     model = small_model(kind, len(tokenizer))
     args = TestTimeTrainingArguments(
-        output_dir=str(tmp_path), num_neighbors=2, max_length=LENGTH, use_cpu=True, disable_tqdm=True
+        output_dir=str(tmp_path), num_neighbors=2, max_length=LENGTH, prompt="none", use_cpu=True, disable_tqdm=True
     )
     parts = {"processing_class": tokenizer, "retriever": GivenRetriever(NEIGHBORS)}
     trainer = TestTimeTrainer(model, args, method=Context(context=ContextArguments(20)), **parts)

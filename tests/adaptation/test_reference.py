@@ -77,6 +77,7 @@ def curves(tokenizer, tmp_path):
             "learning_rate": settings.learning_rate,
             "query": settings.query,
             "score_every_neighbor": True,
+            "prompt": "none",  # the rolling windows of the loop
             "use_cpu": True,
             "disable_tqdm": True,
             **overrides,

@@ -119,13 +119,13 @@ def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
     users_of = {
         "--order": {"ttt", "context+ttt"},
         "--num-train-epochs": {"ttt", "context+ttt"},
-        "--learning-rate": {"ttt", "context+ttt", "dynamic"},
-        "--trainable": {"ttt", "context+ttt", "dynamic"},
+        "--learning-rate": {"ttt", "query", "context+ttt", "dynamic"},
+        "--trainable": {"ttt", "query", "context+ttt", "dynamic"},
         "--num-neighbors": set(RETRIEVING),
         "--index-fraction": set(RETRIEVING),
         "--context-length": {"context", "context+ttt"},
         "--knn-lambda": {"knn-lm"},
-        "--validation": {"ttt", "context+ttt", "dynamic", "knn-lm"},
+        "--validation": {"ttt", "query", "context+ttt", "dynamic", "knn-lm"},
         "--max-length": set(METHODS),
         "--query": set(METHODS),
     }

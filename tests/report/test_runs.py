@@ -140,7 +140,7 @@ def test_a_setting_that_a_run_does_not_use_does_not_set_it_apart():
 
 AUTHORS = {"num_neighbors": 50, "chunks_per_neighbor": None, "reset_optimizer": False, "disable_dropout": False}
 AUTHORS |= {"max_distance": 16.0, "learning_rate": 2e-5, "max_length": 1024, "score_every_neighbor": True}
-AUTHORS |= {"cut": "tokens", "order": "nearest", "weight_decay": 0.01, "max_grad_norm": 1.0}
+AUTHORS |= {"cut": "tokens", "prompt": "none", "order": "nearest", "weight_decay": 0.01, "max_grad_norm": 1.0}
 AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
 
