@@ -1,7 +1,7 @@
 """
 What `test_building.py` does to builds: kill each at every one of its steps, start it again, and tell what it left.
 
-`python tests/build_program.py FOLDER` writes `FOLDER/result.json`. Each start is a process of its own, forked from one
+`python tests/build_program.py FOLDER` writes `FOLDER/result.json`. Each start is a separate process, forked from one
 that has imported all.
 """
 
@@ -120,7 +120,7 @@ class Steps:
 
 
 def forked(action: Callable[[], Any], result: Path) -> Any:
-    """Run an action in a process of its own; `None` if it was killed."""
+    """Run an action in a separate process; `None` if it was killed."""
     process = os.fork()
     if process == 0:
         try:

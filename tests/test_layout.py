@@ -42,7 +42,7 @@ MAY_IMPORT = {
 }
 # Inside the index: a file imports only from its left, and building comes before sharing.
 INDEX_ORDER = ["texts", "faiss_files", "vectors", "manifest", "integrity", "shard", "search", "subset", "build", "hub"]
-# Outside of the table: the public names point everywhere, and the metric is also a Hub Space of its own.
+# Outside of the table: the public names point everywhere, and the metric is also a Hub Space.
 FACADE = "__init__"
 SELF_CONTAINED = "metrics"
 # What the ground floor imports beside the standard library and NumPy, and inside of functions only.

@@ -352,7 +352,7 @@ def open_and_search(folder):
 
 
 def in_a_child(action, items):
-    """Do something with each item in a process of its own, and after a crash in another; what became of each."""
+    """Do something with each item in a separate process, and after a crash in another; what became of each."""
     found = []
     while len(found) < len(items):
         reading, writing = os.pipe()

@@ -216,7 +216,7 @@ def _storage_options(parser: Parser) -> None:
 
 
 def _check_apart(sources: Sequence[str], index: str) -> None:
-    """Make sure that an index does not become a part of its own corpus."""
+    """Make sure that an index does not become a part of the corpus that it indexes."""
     for source in (Path(source).expanduser() for source in sources):
         if source.is_dir() and Path(index).resolve().is_relative_to(source.resolve()):
             raise InputError(

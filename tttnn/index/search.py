@@ -232,8 +232,8 @@ def _candidates(
         near, places = (np.concatenate(each) for each in zip(*results, strict=True))
         if places.max() >= len(shard):
             raise InputError(
-                f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {places.max()} "
-                "of its own: it is damaged. Fetch or rebuild the index."
+                f"The shard that begins at row {shard.start} has {len(shard)} rows, but names its row "
+                f"{places.max()}: it is damaged. Fetch or rebuild the index."
             )
         # an inverted-file index pads with -1 where its probed lists hold too few rows
         places[places >= 0] += shard.start

@@ -158,7 +158,7 @@ def test_a_kill_at_any_step_of_every_part_of_a_build_was_tried(killed, preset):
 def test_a_second_build_into_the_same_folder_is_refused_while_the_first_is_under_way(killed):
     found = killed["two at once"]
     assert found["second"]["error"].startswith("StateError: Another process is writing")
-    assert (found["first"], found["third"]) == (0, False), "the first went on, and left an index of the same corpus"
+    assert (found["first"], found["third"]) == (0, False), "the first was not stopped, and left an index of the same corpus"
 
 
 @pytest.mark.parametrize("call", [build_index, add_documents], ids=["build", "add"])
