@@ -20,15 +20,15 @@ from typing import Any
 import faiss
 import numpy as np
 
-import tttnn.index.build.windows
+import tttnn.index.build.blocks
 from tttnn import Document, Embedder
 from tttnn.embedding import PROBE
-from tttnn.index.build.build import IndexSettings, add_documents, build_index
+from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.build.tttlm import import_tttlm_index
 
 
 SHARD_SIZE = 40
-WINDOW_DOCUMENTS = 25
+BLOCK_DOCUMENTS = 25
 NUM_DOCUMENTS = 100  # three shards, of which the last is not full
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -220,7 +220,7 @@ def publish(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def main(folder: Path) -> None:
     """Kill every kind of build at each of its steps."""
-    tttnn.index.build.windows.WINDOW_DOCUMENTS = WINDOW_DOCUMENTS
+    tttnn.index.build.blocks.BLOCK_DOCUMENTS = BLOCK_DOCUMENTS
     documents, more = make_documents(NUM_DOCUMENTS), make_documents(NUM_DOCUMENTS - 10, seed=1)
     published = publish(folder / "published")
     result = {"two at once": two_at_once(folder / "two")}

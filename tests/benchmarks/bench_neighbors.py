@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from tttnn import Document, Embedder, read_documents
-from tttnn.index.build.build import index_in_memory
+from tttnn.index.build.from_documents import index_in_memory
 
 
 TOP_K = 20

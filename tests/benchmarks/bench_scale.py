@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from tttnn import Document, Embedder
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.manifest import VECTORS, read_manifest
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from tttnn import Document, Embedder, Neighbor, NeighborRetriever
 from tttnn.documents import as_documents
-from tttnn.index.build.build import IndexSettings, build_index, index_in_memory
+from tttnn.index.build.from_documents import IndexSettings, build_index, index_in_memory
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
 from tttnn.retrieval.cache import NeighborCache

@@ -6,7 +6,7 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.index.build.build import IndexSettings, add_documents, build_index, index_in_memory
+    from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index, index_in_memory
     from tttnn.index.build.save import write_index
     from tttnn.index.build.tttlm import import_tttlm_index
     from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
@@ -39,14 +39,14 @@ __getattr__, __dir__ = door(
         "DocumentIndex": "search",
         "FORMAT_VERSION": "manifest",
         "Index": "search",
-        "IndexSettings": "build.build",
+        "IndexSettings": "build.from_documents",
         "IndexSubset": "subset",
-        "add_documents": "build.build",
-        "build_index": "build.build",
+        "add_documents": "build.from_documents",
+        "build_index": "build.from_documents",
         "fetch_index": "hub.transfer",
         "fetch_manifest": "hub.transfer",
         "import_tttlm_index": "build.tttlm",
-        "index_in_memory": "build.build",
+        "index_in_memory": "build.from_documents",
         "open_index": "search",
         "pull_index": "hub.transfer",
         "push_index": "hub.transfer",

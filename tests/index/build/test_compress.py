@@ -13,7 +13,7 @@ from build_program import WordEmbedder, files_of, make_documents
 
 import tttnn.index.build.compress
 from tttnn import Document
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.build.workspace import STATE, WORK
 from tttnn.index.manifest import MANIFEST, VECTORS, Recall, read_manifest
 from tttnn.index.search import DocumentIndex, open_index, search_shards

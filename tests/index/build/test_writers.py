@@ -18,7 +18,7 @@ from made_indexes import OPENED_FILES, description, index_of_ten, make_index
 
 from tttnn import Document, Embedder
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings, add_documents, build_index
+from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
 from tttnn.index.search import open_index

@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub
 
 from tttnn import Embedder, NeighborRetriever
 from tttnn.documents import as_documents
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.hub.card import index_card
 from tttnn.index.manifest import read_manifest
 

@@ -14,7 +14,7 @@ from tttnn.documents import Document, read_documents
 from tttnn.embedding import PROBE_TOLERANCE, TTTLM, Embedder
 from tttnn.errors import InputError
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings
+from tttnn.index.build.from_documents import IndexSettings
 from tttnn.index.build.unfinished import UnfinishedIndex
 from tttnn.index.build.workspace import check_vacant, is_under_way, settle
 from tttnn.index.manifest import EmbedderDescription, Manifest, read_manifest

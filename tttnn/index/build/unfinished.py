@@ -17,8 +17,8 @@ from tttnn.documents import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.errors import InputError
 from tttnn.files import sync, write_json
+from tttnn.index.build.blocks import embedded_blocks
 from tttnn.index.build.compress import OpenedInTurn, converted, draw_queries, emptied, measure, trained_for, vectors_of
-from tttnn.index.build.windows import embedded_windows
 from tttnn.index.build.workspace import (
     FOLDERS,
     STATE,
@@ -61,7 +61,7 @@ class UnfinishedIndex:
 
     Texts and Faiss files are written under their names. The hidden folder `.unfinished` holds all else: the state,
     vectors as they came, what was trained, and the files for viewers. The manifest comes last, and makes the index.
-    A build that was killed at any point resumes after the last window that was embedded, once its files are checked.
+    A build that was killed at any point resumes after the last block that was embedded, once its files are checked.
     An index in the folder stays as it is until the manifest names the new shards too.
 
     Args:
@@ -222,8 +222,8 @@ class UnfinishedIndex:
             bar.update(writer.num_rows)
             of_shard = chain(first, islice(rows, self.shard_size - writer.num_rows - len(first)))
             first_row = done + writer.num_rows
-            for window, vectors in embedded_windows(of_shard, embedder, batch_size, first_row, bar.update):
-                writer.add(window)
+            for block, vectors in embedded_blocks(of_shard, embedder, batch_size, first_row, bar.update):
+                writer.add(block)
                 writer.vectors.write(vectors.tobytes())
                 self.growing = writer.growing()
                 self._note()

@@ -13,9 +13,9 @@ from tttnn.documents import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.errors import InputError
 from tttnn.files import locked
+from tttnn.index.build.blocks import embedded_blocks
 from tttnn.index.build.passages import split_into_passages
 from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, holds
-from tttnn.index.build.windows import embedded_windows
 from tttnn.index.build.workspace import check_vacant, settle
 from tttnn.index.integrity import check_file
 from tttnn.index.manifest import MANIFEST, TEXTS, VECTORS, EmbedderDescription, Manifest, ShardEntry, read_manifest
@@ -221,9 +221,9 @@ def index_in_memory(
     bar = _bar(documents, embedder, passage_tokens, show_progress_bar)
     with embedder.reported_truncation(), bar:
         corpus = _rows(documents, embedder, passage_tokens)
-        for window, embedded in embedded_windows(corpus, embedder, batch_size, progress=bar.update):
+        for block, embedded in embedded_blocks(corpus, embedder, batch_size, progress=bar.update):
             vectors.add(embedded)
-            rows += window
+            rows += block
     if not rows:
         raise InputError(NO_DOCUMENT)
     for row in rows:
