@@ -37,10 +37,10 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
         for name, entry in manifest.files.items():
             if not name.startswith("data/") or (index.folder / name).is_file():  # viewers' files are not fetched
                 check_file(index.folder / name, entry)
-    kept = {"saved": index.digest, "passage_tokens": index.passage_tokens}
+    build_settings = {"saved": index.digest, "passage_tokens": index.passage_tokens}
     with locked(folder):
         settle(folder)
-        build = UnfinishedIndex(folder, kept, default_shard_size(index.shards[0].vectors.d))
+        build = UnfinishedIndex(folder, build_settings, default_shard_size(index.shards[0].vectors.d))
         if index.folder is not None:
             build.copy(index.folder, manifest)
         else:
