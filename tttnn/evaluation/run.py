@@ -1,11 +1,9 @@
 """What `tttnn evaluate` and `examples/pile_eval.py` share: parts, choices on validation documents, runs."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn.adaptation import (
@@ -18,10 +16,10 @@ from tttnn.adaptation import (
     split_document,
 )
 from tttnn.documents import Document
-from tttnn.errors import InputError, StateError
+from tttnn.errors import InputError
 from tttnn.evaluation.choose import check_validation, choose
 from tttnn.evaluation.options import Evaluation
-from tttnn.index import Index
+from tttnn.files import write_json
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES
 from tttnn.neighbors import Retriever
 from tttnn.records import DocumentRecord
@@ -124,7 +122,9 @@ def evaluate_documents(
     if whole is not None and outcomes[0].is_main:
         tokenizer = parts["processing_class"]
         queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
-        _write_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
+        # a report shows them beside the distances of neighbors
+        distances = whole.random_distances(queries[:MAX_QUERIES])
+        write_json(Path(args.output_dir or ".") / RANDOM_DISTANCES, {"distances": distances})
     return outcomes
 
 
@@ -150,23 +150,4 @@ def _write_arguments(evaluation: Evaluation[Any], num_documents: int, num_valida
         "arguments": {name: value for name, value in arguments.items() if value is not None},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / EVALUATION).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_random_distances(retriever: NeighborRetriever, queries: list[str], folder: Path) -> None:
-    """Write how far the queries lie from random documents; a report shows it beside the distances of neighbors."""
-    if retriever.cache is None:
-        raise StateError("The retriever has no cache. Pass `cache=NeighborCache()` to it.")
-    vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
-    content = json.dumps({"distances": random_distances(retriever.index, vectors)})
-    (folder / RANDOM_DISTANCES).write_text(content + "\n", encoding="utf-8")
-
-
-def random_distances(index: Index, queries: np.ndarray, per_query: int = 20, seed: int = 0) -> list[float]:
-    """Give the squared L2 distances of each query to documents drawn with replacement, query by query."""
-    generator = np.random.default_rng(seed)
-    distances: list[float] = []
-    for query in queries:
-        rows = [index.row_at(int(place)) for place in generator.integers(len(index), size=per_query)]
-        distances += [float(np.square(query - vector).sum()) for vector in index.vectors(rows)]
-    return distances
+    write_json(folder / EVALUATION, content)

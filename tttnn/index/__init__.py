@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tttnn.index.build.tttlm import import_tttlm_index
     from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
     from tttnn.index.manifest import FORMAT_VERSION, read_manifest
-    from tttnn.index.search import DocumentIndex, Index, open_index
+    from tttnn.index.search import DocumentIndex, Index, Pairs, open_index
     from tttnn.index.subset import IndexSubset
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Index",
     "IndexSettings",
     "IndexSubset",
+    "Pairs",
     "add_documents",
     "build_index",
     "fetch_index",
@@ -41,6 +42,7 @@ __getattr__, __dir__ = door(
         "Index": "search",
         "IndexSettings": "build.from_documents",
         "IndexSubset": "subset",
+        "Pairs": "search",
         "add_documents": "build.from_documents",
         "build_index": "build.from_documents",
         "fetch_index": "hub.transfer",

@@ -151,7 +151,8 @@ def test_an_index_from_the_hub_names_its_repo_and_revision(visit, cache, embedde
     opened = NeighborRetriever.from_pretrained("user/index", revision="v1", cache_dir=cache, local_files_only=True)
     folder = embedder.transformers_model.config._name_or_path
     assert repr(opened) == (
-        f"NeighborRetriever(rows=10, shards=1, storage='IndexFlatL2', embedder='{folder}', source='user/index@v1')"
+        f"NeighborRetriever(DocumentIndex(rows=10, shards=1, storage='IndexFlatL2', embedder='{folder}', "
+        "source='user/index@v1'))"
     )
 
 

@@ -26,11 +26,12 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
 
     Raises:
         `FileExistsError`: If the folder is there and not empty.
-        `ValueError`: If it holds an interrupted build of something else.
+        `ValueError`: If it holds an interrupted build of something else, or the index is only a part of one.
         `RuntimeError`: If another process is writing there.
         `FileNotFoundError`: If files of an index on disk are missing, for example those of shards that were not
             fetched.
     """
+    index.check_whole()
     folder = Path(folder).resolve()
     if index.folder is not None:
         manifest = read_manifest(index.folder)
