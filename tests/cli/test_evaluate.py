@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import NeighborRetriever
 from tttnn.evaluation import EvaluateArguments, parse_evaluation
-from tttnn.evaluation.run import load_parts
+from tttnn.evaluation.run import load_trainer_arguments
 from tttnn.retrieval import NeighborCache
 
 
@@ -130,8 +130,8 @@ def test_the_preset_is_the_authors_setting_and_options_override_it():
     """Values: section 1 of the project's notes on the official code; 16.0 is 4.0 squared."""
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use-cpu"]
     evaluation = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm"])
-    source, args = evaluation.source, evaluation.args
-    assert (source.model, evaluation.index.index, source.dataset, source.preset) == ("m", "i", "d", "tttlm")
+    inputs, args = evaluation.inputs, evaluation.args
+    assert (inputs.model, evaluation.index.index, inputs.dataset, inputs.preset) == ("m", "i", "d", "tttlm")
     expected = {
         "num_neighbors": 50,
         "order": "nearest",
@@ -208,7 +208,7 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
         )
     words = "--model user/model --dataset d --index user/index --dtype bfloat16 --model-revision m1 --use-cpu"
     words += " --index-revision i1 --index-shards 0 3 --index-texts remote --embedder e --trust-index"
-    load_parts(parse_evaluation(EvaluateArguments, words.split()))
+    load_trainer_arguments(parse_evaluation(EvaluateArguments, words.split()))
     assert isinstance(asked[NeighborRetriever][1].pop("cache"), NeighborCache)
     assert asked == {
         AutoModelForCausalLM: ("user/model", {"revision": "m1", "dtype": "bfloat16"}),

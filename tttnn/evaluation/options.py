@@ -114,16 +114,16 @@ class ValidationArguments:
     validation_limit: int | None = field(default=None, metadata={"help": "Choose on at most N of them."})
 
 
-Source = TypeVar("Source", bound=EvaluateArguments)
+Inputs = TypeVar("Inputs", bound=EvaluateArguments)
 
 
 @dataclass(frozen=True)
-class Evaluation(Generic[Source]):
+class Evaluation(Generic[Inputs]):
     """
     What is evaluated, on what, and how.
 
     Args:
-        source (`EvaluateArguments`):
+        inputs (`EvaluateArguments`):
             Model and test documents.
         index (`IndexArguments`, *optional*):
             The index, for a method that retrieves.
@@ -137,7 +137,7 @@ class Evaluation(Generic[Source]):
             The method, with its own options.
     """
 
-    source: Source
+    inputs: Inputs
     index: IndexArguments | None
     rates: list[float]
     validation: ValidationArguments
@@ -146,8 +146,8 @@ class Evaluation(Generic[Source]):
 
 
 def parse_evaluation(
-    kind: type[Source], argv: Sequence[str] | None, prog: str | None = None, description: str = ""
-) -> Evaluation[Source]:
+    kind: type[Inputs], argv: Sequence[str] | None, prog: str | None = None, description: str = ""
+) -> Evaluation[Inputs]:
     """
     Parse what is evaluated and how, on the base of a preset if one is named.
 

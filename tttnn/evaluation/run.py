@@ -1,4 +1,4 @@
-"""What `tttnn evaluate` and `examples/pile_eval.py` share: parts, choices on validation documents, runs."""
+"""What `tttnn evaluate` and `examples/pile_eval.py` share: loading, choices on validation documents, runs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -50,9 +50,9 @@ class Outcome(NamedTuple):
     is_main: bool
 
 
-def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
-    """Load the parts of a `TestTimeTrainer`: `model`, `processing_class` and `retriever`, which caches on disk."""
-    source, index, retriever = evaluation.source, evaluation.index, None
+def load_trainer_arguments(evaluation: Evaluation[Any]) -> dict[str, Any]:
+    """Load `model`, `processing_class` and `retriever` of a `TestTimeTrainer`; the retriever caches on disk."""
+    inputs, index, retriever = evaluation.inputs, evaluation.index, None
     if index is not None:
         retriever = NeighborRetriever.from_pretrained(
             index.index,
@@ -64,11 +64,11 @@ def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
             cache=NeighborCache(),
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.model, revision=source.model_revision, dtype=source.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source.model, revision=source.model_revision)
+        model = AutoModelForCausalLM.from_pretrained(inputs.model, revision=inputs.model_revision, dtype=inputs.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(inputs.model, revision=inputs.model_revision)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The model '{source.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
+            f"The model '{inputs.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
             "connection, pass a folder, or a model that is in the cache."
         ) from error
     return {"model": model, "processing_class": tokenizer, "retriever": retriever}
@@ -97,20 +97,20 @@ def evaluate_documents(
     """
     index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
     check_validation(rates, method, documents, validation)
-    parts = load_parts(evaluation)
-    parts["model"] = make_trainable(parts["model"], method.trainable or TrainableArguments(), args.seed)
-    whole = parts.pop("retriever")
+    loaded = load_trainer_arguments(evaluation)
+    loaded["model"] = make_trainable(loaded["model"], method.trainable or TrainableArguments(), args.seed)
+    whole = loaded.pop("retriever")
 
     def make_trainer(
         args: TestTimeTrainingArguments, method: Method, retriever: Retriever | None = whole
     ) -> TestTimeTrainer:
-        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[JournalCallback()], **parts)
+        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[JournalCallback()], **loaded)
 
     if args.process_index == 0:
         _write_arguments(evaluation, len(documents), len(validation), Path(args.output_dir or "."))
     retrievers = {"eval": whole}
     if index is not None and index.index_fraction:
-        retrievers = _parts_of(whole, index.index_fraction, args.top_k or args.num_neighbors)
+        retrievers = _subsets(whole, index.index_fraction, args.top_k or args.num_neighbors)
     if validation:
         args, method = choose(make_trainer, rates, args, method, validation)
     outcomes = []
@@ -120,7 +120,7 @@ def evaluate_documents(
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
     if whole is not None and outcomes[0].is_main:
-        tokenizer = parts["processing_class"]
+        tokenizer = loaded["processing_class"]
         queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
         # a report shows them beside the distances of neighbors
         distances = whole.random_distances(queries[:MAX_QUERIES])
@@ -128,21 +128,21 @@ def evaluate_documents(
     return outcomes
 
 
-def _parts_of(whole: NeighborRetriever, fractions: list[float], top_k: int) -> dict[str, NeighborRetriever]:
+def _subsets(whole: NeighborRetriever, fractions: list[float], top_k: int) -> dict[str, NeighborRetriever]:
     """Draw parts of an index, and check before the work that each has at least `top_k` documents."""
-    parts = {f"eval-fraction-{fraction:g}": whole.subset(fraction) for fraction in fractions}
-    for name, part in parts.items():
-        if len(part) < top_k:
+    subsets = {f"eval-fraction-{fraction:g}": whole.subset(fraction) for fraction in fractions}
+    for name, subset in subsets.items():
+        if len(subset) < top_k:
             raise InputError(
-                f"The part {name.rpartition('-')[2]} of the index has {len(part)} documents, and {top_k} neighbors "
+                f"The part {name.rpartition('-')[2]} of the index has {len(subset)} documents, and {top_k} neighbors "
                 "are wanted. Pass a larger fraction, or fewer neighbors."
             )
-    return parts
+    return subsets
 
 
 def _write_arguments(evaluation: Evaluation[Any], num_documents: int, num_validation: int, folder: Path) -> None:
     """Write what is evaluated on what; a report shows it, and sees by the counts whether a run was interrupted."""
-    arguments = asdict(evaluation.source) | (asdict(evaluation.index) if evaluation.index else {})
+    arguments = asdict(evaluation.inputs) | (asdict(evaluation.index) if evaluation.index else {})
     arguments |= asdict(evaluation.validation) | {"learning_rates": evaluation.rates or None}
     content = {
         "num_documents": num_documents,
