@@ -55,16 +55,17 @@ def cut(document: Document, max_bytes: int | None) -> Document:
     return Document(document.id, text, document.metadata)
 
 
-def read(inputs: PileArguments, names: list[str], text_column: str) -> Iterable[Document]:
+def read(inputs: PileArguments, names: list[str], text_column: str, **of_hub: str | None) -> Iterable[Document]:
     """Read Pile-format documents, one by one."""
-    return read_documents(names, text_column, inputs.id_column, inputs.split, inputs.dataset_revision)
+    return read_documents(names, text_column, inputs.id_column, inputs.split, **of_hub)
 
 
 def documents_to_evaluate(evaluation: Evaluation[PileArguments]) -> tuple[list[Document], list[Document]]:
     """Give the test documents, and those on which settings are chosen."""
     inputs, options, text_column = evaluation.inputs, evaluation.validation, evaluation.args.text_column
     tasks = parse_tasks(inputs.tasks)
-    documents = [item for item in read(inputs, inputs.dataset, text_column) if task_of(item) in tasks]
+    of_hub = {"revision": inputs.dataset_revision, "dataset_config": inputs.dataset_config}
+    documents = [item for item in read(inputs, inputs.dataset, text_column, **of_hub) if task_of(item) in tasks]
     test = select_documents(documents, tasks, inputs.fraction, inputs.limit)
     validation: dict[str, list[Document]] = {}
     if options.validation:

@@ -121,9 +121,25 @@ def test_a_hub_data_set_is_evaluated(evaluation, documents, tmp_path, monkeypatc
         return iter([{"text": text, "id": f"hub-{row}"} for row, text in enumerate(documents)])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert run_main(*evaluation, "--dataset", "user/test-set", "--limit", 2) == 0
-    assert asked.items() >= {"path": "user/test-set", "split": "test", "streaming": True}.items()
+    options = ("--limit", 2, "--dataset-config", "de", "--dataset-revision", "v1")
+    assert run_main(*evaluation, "--dataset", "user/test-set", *options) == 0
+    expected = {"path": "user/test-set", "name": "de", "split": "test", "revision": "v1", "streaming": True}
+    assert asked.items() >= expected.items()
     assert [record["id"] for record in journal_in(tmp_path / "run")[1]] == ["hub-0", "hub-1"]
+
+
+def test_the_configuration_of_a_hub_data_set_is_not_that_of_validation_files(
+    evaluation, documents, tmp_path, monkeypatch
+):
+    def load_dataset(path, **options):
+        return iter([{"text": text, "id": f"hub-{row}"} for row, text in enumerate(documents[:1])])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (tmp_path / "validation.txt").write_text(TEXTS[-1])
+    options = ("--dataset-config", "de", "--validation", tmp_path / "validation.txt", "--learning-rates", 1e-3)
+    place = evaluation.index("--learning-rate")
+    words = [*evaluation[:place], *evaluation[place + 2 :]]
+    assert run_main(*words, "--dataset", "user/test-set", *options) == 0
 
 
 def test_the_preset_is_the_authors_setting_and_options_override_it():

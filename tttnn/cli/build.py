@@ -172,7 +172,7 @@ def _corpus_options(parser: Parser) -> None:
     parser.add_argument("--text-column", default="text", help="column with the text")
     parser.add_argument("--id-column", help="column with the id (default: id, or else file and line)")
     parser.add_argument("--split", default="train", help="split of a Hub data set")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub data set")
+    parser.add_argument("--dataset-revision", help="branch, tag or commit of a Hub data set")
     parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a Hub data set")
     parser.add_argument(
         "--include-files",
@@ -261,7 +261,7 @@ class _Corpus:
             arguments.text_column,
             arguments.id_column,
             arguments.split,
-            arguments.revision,
+            arguments.dataset_revision,
             limit=arguments.limit,
             include_files=arguments.include_files or (),
             exclude_files=arguments.exclude_files or (),

@@ -40,13 +40,15 @@ def evaluate(argv: Sequence[str]) -> None:
     if args.score_every_neighbor:
         import_figure()
 
-    def read(names: str | list[str], limit: int | None) -> "list[Document]":
+    def read(
+        names: str | list[str], limit: int | None, revision: str | None = None, config: str | None = None
+    ) -> "list[Document]":
         columns = (args.text_column, inputs.id_column)
-        return list(read_documents(names, *columns, inputs.split, inputs.dataset_revision, limit=limit))
+        return list(read_documents(names, *columns, inputs.split, revision, limit=limit, dataset_config=config))
 
     if chosen_on.validation_limit is not None and not chosen_on.validation:
         raise InputError("`--validation-limit` was passed without `--validation`. Name the validation documents.")
-    documents = read(inputs.dataset, inputs.limit)
+    documents = read(inputs.dataset, inputs.limit, inputs.dataset_revision, inputs.dataset_config)
     validation = read(chosen_on.validation, chosen_on.validation_limit) if chosen_on.validation else []
     folder = Path(args.output_dir or ".")
     outcomes = evaluate_documents(evaluation, documents, validation)
