@@ -1,7 +1,6 @@
 """The commands that make and extend indexes."""
 
 import argparse
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -253,6 +252,9 @@ class _Corpus:
         self.arguments = arguments
 
     def __iter__(self) -> "Iterator[Document]":
+        return self._read()
+
+    def _read(self, quiet: bool = False) -> "Iterator[Document]":
         from tttnn.documents import read_documents
 
         arguments = self.arguments
@@ -266,18 +268,13 @@ class _Corpus:
             include_files=arguments.include_files or (),
             exclude_files=arguments.exclude_files or (),
             dataset_config=arguments.dataset_config,
+            quiet=quiet,
         )
 
 
 class _LocalCorpus(_Corpus):
     def __len__(self) -> int:
-        logger = logging.getLogger("tttnn.documents")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # what is skipped is told when the documents are read
-        try:
-            return sum(1 for _ in self)
-        finally:
-            logger.setLevel(level)
+        return sum(1 for _ in self._read(quiet=True))  # warnings come when the documents are read
 
 
 def _documents(arguments: argparse.Namespace) -> "Iterable[Document]":
