@@ -55,20 +55,21 @@ def cut(document: Document, max_bytes: int | None) -> Document:
     return Document(document.id, text, document.metadata)
 
 
-def read(source: PileArguments, names: list[str], text_column: str) -> Iterable[Document]:
+def read(inputs: PileArguments, names: list[str], text_column: str, **of_hub: str | None) -> Iterable[Document]:
     """Read Pile-format documents, one by one."""
-    return read_documents(names, text_column, source.id_column, source.split, source.dataset_revision)
+    return read_documents(names, text_column, inputs.id_column, inputs.split, **of_hub)
 
 
 def documents_to_evaluate(evaluation: Evaluation[PileArguments]) -> tuple[list[Document], list[Document]]:
     """Give the test documents, and those on which settings are chosen."""
-    source, options, text_column = evaluation.source, evaluation.validation, evaluation.args.text_column
-    tasks = parse_tasks(source.tasks)
-    documents = [item for item in read(source, source.dataset, text_column) if task_of(item) in tasks]
-    test = select_documents(documents, tasks, source.fraction, source.limit)
+    inputs, options, text_column = evaluation.inputs, evaluation.validation, evaluation.args.text_column
+    tasks = parse_tasks(inputs.tasks)
+    of_hub = {"revision": inputs.dataset_revision, "dataset_config": inputs.dataset_config}
+    documents = [item for item in read(inputs, inputs.dataset, text_column, **of_hub) if task_of(item) in tasks]
+    test = select_documents(documents, tasks, inputs.fraction, inputs.limit)
     validation: dict[str, list[Document]] = {}
     if options.validation:
-        candidates = read(source, options.validation, text_column)
+        candidates = read(inputs, options.validation, text_column)
         validation = select_documents(candidates, tasks, 1.0, options.validation_limit)
     elif options.validation_limit is not None:
         for task, members in select_documents(documents, list(test), 1.0).items():
@@ -78,7 +79,7 @@ def documents_to_evaluate(evaluation: Evaluation[PileArguments]) -> tuple[list[D
         raise ValueError(f"No validation document is left of {', '.join(missing)}. Lower --fraction or --limit.")
     for by_task in (test, validation):
         for task, members in by_task.items():
-            by_task[task] = [cut(document, source.max_document_bytes) for document in members]
+            by_task[task] = [cut(document, inputs.max_document_bytes) for document in members]
     for task, members in test.items():
         if not any(document.text for document in members):
             raise ValueError(f"The documents of the task {task!r} are empty. Leave it out of --tasks.")

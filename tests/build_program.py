@@ -1,7 +1,7 @@
 """
 What `test_building.py` does to builds: kill each at every one of its steps, start it again, and tell what it left.
 
-`python tests/build_program.py FOLDER` writes `FOLDER/result.json`. Each start is a process of its own, forked from one
+`python tests/build_program.py FOLDER` writes `FOLDER/result.json`. Each start is a separate process, forked from one
 that has imported all.
 """
 
@@ -20,15 +20,15 @@ from typing import Any
 import faiss
 import numpy as np
 
-import tttnn.index.build.windows
+import tttnn.index.build.blocks
 from tttnn import Document, Embedder
 from tttnn.embedding import PROBE
-from tttnn.index.build.build import IndexSettings, add_documents, build_index
+from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.build.tttlm import import_tttlm_index
 
 
 SHARD_SIZE = 40
-WINDOW_DOCUMENTS = 25
+BLOCK_DOCUMENTS = 25
 NUM_DOCUMENTS = 100  # three shards, of which the last is not full
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -120,7 +120,7 @@ class Steps:
 
 
 def forked(action: Callable[[], Any], result: Path) -> Any:
-    """Run an action in a process of its own; `None` if it was killed."""
+    """Run an action in a separate process; `None` if it was killed."""
     process = os.fork()
     if process == 0:
         try:
@@ -220,7 +220,7 @@ def publish(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def main(folder: Path) -> None:
     """Kill every kind of build at each of its steps."""
-    tttnn.index.build.windows.WINDOW_DOCUMENTS = WINDOW_DOCUMENTS
+    tttnn.index.build.blocks.BLOCK_DOCUMENTS = BLOCK_DOCUMENTS
     documents, more = make_documents(NUM_DOCUMENTS), make_documents(NUM_DOCUMENTS - 10, seed=1)
     published = publish(folder / "published")
     result = {"two at once": two_at_once(folder / "two")}

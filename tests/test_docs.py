@@ -1,7 +1,7 @@
 """
 What the docs show, runs: README, every page under docs/, and the examples in the docstrings of tttnn.
 
-A page is run from top to bottom in a folder of its own. Its `python` blocks share one namespace, its `pycon` blocks
+A page is run from top to bottom in a separate folder. Its `python` blocks share one namespace, its `pycon` blocks
 are doctests, and its shell lines that call `tttnn` or a program in `examples/` are run in this process, without their
 launcher. Tiny parts from conftest.py stand for what a reader brings, so that nothing is fetched:
 
@@ -309,7 +309,7 @@ def test_every_name_of_a_door_is_in_the_reference():
     pages = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
     shown = {name.split(".")[-1] for name in re.findall(r"^::: (\S+)$", pages, re.M)}
     for path in MODULES:
-        if path.name == "__init__.py" and path.parent.name != "cli":  # which has a page of its own, with its options
+        if path.name == "__init__.py" and path.parent.name != "cli":  # it has a separate page, with its options
             door = import_module(".".join(path.relative_to(ROOT).parent.parts))
             names = {name for name in getattr(door, "__all__", []) if not name.isupper()}
             assert names <= shown, f"`{path}` hands out names that no page under docs/reference/ shows"

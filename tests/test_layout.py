@@ -14,7 +14,7 @@ import tttnn
 
 PACKAGE = Path(tttnn.__file__).parent
 
-GROUND = {"documents", "neighbors", "records", "journal", "files", "errors", "doors", "helptext"}
+GROUND = {"documents", "neighbors", "records", "journal", "files", "errors", "doors", "helptext", "citation"}
 # What each room may import beside itself and the ground floor. A name with a dot is one file of a room.
 MAY_IMPORT = {
     "embedding": set(),
@@ -42,9 +42,16 @@ MAY_IMPORT = {
 }
 # Inside the index: a file imports only from its left, and building comes before sharing.
 INDEX_ORDER = ["texts", "faiss_files", "vectors", "manifest", "integrity", "shard", "search", "subset", "build", "hub"]
-# Outside of the table: the public names point everywhere, and the metric is also a Hub Space of its own.
+# Outside of the table: the public names point everywhere, and the metric is also a Hub Space.
 FACADE = "__init__"
 SELF_CONTAINED = "metrics"
+# What the ground floor imports beside the standard library and NumPy, and inside of functions only.
+IMPORTED_LATE = {
+    "documents/formats.py": {"pyarrow"},
+    "documents/rows.py": {"pyarrow"},
+    "documents/sources.py": {"datasets"},
+    "files.py": {"filelock"},
+}
 HEAVY = {"torch", "transformers", "faiss", "datasets", "sentence_transformers", "scipy"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -60,6 +67,17 @@ def imports_of(source, package):
             base = resolve_name("." * node.level + (node.module or ""), package)
             names += [f"{base}.{alias.name}" for alias in node.names]
     return [name.split(".")[1:] for name in names if name.split(".")[0] == "tttnn"]
+
+
+def roots_of(nodes):
+    """The packages that statements import: `pyarrow` of `import pyarrow.parquet`."""
+    roots = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add("tttnn" if node.level else (node.module or "").split(".")[0])
+    return roots
 
 
 def package_of(path):
@@ -102,13 +120,27 @@ def test_a_room_imports_what_the_table_says(path):
         assert {parts[0], ".".join(parts[:2])} & allowed, f"`{room}` may not import `tttnn.{'.'.join(parts)}`"
 
 
+@pytest.mark.parametrize(
+    ("statement", "roots"),
+    [
+        ("import numpy, pyarrow.parquet", {"numpy", "pyarrow"}),
+        ("from . import rows", {"tttnn"}),
+        ("def late():\n    from datasets import load_dataset", {"datasets"}),
+    ],
+)
+def test_the_package_of_every_import_is_seen(statement, roots):
+    assert roots_of(ast.walk(ast.parse(statement))) == roots
+
+
 @parametrize_files(IN_ROOMS)
 def test_a_room_is_entered_by_its_door(path):
+    exceptions = MAY_IMPORT.get(room_of(path), set())
     for parts in imports_of(path.read_text(), package_of(path)):
-        other = parts[0]
-        if other == room_of(path) or not (PACKAGE / other).is_dir() or ".".join(parts[:2]) in MAY_IMPORT["report"]:
-            continue
-        assert parts[1] in import_module(f"tttnn.{other}").__all__, f"`{parts[1]}` is inside of `tttnn.{other}`"
+        if len(parts) < 2 or parts[0] == room_of(path) or not (PACKAGE / parts[0]).is_dir():
+            continue  # the room itself, or a file that has no door
+        room, name = parts[:2]
+        if f"{room}.{name}" not in exceptions:
+            assert name in import_module(f"tttnn.{room}").__all__, f"`{name}` is inside of `tttnn.{room}`"
 
 
 @parametrize_files([path for path in IN_ROOMS if room_of(path) == "index" and path.name != "__init__.py"])
@@ -125,12 +157,17 @@ def test_the_metric_imports_nothing_from_the_package(path):
 
 @parametrize_files([path for path in IN_ROOMS if room_of(path) in GROUND])
 def test_the_ground_floor_stands_on_the_standard_library_and_numpy(path):
-    imported = {
-        (node.names[0].name if isinstance(node, ast.Import) else node.module).split(".")[0]
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    }
-    assert imported <= {*sys.stdlib_module_names, "numpy", "tttnn"}
+    module = ast.parse(path.read_text())
+    allowed = {*sys.stdlib_module_names, "numpy", "tttnn"}
+    assert roots_of(module.body) <= allowed
+    exceptions = IMPORTED_LATE.get(path.relative_to(PACKAGE).as_posix(), set())
+    assert roots_of(ast.walk(module)) - allowed == exceptions
+
+
+def test_an_exception_of_the_ground_floor_is_a_file_of_it():
+    for name in IMPORTED_LATE:
+        assert room_of(PACKAGE / name) in GROUND
+        assert (PACKAGE / name).is_file()
 
 
 def heavy_modules_of(statement):

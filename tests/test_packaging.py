@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import tttnn
+from tttnn.citation import CITATION
 
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,15 @@ def test_every_dependency_is_pinned_for_reproduction():
 
 def test_the_package_has_the_version():
     assert tttnn.__version__ == PROJECT["version"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "hub_cards/index/README.md", "hub_cards/bits_per_byte/README.md"])
+def test_the_method_is_cited_alike_everywhere(name):
+    assert f"```bibtex\n{CITATION}\n```" in (ROOT / name).read_text()
+
+
+def test_the_metric_cites_the_method_as_the_library_does():
+    assert f'"""\\\n{CITATION}\n"""' in (ROOT / "tttnn/metrics/bits_per_byte/bits_per_byte.py").read_text()
 
 
 def test_the_citation_has_the_version():

@@ -1,4 +1,4 @@
-"""The journal: what is in it, and that an evaluation that was killed goes on where it was, to the same numbers."""
+"""The journal: what is in it, and that an evaluation that was killed resumes and gives the same numbers."""
 
 import copy
 import json
@@ -260,7 +260,7 @@ def test_a_shorter_data_set_has_the_metrics_of_its_own_documents(make, reset_opt
     [b"", b'{"tttnn_jour', "half".encode("utf-16"), b'{"tttnn_journal": 2, "settings": {"seed": 9}}\n'],
     ids=["empty", "half a line", "noise", "other settings"],
 )
-def test_a_journal_without_a_record_has_nothing_to_lose_and_is_begun_anew(make, path, content):
+def test_a_journal_without_a_record_has_nothing_to_lose_and_is_replaced(make, path, content):
     path.parent.mkdir()
     path.write_bytes(content)
     make().evaluate()
@@ -588,7 +588,7 @@ def test_other_optimizers_are_carried_on_too(make, tmp_path, optim):
     assert without_seconds(trainer) == without_seconds(reference)
 
 
-# --- killed, and a full disk: in processes of their own ---
+# --- killed, and a full disk: in separate processes ---
 
 
 class KillAt(TestTimeCallback):

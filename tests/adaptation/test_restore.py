@@ -455,7 +455,7 @@ def lines_run(action, witness):
                 late.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
-    others = sys.gettrace()  # that of coverage, say
+    others = sys.gettrace()  # for example that of coverage
     sys.settrace(trace)
     try:
         action()
@@ -478,7 +478,7 @@ def interrupt_at(place, count, action):
                 raise KeyboardInterrupt
         return trace
 
-    others = sys.gettrace()  # that of coverage, say
+    others = sys.gettrace()  # for example that of coverage
     sys.settrace(trace)
     try:
         action()

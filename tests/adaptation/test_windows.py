@@ -177,7 +177,7 @@ def test_a_prefix_has_at_most_1024_tokens(tokenizer):
 
 
 def test_the_authors_cut_inside_a_character_shows_on_both_sides(tokenizer):
-    # U+1F40B has no token of its own: four bytes, F0 9F 90 8B, of which the first two make a valid beginning
+    # U+1F40B is no token: it is four bytes, F0 9F 90 8B, of which the first two make a valid beginning
     assert len(encode(tokenizer, "🐋")) == 4
     prefix, rest = split_document(tokenizer, "🐋", "prefix", "tokens")
     assert prefix == b"\xf0\x9f".decode(errors="replace") == "\ufffd"

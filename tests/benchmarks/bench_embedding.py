@@ -1,5 +1,5 @@
 """
-Embedding a corpus window by window against the plain way, in turns.
+Embedding a corpus block by block against the plain way, in turns.
 
     python tests/benchmarks/bench_embedding.py --corpus my_corpus.jsonl.zst --embedder MINILM [--max_seq_length 512]
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tttnn import Document, Embedder, read_documents
-from tttnn.index.build.windows import embedded_windows
+from tttnn.index.build.blocks import embedded_blocks
 
 
 def plain(embedder: Embedder, texts: list[str]) -> np.ndarray:
@@ -67,7 +67,7 @@ def main() -> None:
         plain_seconds = perf_counter() - start
         for size, of_size in ratios.items():
             start = perf_counter()
-            vectors = np.concatenate([found for _, found in embedded_windows(rows, embedder, size)])
+            vectors = np.concatenate([found for _, found in embedded_blocks(rows, embedder, size)])
             seconds = perf_counter() - start
             of_size.append(plain_seconds / seconds)
             difference = max(difference, float(np.abs(vectors - expected).max()))

@@ -1,7 +1,7 @@
 """
 Measure the peak memory of an episode with SmolLM2-135M against what it is made of.
 
-Each measurement is a process of its own, as the highest resident memory of a process (`resource.getrusage`) never
+Each measurement is a separate process, because the highest resident memory of a process (`resource.getrusage`) never
 falls. Weights, snapshot, gradients and AdamW's two moments are counted from the parameters; the activations are what a
 plain forward and backward pass needs at its peak beyond weights and gradients; the rest is Python with its libraries.
 """
@@ -53,7 +53,7 @@ def measure(what: str) -> dict[str, float]:
 
 
 def measured(what: str) -> dict[str, float]:
-    """Do one thing in a process of its own."""
+    """Do one thing in a separate process."""
     command = [sys.executable, __file__, "--measure", what]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return json.loads(lines[-1])

@@ -4,7 +4,7 @@ Neighbors by two embedders: how many they share, and how many are of the query's
     python tests/benchmarks/bench_neighbors.py --corpus corpus.jsonl --queries queries.jsonl --field task \
         --embedders MINILM runs/embedder/embedder --max_seq_length 128
 
-`--field` names a field of the documents, their domain say. Search is exact; the interval is a 95 % bootstrap over
+`--field` names a field of the documents, such as their domain. Search is exact; the interval is a 95 % bootstrap over
 queries.
 """
 
@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from tttnn import Document, Embedder, read_documents
-from tttnn.index.build.build import index_in_memory
+from tttnn.index.build.from_documents import index_in_memory
 
 
 TOP_K = 20

@@ -8,7 +8,7 @@ Indexes of growing size, each stored by each preset: time and memory to open, qu
 The vectors are synthetic, of 384 dimensions and clustered: unit vectors about one center for each 100 rows, at random
 in a space of 48 dimensions that is turned into 384, with noise in all of them. A query is the vector of a row, moved.
 With `--index` the vectors are those of a flat index, and queries the first halves of its documents. Memory is taken in
-processes of their own; presets take turns, query by query, and all queries are asked twice: `first_p95_ms` is of the
+separate processes; presets take turns, query by query, and all queries are asked twice: `first_p95_ms` is of the
 first time, when what is mapped may still have to be read.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from tttnn import Document, Embedder
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.manifest import VECTORS, read_manifest
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
@@ -124,7 +124,7 @@ class StoredVectors(Embedder):
         return self.index.embedder["dimension"]
 
 
-# --- what is measured in a process of its own ---
+# --- what is measured in a separate process ---
 
 
 def memory() -> dict[str, float]:
@@ -159,7 +159,7 @@ def measure_open(folder: Path, queries: Path) -> None:
 
 
 def build(folder: Path, source: str, preset: str) -> None:
-    """Build an index of so many synthetic vectors, or of those of a flat index, and print what it took."""
+    """Build an index of N synthetic vectors, or of those of a flat index, and print what it took."""
     if source.isdigit():
         documents = (Document(str(row), f"document {row} {'x' * 20}") for row in range(int(source)))
         embedder: Any = SyntheticEmbedder(int(source))
@@ -173,7 +173,7 @@ def build(folder: Path, source: str, preset: str) -> None:
 
 
 def alone(*words: str) -> dict[str, float]:
-    """Run this script in a process of its own."""
+    """Run this script in a separate process."""
     run = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
     return json.loads(run.stdout.splitlines()[-1])
 

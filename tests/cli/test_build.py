@@ -128,7 +128,7 @@ def test_a_hub_data_set_becomes_an_index(build, tmp_path, monkeypatch):
         return iter([{"text": text, "meta": {"from": "hub"}} for text in TEXTS])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert build("user/corpus", "--split", "validation", "--revision", "v1", "--dataset-config", "de") == 0
+    assert build("user/corpus", "--split", "validation", "--dataset-revision", "v1", "--dataset-config", "de") == 0
     expected = {"path": "user/corpus", "name": "de", "split": "validation", "revision": "v1", "streaming": True}
     assert asked.items() >= expected.items()
     (document,) = open_index(tmp_path / "built").documents([3])

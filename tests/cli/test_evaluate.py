@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import NeighborRetriever
 from tttnn.evaluation import EvaluateArguments, parse_evaluation
-from tttnn.evaluation.run import load_parts
+from tttnn.evaluation.run import load_trainer_arguments
 from tttnn.retrieval import NeighborCache
 
 
@@ -121,17 +121,33 @@ def test_a_hub_data_set_is_evaluated(evaluation, documents, tmp_path, monkeypatc
         return iter([{"text": text, "id": f"hub-{row}"} for row, text in enumerate(documents)])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert run_main(*evaluation, "--dataset", "user/test-set", "--limit", 2) == 0
-    assert asked.items() >= {"path": "user/test-set", "split": "test", "streaming": True}.items()
+    options = ("--limit", 2, "--dataset-config", "de", "--dataset-revision", "v1")
+    assert run_main(*evaluation, "--dataset", "user/test-set", *options) == 0
+    expected = {"path": "user/test-set", "name": "de", "split": "test", "revision": "v1", "streaming": True}
+    assert asked.items() >= expected.items()
     assert [record["id"] for record in journal_in(tmp_path / "run")[1]] == ["hub-0", "hub-1"]
+
+
+def test_the_configuration_of_a_hub_data_set_is_not_that_of_validation_files(
+    evaluation, documents, tmp_path, monkeypatch
+):
+    def load_dataset(path, **options):
+        return iter([{"text": text, "id": f"hub-{row}"} for row, text in enumerate(documents[:1])])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (tmp_path / "validation.txt").write_text(TEXTS[-1])
+    options = ("--dataset-config", "de", "--validation", tmp_path / "validation.txt", "--learning-rates", 1e-3)
+    place = evaluation.index("--learning-rate")
+    words = [*evaluation[:place], *evaluation[place + 2 :]]
+    assert run_main(*words, "--dataset", "user/test-set", *options) == 0
 
 
 def test_the_preset_is_the_authors_setting_and_options_override_it():
     """Values: section 1 of the project's notes on the official code; 16.0 is 4.0 squared."""
     parts = ["--model", "m", "--index", "i", "--dataset", "d", "--use-cpu"]
     evaluation = parse_evaluation(EvaluateArguments, [*parts, "--preset", "tttlm"])
-    source, args = evaluation.source, evaluation.args
-    assert (source.model, evaluation.index.index, source.dataset, source.preset) == ("m", "i", "d", "tttlm")
+    inputs, args = evaluation.inputs, evaluation.args
+    assert (inputs.model, evaluation.index.index, inputs.dataset, inputs.preset) == ("m", "i", "d", "tttlm")
     expected = {
         "num_neighbors": 50,
         "order": "nearest",
@@ -208,7 +224,7 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
         )
     words = "--model user/model --dataset d --index user/index --dtype bfloat16 --model-revision m1 --use-cpu"
     words += " --index-revision i1 --index-shards 0 3 --index-texts remote --embedder e --trust-index"
-    load_parts(parse_evaluation(EvaluateArguments, words.split()))
+    load_trainer_arguments(parse_evaluation(EvaluateArguments, words.split()))
     assert isinstance(asked[NeighborRetriever][1].pop("cache"), NeighborCache)
     assert asked == {
         AutoModelForCausalLM: ("user/model", {"revision": "m1", "dtype": "bfloat16"}),

@@ -71,6 +71,13 @@ def test_a_warning_names_five_files_at_most(tmp_path, caplog):
     assert caplog.messages == ["Skipped 7 files (empty): 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, ..."]
 
 
+def test_what_is_skipped_is_not_named_if_the_documents_are_only_counted(folder, caplog):
+    assert sum(1 for _ in read_documents(folder, quiet=True)) == sum(1 for _ in read_documents(folder)) > 0
+    assert len(caplog.messages) == 3
+    assert [*read_documents(folder, include_files=["no such file"], quiet=True)] == []
+    assert len(caplog.messages) == 3
+
+
 def test_what_was_skipped_before_the_limit_is_named_too(folder, caplog):
     list(read_documents(folder, limit=3))
     assert caplog.messages == ["Skipped 2 files (not UTF-8 text): b/latin.txt, b/picture.png"]

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tttnn import Document, NeighborRetriever
-from tttnn.index.build.build import IndexSettings, add_documents, build_index
+from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.build.writers import TextWriter
 from tttnn.index.hub.card import index_card
 from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VECTORS, parse_manifest
@@ -352,7 +352,7 @@ def open_and_search(folder):
 
 
 def in_a_child(action, items):
-    """Do something with each item in a process of its own, and after a crash in another; what became of each."""
+    """Do something with each item in a separate process, and after a crash in another; what became of each."""
     found = []
     while len(found) < len(items):
         reading, writing = os.pipe()

@@ -12,7 +12,7 @@ from build_program import WordEmbedder
 from made_indexes import description
 
 from tttnn import Document
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.build.save import write_index
 from tttnn.index.build.tttlm import import_tttlm_index
 from tttnn.index.search import DocumentIndex, open_index
@@ -150,7 +150,7 @@ class NumberEmbedder(WordEmbedder):
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """Build an index of vectors of 16 kB, and give by how many bytes memory grew at most."""
-    monkeypatch.setattr("tttnn.index.build.windows.WINDOW_DOCUMENTS", 200)
+    monkeypatch.setattr("tttnn.index.build.blocks.BLOCK_DOCUMENTS", 200)
     monkeypatch.setattr("tttnn.index.vectors.MAX_TRAINING_BYTES", 4_000_000)
     monkeypatch.setattr("tttnn.index.build.compress.NUM_QUERIES", 8)
     monkeypatch.setattr("tttnn.index.build.compress.ROWS_PER_COPY", 200)

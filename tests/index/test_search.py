@@ -10,9 +10,9 @@ from conftest import TEXTS
 from made_indexes import change_manifest, index_of_ten, make_index, whole_numbers
 
 from tttnn import Document, Embedder
-from tttnn.index.build.build import IndexSettings, build_index, index_in_memory
+from tttnn.index.build.blocks import embedded_blocks
+from tttnn.index.build.from_documents import IndexSettings, build_index, index_in_memory
 from tttnn.index.build.save import write_index
-from tttnn.index.build.windows import embedded_windows
 from tttnn.index.manifest import MANIFEST
 from tttnn.index.search import DocumentIndex, open_index
 from tttnn.index.shard import Shard
@@ -188,8 +188,8 @@ def test_a_corpus_is_embedded_shard_by_shard_as_its_documents_come(embedder, tmp
 
 
 @pytest.mark.parametrize("number", [15, 16, 17, 33])
-def test_every_document_is_embedded_once_whatever_the_window(embedder, number, monkeypatch):
-    monkeypatch.setattr("tttnn.index.build.windows.WINDOW_DOCUMENTS", 16)
+def test_every_document_is_embedded_once_whatever_the_block(embedder, number, monkeypatch):
+    monkeypatch.setattr("tttnn.index.build.blocks.BLOCK_DOCUMENTS", 16)
     documents = [Document(str(row), f"{row} " * (1 + row % 5)) for row in range(number)]
     index = index_in_memory(iter(documents), Embedder(embedder), batch_size=2)
     expected = embedder.encode([document.text for document in documents])
@@ -197,15 +197,15 @@ def test_every_document_is_embedded_once_whatever_the_window(embedder, number, m
     assert index.documents(range(number)) == documents
 
 
-def test_a_window_ends_at_its_last_document_or_character(embedder, monkeypatch):
-    monkeypatch.setattr("tttnn.index.build.windows.WINDOW_DOCUMENTS", 3)
-    monkeypatch.setattr("tttnn.index.build.windows.WINDOW_CHARACTERS", 10)
+def test_a_block_ends_at_its_last_document_or_character(embedder, monkeypatch):
+    monkeypatch.setattr("tttnn.index.build.blocks.BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr("tttnn.index.build.blocks.BLOCK_CHARACTERS", 10)
     lengths = [1, 1, 1, 1, 9, 20, 5, 5, 2]
     documents = [Document(str(row), "x" * length) for row, length in enumerate(lengths)]
-    windows = [
-        [len(document.text) for document in window] for window, _ in embedded_windows(documents, Embedder(embedder))
+    blocks = [
+        [len(document.text) for document in block] for block, _ in embedded_blocks(documents, Embedder(embedder))
     ]
-    assert windows == [[1, 1, 1], [1, 9], [20], [5, 5], [2]]
+    assert blocks == [[1, 1, 1], [1, 9], [20], [5, 5], [2]]
 
 
 def test_an_empty_corpus_is_an_error_and_leaves_nothing(embedder, tmp_path):
@@ -237,7 +237,7 @@ def encode_badly(embedder):
 
 @pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
 def test_a_document_with_a_vector_that_is_not_finite_is_named_by_its_row(embedder, tmp_path, monkeypatch, on_disk):
-    monkeypatch.setattr("tttnn.index.build.windows.WINDOW_DOCUMENTS", 8)
+    monkeypatch.setattr("tttnn.index.build.blocks.BLOCK_DOCUMENTS", 8)
     poisoned, encode_document = encode_badly(embedder)
     monkeypatch.setattr(poisoned.model, "encode_document", encode_document)
     documents = [Document(f"file.txt:{row}", "bad" if row == 21 else "good") for row in range(30)]
@@ -343,7 +343,16 @@ def test_without_faiss_the_pip_line_is_told(folder, tmp_path, embedder, monkeypa
 
 @pytest.mark.parametrize(
     "name",
-    ["search", "vectors", "subset", "build.build", "build.writers", "build.compress", "build.tttlm", "hub.transfer"],
+    [
+        "search",
+        "vectors",
+        "subset",
+        "build.from_documents",
+        "build.writers",
+        "build.compress",
+        "build.tttlm",
+        "hub.transfer",
+    ],
 )
 def test_a_module_imports_without_faiss(monkeypatch, name):
     before = import_module(f"tttnn.index.{name}")

@@ -1,11 +1,13 @@
 """A part of an index, against brute force over the rows that it keeps."""
 
+from types import SimpleNamespace
+
 import faiss
 import numpy as np
 import pytest
 
-from tttnn import Document
-from tttnn.evaluation.run import random_distances
+from tttnn import Document, NeighborRetriever
+from tttnn.index.build.save import write_index
 from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
 from tttnn.index.subset import IndexSubset
@@ -173,11 +175,19 @@ def test_each_row_of_a_part_has_a_place():
             searched.row_at(place)
 
 
+def test_a_part_is_not_written_as_an_index(tmp_path):
+    with pytest.raises(ValueError, match="part of an index, drawn by `subset`. Save the whole one"):
+        write_index(IndexSubset(make_index(10)[0], 0.5), tmp_path / "part")
+    assert not (tmp_path / "part").exists()
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_distances_to_documents_drawn_at_random_are_distances_to_stored_vectors(kind):
     index, vectors = make_index(40, 7, 23, kind=kind)
     queries = np.random.default_rng(1).normal(size=(3, DIMENSION)).astype(np.float32)
-    drawn = random_distances(index, queries, per_query=300)
+    stand_in = SimpleNamespace(check=lambda description: None, encode_query=lambda texts: queries)
+    retriever = NeighborRetriever(index, stand_in)
+    drawn = retriever.random_distances(["a", "b", "c"], per_text=300)
     assert len(drawn) == 900
     for number, query in enumerate(queries):
         every = ((vectors.astype(np.float64) - query) ** 2).sum(axis=1)
@@ -185,8 +195,8 @@ def test_distances_to_documents_drawn_at_random_are_distances_to_stored_vectors(
         assert max(np.abs(every - distance).min() for distance in drawn[300 * number : 300 * number + 300]) < 1e-4
         # of 300 draws nearly every one of 70 rows, and each shard by its size
         assert len(rows) > 60
-    assert random_distances(index, queries, per_query=300) == drawn
-    assert random_distances(index, queries, per_query=300, seed=1) != drawn
+    assert retriever.random_distances(["a", "b", "c"], per_text=300) == drawn
+    assert retriever.random_distances(["a", "b", "c"], per_text=300, seed=1) != drawn
 
 
 def test_a_retriever_of_a_part_retrieves_from_it_only(retriever):

@@ -1,4 +1,4 @@
-"""The `evaluate` module of bits per byte, its card, and that both work from a folder of their own."""
+"""The `evaluate` module of bits per byte, its card, and that both work from a separate folder."""
 
 import ast
 import doctest
@@ -38,7 +38,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def bits_per_byte(caches: None, tmp_path: Path) -> evaluate.Metric:
-    # A folder of its own, or it waits a second for the lock of a metric that an earlier test left in an error.
+    # A separate folder, or it waits a second for the lock of a metric that an earlier test left in an error.
     return evaluate.load(str(METRIC), cache_dir=str(tmp_path))
 
 

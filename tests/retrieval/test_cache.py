@@ -24,7 +24,7 @@ class Counted:
         self.index = retriever.index if index is None else index
         self.embedded, self.searched = [], []
         self._encode = retriever.embedder.encode_query
-        names = ("embedder", "digest", "is_prefixed", "nprobe", "k_factor")
+        names = ("embedder", "search_key", "is_prefixed")
         self.stand_in = SimpleNamespace(**{name: getattr(self.index, name) for name in names}, search=self.search)
 
     def encode(self, texts):
@@ -179,15 +179,14 @@ def test_more_neighbors_from_inverted_lists_are_there_already(retriever, folder,
         assert searched == searches
 
 
-@pytest.mark.parametrize("name", ["embedder", "digest"])
-def test_another_embedder_or_index_has_entries_of_its_own(counted, folder, name):
+@pytest.mark.parametrize("is_other_embedder", [False, True])
+def test_another_embedder_or_index_has_other_entries(counted, folder, is_other_embedder):
     counted.find(NeighborCache(folder))
-    other = {"embedder": {**counted.index.embedder, "probe": [1.0]}, "digest": "0" * 64}
-    setattr(counted.stand_in, name, other[name])
-    if name == "embedder":
-        counted.stand_in.digest = "0" * 64  # the manifest, whose digest it is, names the embedder
+    counted.stand_in.search_key = ["0" * 64, None, 1]
+    if is_other_embedder:
+        counted.stand_in.embedder = {**counted.index.embedder, "probe": [1.0]}
     _, embedded, searched = counted.find(NeighborCache(folder))
-    assert embedded == (TEXTS if name == "embedder" else [])
+    assert embedded == (TEXTS if is_other_embedder else [])
     assert searched == [(4, DEPTH)]
 
 
@@ -228,7 +227,7 @@ def test_damage_anywhere_in_a_file_changes_no_result(counted, folder, uncached, 
 
 
 def stand_in(**parts):
-    return SimpleNamespace(embedder={}, digest="d" * 64, is_prefixed=True, nprobe=None, k_factor=1, **parts)
+    return SimpleNamespace(embedder={}, search_key=["d" * 64, None, 1], is_prefixed=True, **parts)
 
 
 def write_many(folder, start, barrier):

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from tttnn import Document, Embedder, Neighbor, NeighborRetriever
 from tttnn.documents import as_documents
-from tttnn.index.build.build import IndexSettings, build_index, index_in_memory
+from tttnn.index.build.from_documents import IndexSettings, build_index, index_in_memory
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
 from tttnn.retrieval.cache import NeighborCache
@@ -230,10 +230,53 @@ def test_a_part_of_an_index_describes_itself_and_not_the_whole(retriever):
 
 
 def test_its_repr_shows_rows_shards_storage_embedder_and_source(retriever, saved, embedder):
-    start = f"rows=10, shards=1, storage='IndexFlatL2', embedder='{embedder.transformers_model.config._name_or_path}'"
-    assert repr(retriever) == f"NeighborRetriever({start}, source='memory')"
-    assert repr(NeighborRetriever.from_pretrained(saved)) == f"NeighborRetriever({start}, source='{saved}')"
-    assert repr(retriever.subset(0.5)).endswith("source='0.5 of memory')")
+    name = embedder.transformers_model.config._name_or_path
+    start = f"NeighborRetriever(DocumentIndex(rows=10, shards=1, storage='IndexFlatL2', embedder='{name}'"
+    assert repr(retriever) == f"{start}, source='memory'))"
+    assert repr(NeighborRetriever.from_pretrained(saved)) == f"{start}, source='{saved}'))"
+    assert repr(retriever.subset(0.5)).endswith("source='0.5 of memory'))")
+
+
+class Elsewhere:
+    """An `Index` that is not one of shards in this process: it has what the protocol names, and nothing else."""
+
+    def __init__(self, index):
+        names = ("search", "documents", "vectors", "row_at", "embedder", "digest", "search_key", "is_prefixed")
+        self.source = "a cluster"
+        self._length = len(index)
+        for name in names:
+            setattr(self, name, getattr(index, name))
+
+    def __len__(self):
+        return self._length
+
+    def __repr__(self):
+        return "Elsewhere()"
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_any_index_of_the_protocol_serves(retriever, tmp_path, is_cached):
+    other = NeighborRetriever(
+        Elsewhere(retriever.index), retriever.embedder, NeighborCache(tmp_path) if is_cached else None
+    )
+    assert other.retrieve(TEXTS[:2], top_k=3) == retriever.retrieve(TEXTS[:2], top_k=3)
+    assert other.random_distances(TEXTS[:2]) == retriever.random_distances(TEXTS[:2])
+    assert other.describe() == retriever.describe()
+    assert repr(other) == "NeighborRetriever(Elsewhere())"
+
+
+def test_an_index_elsewhere_is_not_saved_pushed_or_divided(retriever, tmp_path):
+    other = NeighborRetriever(Elsewhere(retriever.index), retriever.embedder)
+    for action in (
+        lambda: other.save_pretrained(tmp_path / "saved"),
+        lambda: other.push_to_hub("user/index"),
+        lambda: other.subset(0.5),
+    ):
+        with pytest.raises(
+            TypeError, match="an index of the type Elsewhere. Only an index that this process has opened"
+        ):
+            action()
+    assert not (tmp_path / "saved").exists()
 
 
 # --- building in memory ---

@@ -64,7 +64,7 @@ def num_positions(model: torch.nn.Module) -> int | None:
     positions = next((vars(config)[name] for name in names if name in vars(config)), None)
     if positions is None:
         positions = getattr(config, names[0], None)  # a class may map it to another name, as GPT-2's does
-    # RoBERTa and its kin count from the padding token's id, and so lose the positions before it
+    # RoBERTa and models like it count from the padding token's id, and so lose the positions before it
     padded = [
         module.padding_idx
         for name, module in model.named_modules()
@@ -139,8 +139,8 @@ def check_reading(
     if difference > PROBE_TOLERANCE[first.dtype == torch.float32] * first.abs().max():
         raise InputError(
             f"The model is a {kind} and sees the tokens that it is to predict: a change of the last token changes "
-            "what it says before. Pass a causal language model (for BERT and its kin: `is_decoder=True`, and weights "
-            "that were trained so)."
+            "what it says before. Pass a causal language model (for BERT and models like it: `is_decoder=True`, and "
+            "weights that were trained so)."
         )
 
 

@@ -1,7 +1,6 @@
 """The commands that make and extend indexes."""
 
 import argparse
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -172,7 +171,7 @@ def _corpus_options(parser: Parser) -> None:
     parser.add_argument("--text-column", default="text", help="column with the text")
     parser.add_argument("--id-column", help="column with the id (default: id, or else file and line)")
     parser.add_argument("--split", default="train", help="split of a Hub data set")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub data set")
+    parser.add_argument("--dataset-revision", help="branch, tag or commit of a Hub data set")
     parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a Hub data set")
     parser.add_argument(
         "--include-files",
@@ -216,7 +215,7 @@ def _storage_options(parser: Parser) -> None:
 
 
 def _check_apart(sources: Sequence[str], index: str) -> None:
-    """Make sure that an index does not become a part of its own corpus."""
+    """Make sure that an index does not become a part of the corpus that it indexes."""
     for source in (Path(source).expanduser() for source in sources):
         if source.is_dir() and Path(index).resolve().is_relative_to(source.resolve()):
             raise InputError(
@@ -253,6 +252,9 @@ class _Corpus:
         self.arguments = arguments
 
     def __iter__(self) -> "Iterator[Document]":
+        return self._read()
+
+    def _read(self, quiet: bool = False) -> "Iterator[Document]":
         from tttnn.documents import read_documents
 
         arguments = self.arguments
@@ -261,23 +263,18 @@ class _Corpus:
             arguments.text_column,
             arguments.id_column,
             arguments.split,
-            arguments.revision,
+            arguments.dataset_revision,
             limit=arguments.limit,
             include_files=arguments.include_files or (),
             exclude_files=arguments.exclude_files or (),
             dataset_config=arguments.dataset_config,
+            quiet=quiet,
         )
 
 
 class _LocalCorpus(_Corpus):
     def __len__(self) -> int:
-        logger = logging.getLogger("tttnn.documents")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # what is skipped is told when the documents are read
-        try:
-            return sum(1 for _ in self)
-        finally:
-            logger.setLevel(level)
+        return sum(1 for _ in self._read(quiet=True))  # warnings come when the documents are read
 
 
 def _documents(arguments: argparse.Namespace) -> "Iterable[Document]":

@@ -34,19 +34,21 @@ def evaluate(argv: Sequence[str]) -> None:
     from tttnn.report import document_table, import_figure, plot_curve, pooled_line
 
     evaluation = parse_evaluation(EvaluateArguments, argv, prog="tttnn evaluate", description=DESCRIPTION)
-    source, chosen_on, args = evaluation.source, evaluation.validation, evaluation.args
+    inputs, chosen_on, args = evaluation.inputs, evaluation.validation, evaluation.args
     # what is missing at the end is told at the beginning
     _check_loggers(args)
     if args.score_every_neighbor:
         import_figure()
 
-    def read(names: str | list[str], limit: int | None) -> "list[Document]":
-        columns = (args.text_column, source.id_column)
-        return list(read_documents(names, *columns, source.split, source.dataset_revision, limit=limit))
+    def read(
+        names: str | list[str], limit: int | None, revision: str | None = None, config: str | None = None
+    ) -> "list[Document]":
+        columns = (args.text_column, inputs.id_column)
+        return list(read_documents(names, *columns, inputs.split, revision, limit=limit, dataset_config=config))
 
     if chosen_on.validation_limit is not None and not chosen_on.validation:
         raise InputError("`--validation-limit` was passed without `--validation`. Name the validation documents.")
-    documents = read(source.dataset, source.limit)
+    documents = read(inputs.dataset, inputs.limit, inputs.dataset_revision, inputs.dataset_config)
     validation = read(chosen_on.validation, chosen_on.validation_limit) if chosen_on.validation else []
     folder = Path(args.output_dir or ".")
     outcomes = evaluate_documents(evaluation, documents, validation)

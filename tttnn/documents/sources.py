@@ -33,6 +33,7 @@ def read_documents(
     include_files: Sequence[str] = (),
     exclude_files: Sequence[str] = (),
     dataset_config: str | None = None,
+    quiet: bool = False,
 ) -> Iterator[Document]:
     """
     Read documents from files, folders or data sets of the Hub, one at a time.
@@ -72,6 +73,8 @@ def read_documents(
             Skip files and folders whose path matches one of these patterns.
         dataset_config (`str`, *optional*):
             The configuration of a Hub data set.
+        quiet (`bool`, *optional*, defaults to `False`):
+            Whether to leave out the warnings of what is skipped, for example when documents are only counted.
 
     Returns:
         `Iterator[Document]`: the documents, in the order of the source.
@@ -117,7 +120,8 @@ def read_documents(
 
     def read_and_report() -> Iterator[Document]:
         yield from islice(read(), limit)
-        files.report()
+        if not quiet:
+            files.report()
 
     return read_and_report()
 
@@ -164,6 +168,7 @@ class _Files:
         self.common = Path(os.path.commonpath([path.parent for path in sources])) if sources else Path()
         self.num_skipped: Counter[str] = Counter()
         self.skipped: dict[str, list[str]] = defaultdict(list)
+        self.unmatched: list[Path] = []
         if (include or exclude) and all(path != root for path, root in self.roots.items()):
             raise InputError(
                 "`include_files` and `exclude_files` choose files of a folder, and no source is a folder."
@@ -182,10 +187,12 @@ class _Files:
             except NoRowsError:
                 self._skip(name, "JSON without rows")
         if path is None and (self.include or self.exclude):
-            logger.warning("The patterns leave no file of '%s'.", source)
+            self.unmatched.append(source)
 
     def report(self) -> None:
-        """Warn of what was skipped, once for each reason."""
+        """Warn of what was skipped, once for each reason, and of patterns that leave nothing."""
+        for source in self.unmatched:
+            logger.warning("The patterns leave no file of '%s'.", source)
         for reason, count in self.num_skipped.items():
             names = ", ".join(self.skipped[reason]) + ", ..." * (count > NAMES_IN_WARNING)
             logger.warning("Skipped %d %s (%s): %s", count, "file" if count == 1 else "files", reason, names)

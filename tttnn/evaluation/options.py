@@ -35,7 +35,8 @@ class EvaluateArguments:
     model: str = field(metadata={"help": "Hub id or folder of a causal language model."})
     dataset: str = field(
         metadata={
-            "help": "Test documents: a .jsonl, .jsonl.zst or .parquet file, a folder of texts, or a Hub data set."
+            "help": "Test documents: a file of rows (.jsonl, .json, .csv, .tsv or .parquet), another file (a text), "
+            "a folder of files, or the id of a Hub data set."
         }
     )
     method: str = field(
@@ -56,7 +57,12 @@ class EvaluateArguments:
         metadata={"help": "Precision of the weights: float32, or bfloat16 or float16, which learn less."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the Hub data set `--dataset`."}
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the Hub data set `--dataset`. Default: its own."}
+    )
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -114,16 +120,16 @@ class ValidationArguments:
     validation_limit: int | None = field(default=None, metadata={"help": "Choose on at most N of them."})
 
 
-Source = TypeVar("Source", bound=EvaluateArguments)
+Inputs = TypeVar("Inputs", bound=EvaluateArguments)
 
 
 @dataclass(frozen=True)
-class Evaluation(Generic[Source]):
+class Evaluation(Generic[Inputs]):
     """
     What is evaluated, on what, and how.
 
     Args:
-        source (`EvaluateArguments`):
+        inputs (`EvaluateArguments`):
             Model and test documents.
         index (`IndexArguments`, *optional*):
             The index, for a method that retrieves.
@@ -137,7 +143,7 @@ class Evaluation(Generic[Source]):
             The method, with its own options.
     """
 
-    source: Source
+    inputs: Inputs
     index: IndexArguments | None
     rates: list[float]
     validation: ValidationArguments
@@ -146,8 +152,8 @@ class Evaluation(Generic[Source]):
 
 
 def parse_evaluation(
-    kind: type[Source], argv: Sequence[str] | None, prog: str | None = None, description: str = ""
-) -> Evaluation[Source]:
+    kind: type[Inputs], argv: Sequence[str] | None, prog: str | None = None, description: str = ""
+) -> Evaluation[Inputs]:
     """
     Parse what is evaluated and how, on the base of a preset if one is named.
 

@@ -1,11 +1,9 @@
-"""What `tttnn evaluate` and `examples/pile_eval.py` share: parts, choices on validation documents, runs."""
+"""What `tttnn evaluate` and `examples/pile_eval.py` share: loading, choices on validation documents, runs."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn.adaptation import (
@@ -18,10 +16,10 @@ from tttnn.adaptation import (
     split_document,
 )
 from tttnn.documents import Document
-from tttnn.errors import InputError, StateError
+from tttnn.errors import InputError
 from tttnn.evaluation.choose import check_validation, choose
 from tttnn.evaluation.options import Evaluation
-from tttnn.index import Index
+from tttnn.files import write_json
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES
 from tttnn.neighbors import Retriever
 from tttnn.records import DocumentRecord
@@ -52,9 +50,9 @@ class Outcome(NamedTuple):
     is_main: bool
 
 
-def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
-    """Load the parts of a `TestTimeTrainer`: `model`, `processing_class` and `retriever`, which caches on disk."""
-    source, index, retriever = evaluation.source, evaluation.index, None
+def load_trainer_arguments(evaluation: Evaluation[Any]) -> dict[str, Any]:
+    """Load `model`, `processing_class` and `retriever` of a `TestTimeTrainer`; the retriever caches on disk."""
+    inputs, index, retriever = evaluation.inputs, evaluation.index, None
     if index is not None:
         retriever = NeighborRetriever.from_pretrained(
             index.index,
@@ -66,11 +64,11 @@ def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
             cache=NeighborCache(),
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.model, revision=source.model_revision, dtype=source.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source.model, revision=source.model_revision)
+        model = AutoModelForCausalLM.from_pretrained(inputs.model, revision=inputs.model_revision, dtype=inputs.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(inputs.model, revision=inputs.model_revision)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The model '{source.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
+            f"The model '{inputs.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
             "connection, pass a folder, or a model that is in the cache."
         ) from error
     return {"model": model, "processing_class": tokenizer, "retriever": retriever}
@@ -99,20 +97,20 @@ def evaluate_documents(
     """
     index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
     check_validation(rates, method, documents, validation)
-    parts = load_parts(evaluation)
-    parts["model"] = make_trainable(parts["model"], method.trainable or TrainableArguments(), args.seed)
-    whole = parts.pop("retriever")
+    loaded = load_trainer_arguments(evaluation)
+    loaded["model"] = make_trainable(loaded["model"], method.trainable or TrainableArguments(), args.seed)
+    whole = loaded.pop("retriever")
 
     def make_trainer(
         args: TestTimeTrainingArguments, method: Method, retriever: Retriever | None = whole
     ) -> TestTimeTrainer:
-        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[JournalCallback()], **parts)
+        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[JournalCallback()], **loaded)
 
     if args.process_index == 0:
         _write_arguments(evaluation, len(documents), len(validation), Path(args.output_dir or "."))
     retrievers = {"eval": whole}
     if index is not None and index.index_fraction:
-        retrievers = _parts_of(whole, index.index_fraction, args.top_k or args.num_neighbors)
+        retrievers = _subsets(whole, index.index_fraction, args.top_k or args.num_neighbors)
     if validation:
         args, method = choose(make_trainer, rates, args, method, validation)
     outcomes = []
@@ -122,27 +120,29 @@ def evaluate_documents(
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
     if whole is not None and outcomes[0].is_main:
-        tokenizer = parts["processing_class"]
+        tokenizer = loaded["processing_class"]
         queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
-        _write_random_distances(whole, queries[:MAX_QUERIES], Path(args.output_dir or "."))
+        # a report shows them beside the distances of neighbors
+        distances = whole.random_distances(queries[:MAX_QUERIES])
+        write_json(Path(args.output_dir or ".") / RANDOM_DISTANCES, {"distances": distances})
     return outcomes
 
 
-def _parts_of(whole: NeighborRetriever, fractions: list[float], top_k: int) -> dict[str, NeighborRetriever]:
+def _subsets(whole: NeighborRetriever, fractions: list[float], top_k: int) -> dict[str, NeighborRetriever]:
     """Draw parts of an index, and check before the work that each has at least `top_k` documents."""
-    parts = {f"eval-fraction-{fraction:g}": whole.subset(fraction) for fraction in fractions}
-    for name, part in parts.items():
-        if len(part) < top_k:
+    subsets = {f"eval-fraction-{fraction:g}": whole.subset(fraction) for fraction in fractions}
+    for name, subset in subsets.items():
+        if len(subset) < top_k:
             raise InputError(
-                f"The part {name.rpartition('-')[2]} of the index has {len(part)} documents, and {top_k} neighbors "
+                f"The part {name.rpartition('-')[2]} of the index has {len(subset)} documents, and {top_k} neighbors "
                 "are wanted. Pass a larger fraction, or fewer neighbors."
             )
-    return parts
+    return subsets
 
 
 def _write_arguments(evaluation: Evaluation[Any], num_documents: int, num_validation: int, folder: Path) -> None:
     """Write what is evaluated on what; a report shows it, and sees by the counts whether a run was interrupted."""
-    arguments = asdict(evaluation.source) | (asdict(evaluation.index) if evaluation.index else {})
+    arguments = asdict(evaluation.inputs) | (asdict(evaluation.index) if evaluation.index else {})
     arguments |= asdict(evaluation.validation) | {"learning_rates": evaluation.rates or None}
     content = {
         "num_documents": num_documents,
@@ -150,23 +150,4 @@ def _write_arguments(evaluation: Evaluation[Any], num_documents: int, num_valida
         "arguments": {name: value for name, value in arguments.items() if value is not None},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / EVALUATION).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_random_distances(retriever: NeighborRetriever, queries: list[str], folder: Path) -> None:
-    """Write how far the queries lie from random documents; a report shows it beside the distances of neighbors."""
-    if retriever.cache is None:
-        raise StateError("The retriever has no cache. Pass `cache=NeighborCache()` to it.")
-    vectors = retriever.cache.embed(retriever.index, retriever.embedder.encode_query, queries)
-    content = json.dumps({"distances": random_distances(retriever.index, vectors)})
-    (folder / RANDOM_DISTANCES).write_text(content + "\n", encoding="utf-8")
-
-
-def random_distances(index: Index, queries: np.ndarray, per_query: int = 20, seed: int = 0) -> list[float]:
-    """Give the squared L2 distances of each query to documents drawn with replacement, query by query."""
-    generator = np.random.default_rng(seed)
-    distances: list[float] = []
-    for query in queries:
-        rows = [index.row_at(int(place)) for place in generator.integers(len(index), size=per_query)]
-        distances += [float(np.square(query - vector).sum()) for vector in index.vectors(rows)]
-    return distances
+    write_json(folder / EVALUATION, content)

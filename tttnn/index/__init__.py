@@ -6,12 +6,12 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.index.build.build import IndexSettings, add_documents, build_index, index_in_memory
+    from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index, index_in_memory
     from tttnn.index.build.save import write_index
     from tttnn.index.build.tttlm import import_tttlm_index
     from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
     from tttnn.index.manifest import FORMAT_VERSION, read_manifest
-    from tttnn.index.search import DocumentIndex, Index, open_index
+    from tttnn.index.search import DocumentIndex, Index, Pairs, open_index
     from tttnn.index.subset import IndexSubset
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Index",
     "IndexSettings",
     "IndexSubset",
+    "Pairs",
     "add_documents",
     "build_index",
     "fetch_index",
@@ -39,14 +40,15 @@ __getattr__, __dir__ = door(
         "DocumentIndex": "search",
         "FORMAT_VERSION": "manifest",
         "Index": "search",
-        "IndexSettings": "build.build",
+        "IndexSettings": "build.from_documents",
         "IndexSubset": "subset",
-        "add_documents": "build.build",
-        "build_index": "build.build",
+        "Pairs": "search",
+        "add_documents": "build.from_documents",
+        "build_index": "build.from_documents",
         "fetch_index": "hub.transfer",
         "fetch_manifest": "hub.transfer",
         "import_tttlm_index": "build.tttlm",
-        "index_in_memory": "build.build",
+        "index_in_memory": "build.from_documents",
         "open_index": "search",
         "pull_index": "hub.transfer",
         "push_index": "hub.transfer",

@@ -24,7 +24,8 @@ METRIC = "squared_l2"
 VECTORS, TEXTS, OFFSETS = "index/shard-{:05d}.faiss", "texts/shard-{:05d}.jsonl", "texts/shard-{:05d}.offsets.npy"
 # "train" in its name lets `load_dataset` find the split
 VIEWER = "data/train-{:05d}.parquet"
-SHARD_FILES = (VECTORS, TEXTS, OFFSETS, VIEWER)
+SEARCH_FILES = (VECTORS, TEXTS, OFFSETS)  # what a search needs of a shard
+SHARD_FILES = (*SEARCH_FILES, VIEWER)
 # Every value of a manifest is checked; a larger file cannot be one.
 MAX_MANIFEST_BYTES = 256 << 20
 

@@ -21,20 +21,36 @@ from tttnn.index.manifest import (
     ShardEntry,
     manifest_bytes,
     parse_manifest,
+    read_manifest,
 )
 from tttnn.index.shard import Shard, blocks, nearest
 from tttnn.index.texts import TextSource, TextStore, fetch_places
 from tttnn.index.vectors import claimed_shape, read_vectors
 
 
-Pairs = list[tuple[float, int]]  # distances and rows that a query found
+Pairs = list[tuple[float, int]]
+"""The squared L2 distances and rows that a query found, nearest first."""
 
 
 class Index(Protocol):
-    """What is searched: a whole index, a part of one, or one on many machines."""
+    """
+    What `NeighborRetriever` searches: a whole index, a part of one, or one on many machines.
+
+    `embedder` is what `Embedder.describe` gave when it was built, and `digest` tells it from any other index. `source`
+    says to people where it is.
+    """
 
     embedder: dict[str, Any]
     digest: str
+    source: str
+
+    @property
+    def search_key(self) -> list[Any]:
+        """What the rows that a search finds depend on, beside query and `top_k`; JSON-able, for a cache of them."""
+
+    @property
+    def is_prefixed(self) -> bool:
+        """Whether a search for fewer rows always finds the first ones of a search for more."""
 
     def __len__(self) -> int:
         """Give the number of rows."""
@@ -85,11 +101,19 @@ class DocumentIndex:
         self.embedder = embedder
         self.digest = digest
         self.folder = folder
+        self.source = "memory" if folder is None else str(folder)
         self.passage_tokens = passage_tokens
         self.set_search(search or {})
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(rows={len(self)}, shards={len(self.shards)}, "
+            f"storage='{type(self.shards[0].vectors).__name__}', embedder='{self.embedder['name']}', "
+            f"source='{self.source}')"
+        )
 
     def set_search(self, search: dict[str, int]) -> None:
         """
@@ -180,9 +204,29 @@ class DocumentIndex:
         return search_shards(self.shards, queries, top_k, self.nprobe, [self.k_factor])[0]
 
     @property
+    def search_key(self) -> list[Any]:
+        """What the rows that a search finds depend on, beside query and `top_k`."""
+        return [self.digest, self.nprobe, self.k_factor]
+
+    @property
     def is_prefixed(self) -> bool:
         """Whether fewer rows are always the first of more: not if some are ranked again, or a graph is walked."""
         return self.shards[0].is_plain  # shards are stored alike
+
+    def check_whole(self) -> None:
+        """
+        Make sure that all of the index is here, as it must be to save it.
+
+        Raises:
+            `ValueError`: If it is a part that was drawn, or some of its shards are not open.
+        """
+        if self.folder is not None:
+            opened, there = len(self.shards), len(read_manifest(self.folder).shards)
+            if opened < there:
+                raise InputError(
+                    f"Only {opened} of the {there} shards of '{self.folder}' are open, and only a whole index can be "
+                    "saved. Open all of them: `from_pretrained` without `shards`."
+                )
 
 
 def search_shards(
@@ -232,8 +276,8 @@ def _candidates(
         near, places = (np.concatenate(each) for each in zip(*results, strict=True))
         if places.max() >= len(shard):
             raise InputError(
-                f"The shard that begins at row {shard.start} has {len(shard)} rows, but names row {places.max()} "
-                "of its own: it is damaged. Fetch or rebuild the index."
+                f"The shard that begins at row {shard.start} has {len(shard)} rows, but names its row "
+                f"{places.max()}: it is damaged. Fetch or rebuild the index."
             )
         # an inverted-file index pads with -1 where its probed lists hold too few rows
         places[places >= 0] += shard.start

@@ -40,6 +40,7 @@ class IndexSubset(DocumentIndex):
             )
         digest = hashlib.sha256(f"{index.digest} {fraction!r} {seed}".encode()).hexdigest()
         super().__init__(index.shards, index.embedder, digest)
+        self.source = f"{fraction:g} of {index.source}"
         self.nprobe = index.nprobe
         self._masks = [_mask(len(shard), fraction, [seed, number]) for number, shard in enumerate(index.shards)]
         self._sizes = [int(mask.sum()) for mask in self._masks]
@@ -54,6 +55,10 @@ class IndexSubset(DocumentIndex):
     def search(self, queries: np.ndarray, top_k: int) -> list[Pairs]:
         """Find the nearest rows of each query among those of the part."""
         return search_shards(self.shards, queries, top_k, self.nprobe, masks=self._masks)[0]
+
+    def check_whole(self) -> None:
+        """Refuse to be saved."""
+        raise InputError("This is a part of an index, drawn by `subset`. Save the whole one.")
 
     def row_at(self, place: int) -> int:
         """Give the number of a row by its place among the rows of the part."""

@@ -166,7 +166,7 @@ def best_candidate(records: list[DocumentRecord], knn: KnnArguments) -> KnnArgum
 
     Args:
         records (`list[DocumentRecord]`):
-            Of validation documents, of a run with all candidates.
+            Of validation documents, from a trainer whose method is `KnnLM` with all candidates.
         knn (`KnnArguments`):
             The candidates.
 

@@ -6,7 +6,7 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.report.intervals import Bootstrap, bootstrap_difference
+    from tttnn.report.intervals import Bootstrap, PairedScores
     from tttnn.report.pictures.scores import plot_curve
     from tttnn.report.pictures.style import import_figure
     from tttnn.report.tables import document_table, markdown_table, pooled_line, task_table
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bootstrap",
-    "bootstrap_difference",
+    "PairedScores",
     "document_table",
     "import_figure",
     "markdown_table",
@@ -28,7 +28,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "Bootstrap": "intervals",
-        "bootstrap_difference": "intervals",
+        "PairedScores": "intervals",
         "document_table": "tables",
         "import_figure": "pictures.style",
         "markdown_table": "tables",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tttnn.citation import CITATION
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.results import contaminated
 from tttnn.report.runs import Run
@@ -11,19 +12,12 @@ from tttnn.report.study import Study
 from tttnn.report.tables import count_documents, difference, score_cells, share
 
 
-CITATION = """@inproceedings{hardt2024test,
-  title={Test-Time Training on Nearest Neighbors for Large Language Models},
-  author={Moritz Hardt and Yu Sun},
-  booktitle={The Twelfth International Conference on Learning Representations},
-  year={2024},
-  url={https://arxiv.org/abs/2305.18466}
-}"""
 PILE_CITATION = """@article{gao2020pile,
-  title={The {P}ile: An 800{GB} Dataset of Diverse Text for Language Modeling},
-  author={Leo Gao and Stella Biderman and Sid Black and Laurence Golding and Travis Hoppe and Charles Foster and
-    Jason Phang and Horace He and Anish Thite and Noa Nabeshima and Shawn Presser and Connor Leahy},
-  journal={arXiv preprint arXiv:2101.00027},
-  year={2020}
+    title = {The {P}ile: An 800{GB} Dataset of Diverse Text for Language Modeling},
+    author = {Leo Gao and Stella Biderman and Sid Black and Laurence Golding and Travis Hoppe and Charles Foster and
+        Jason Phang and Horace He and Anish Thite and Noa Nabeshima and Shawn Presser and Connor Leahy},
+    journal = {arXiv preprint arXiv:2101.00027},
+    year = {2020},
 }"""
 
 

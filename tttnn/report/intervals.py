@@ -15,7 +15,19 @@ CHUNK = 5_000_000  # drawn documents in memory at a time
 
 
 class PairedScores(NamedTuple):
-    """Two scores of each document in nats, and the bytes that they are the scores of; all of shape `(documents,)`."""
+    """
+    Two scores of each document, for `Bootstrap.interval`; all arrays are of shape `(documents,)`.
+
+    Args:
+        before (`np.ndarray`):
+            The first scores, in nats.
+        after (`np.ndarray`):
+            The second scores, in nats.
+        bytes_before (`np.ndarray`):
+            Bytes that the first scores are of.
+        bytes_after (`np.ndarray`):
+            Bytes that the second scores are of; others if two runs score different parts of a document.
+    """
 
     before: np.ndarray
     after: np.ndarray
@@ -24,7 +36,16 @@ class PairedScores(NamedTuple):
 
     @classmethod
     def of(cls, records: list[DocumentRecord]) -> "PairedScores":
-        """Pair the first with the last score of each record."""
+        """
+        Pair the first with the last score of each record.
+
+        Args:
+            records (`list[DocumentRecord]`):
+                Of an evaluation.
+
+        Returns:
+            `PairedScores`: in the order of the records.
+        """
         rows = [(record.nll[0], record.nll[-1], record.num_bytes, record.num_bytes) for record in records]
         return cls(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
 
@@ -131,33 +152,3 @@ def _draws(num_documents: int, num_samples: int, generator: np.random.Generator)
         drawn += np.arange(size)[:, None] * num_documents
         counts = np.bincount(drawn.ravel(), minlength=size * num_documents)
         yield counts.reshape(size, num_documents).astype(np.float64)
-
-
-def bootstrap_difference(
-    groups: dict[str, list[DocumentRecord]],
-    weights: dict[str, float] | None = None,
-    confidence: float = 0.95,
-    num_samples: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """
-    Give an interval of the change in bits per byte, paired and resampled over documents (see `Bootstrap.interval`).
-
-    Args:
-        groups (`dict[str, list[DocumentRecord]]`):
-            Records by task; one group for a pooled result.
-        weights (`dict[str, float]`, *optional*):
-            Share of each group, summing to 1. By default one group has all.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Share of samples inside the interval.
-        num_samples (`int`, *optional*, defaults to `10000`):
-            Samples drawn.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the random draws.
-
-    Returns:
-        `tuple[float, float]`: lower and upper end of after minus before; NaN if no group has two documents, or one has
-        none.
-    """
-    scores = {name: PairedScores.of(records) for name, records in groups.items()}
-    return Bootstrap(num_samples, seed, confidence).interval(scores, weights)

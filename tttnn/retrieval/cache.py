@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import constants
 
-from tttnn.index import DocumentIndex
+from tttnn.index import Index, Pairs
 from tttnn.retrieval.store import Store
 
 
 DEPTH = 100
 MAX_BYTES = 500_000_000  # a file: about 100,000 vectors of 1,024 numbers, or 250,000 lists of 100 neighbors
-Pairs = list[tuple[float, int]]
 
 
 class NeighborCache:
@@ -42,13 +41,13 @@ class NeighborCache:
         self._neighbors = Store(self.folder / "neighbors.sqlite", MAX_BYTES)
 
     def search(
-        self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str], top_k: int
+        self, index: Index, embed: Callable[[list[str]], np.ndarray], texts: list[str], top_k: int
     ) -> list[Pairs]:
         """
         Find the nearest rows of each text; embed and search only those that are not in the cache.
 
         Args:
-            index (`DocumentIndex`):
+            index (`Index`):
                 The index to search.
             embed (`Callable`):
                 Gives the vectors of texts, float32 of shape `(n, dimension)`.
@@ -58,11 +57,11 @@ class NeighborCache:
                 Rows wanted for each.
 
         Returns:
-            `list`: what `DocumentIndex.search` gives.
+            `list`: what `Index.search` gives.
         """
         # deeper than asked for if that changes nothing, so that the next run finds more neighbors here
         depth, only = (max(top_k, DEPTH), None) if index.is_prefixed else (top_k, top_k)
-        keys = _keys([index.digest, index.nprobe, index.k_factor, only], texts)
+        keys = _keys([*index.search_key, only], texts)
         neighbors = {
             key: _from_bytes(content)
             for key, (kept_depth, content) in self._neighbors.get(keys).items()
@@ -75,12 +74,12 @@ class NeighborCache:
             self._neighbors.put({key: (depth, _to_bytes(neighbors[key])) for key in new})
         return [neighbors[key][:top_k] for key in keys]
 
-    def embed(self, index: DocumentIndex, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
+    def embed(self, index: Index, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
         """
         Embed texts, but only those whose vectors are not in the cache.
 
         Args:
-            index (`DocumentIndex`):
+            index (`Index`):
                 The index with this embedder.
             embed (`Callable`):
                 Gives the vectors of texts, float32 of shape `(n, dimension)`.

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from huggingface_hub import CommitInfo
 from sentence_transformers import SentenceTransformer
 
@@ -13,12 +14,12 @@ from tttnn.embedding import Embedder
 from tttnn.errors import InputError, InputTypeError
 from tttnn.index import (
     DocumentIndex,
+    Index,
     IndexSubset,
     fetch_index,
     index_in_memory,
     open_index,
     push_index,
-    read_manifest,
     write_index,
 )
 from tttnn.neighbors import Neighbor
@@ -33,7 +34,7 @@ class NeighborRetriever:
     `NeighborRetriever.from_documents`.
 
     Args:
-        index (`DocumentIndex`):
+        index (`Index`):
             Vectors and documents.
         embedder (`Embedder`, *optional*):
             Embeds the queries. By default the one that the index names, loaded at the first query.
@@ -46,13 +47,10 @@ class NeighborRetriever:
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
     """
 
-    def __init__(
-        self, index: DocumentIndex, embedder: Embedder | None = None, cache: NeighborCache | None = None
-    ) -> None:
+    def __init__(self, index: Index, embedder: Embedder | None = None, cache: NeighborCache | None = None) -> None:
         self.index = index
         self.cache = cache
         self._embedder = embedder
-        self._source = "memory" if index.folder is None else str(index.folder)  # for people
         if embedder is not None:
             embedder.check(index.embedder)
 
@@ -60,11 +58,7 @@ class NeighborRetriever:
         return len(self.index)
 
     def __repr__(self) -> str:
-        shards = self.index.shards
-        return (
-            f"NeighborRetriever(rows={len(self)}, shards={len(shards)}, storage='{type(shards[0].vectors).__name__}', "
-            f"embedder='{self.index.embedder['name']}', source='{self._source}')"
-        )
+        return f"NeighborRetriever({self.index!r})"
 
     def describe(self) -> dict[str, Any]:
         """
@@ -146,10 +140,9 @@ class NeighborRetriever:
         index = open_index(folder, verify=verify, shards=shards, open_texts=open_texts, trust_index=trust_index)
         if embedder is not None and not isinstance(embedder, Embedder):
             embedder = Embedder.from_description(index.embedder, embedder)
-        retriever = cls(index, embedder, cache)
         if folder != Path(repo_id).expanduser():
-            retriever._source = f"{repo_id}@{revision or 'main'}"
-        return retriever
+            index.source = f"{repo_id}@{revision or 'main'}"
+        return cls(index, embedder, cache)
 
     def subset(self, fraction: float, seed: int = 0) -> "NeighborRetriever":
         """
@@ -166,10 +159,9 @@ class NeighborRetriever:
 
         Raises:
             `ValueError`: If the fraction is out of range, or leaves no document.
+            `TypeError`: If this process has not opened the index itself.
         """
-        part = NeighborRetriever(IndexSubset(self.index, fraction, seed), self.embedder, self.cache)
-        part._source = f"{fraction:g} of {self._source}"
-        return part
+        return NeighborRetriever(IndexSubset(self._shards_here(), fraction, seed), self.embedder, self.cache)
 
     @classmethod
     def from_documents(
@@ -230,10 +222,10 @@ class NeighborRetriever:
         Raises:
             `FileExistsError`: If the folder exists and is not empty.
             `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
+            `TypeError`: If this process has not opened the index itself.
             `FileNotFoundError`: If its texts were left on the Hub.
         """
-        self._check_whole()
-        return write_index(self.index, save_directory)
+        return write_index(self._shards_here(), save_directory)
 
     def push_to_hub(
         self,
@@ -266,27 +258,27 @@ class NeighborRetriever:
 
         Raises:
             `ValueError`: If this is a part of an index, drawn by `subset` or opened with `shards`.
+            `TypeError`: If this process has not opened the index itself.
             `FileNotFoundError`: If not all of its files were fetched.
             `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
             `HfHubHTTPError`: If the Hub refuses: a token without the right to write.
         """
-        self._check_whole()
+        index = self._shards_here()
+        index.check_whole()
         options = (private, token, revision, commit_message, license)
-        if self.index.folder is not None:
-            return push_index(self.index.folder, repo_id, *options)
+        if index.folder is not None:
+            return push_index(index.folder, repo_id, *options)
         with TemporaryDirectory() as folder:
-            return push_index(write_index(self.index, Path(folder) / "index"), repo_id, *options)
+            return push_index(write_index(index, Path(folder) / "index"), repo_id, *options)
 
-    def _check_whole(self) -> None:
-        if isinstance(self.index, IndexSubset):
-            raise InputError("This is a part of an index, drawn by `subset`. Save the whole one.")
-        if self.index.folder is not None:
-            opened, there = len(self.index.shards), len(read_manifest(self.index.folder).shards)
-            if opened < there:
-                raise InputError(
-                    f"Only {opened} of the {there} shards of '{self.index.folder}' are open, and only a whole index "
-                    "can be saved. Open all of them: `from_pretrained` without `shards`."
-                )
+    def _shards_here(self) -> DocumentIndex:
+        """Give the index as shards that are open in this process: only such an index is saved or divided."""
+        if not isinstance(self.index, DocumentIndex):
+            raise InputTypeError(
+                f"The retriever searches an index of the type {type(self.index).__name__}. Only an index that this "
+                "process has opened can be saved, pushed or divided. Open it with `NeighborRetriever.from_pretrained`."
+            )
+        return self.index
 
     def retrieve(self, texts: list[str], top_k: int = 50) -> list[list[Neighbor]]:
         """
@@ -321,6 +313,30 @@ class NeighborRetriever:
         rows = list(dict.fromkeys(row for pairs in results for _, row in pairs))
         documents = dict(zip(rows, self.index.documents(rows), strict=True))
         return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in results]
+
+    def random_distances(self, texts: list[str], per_text: int = 20, seed: int = 0) -> list[float]:
+        """
+        Measure how far texts lie from random documents, to compare the distances of their neighbors with.
+
+        Args:
+            texts (`list[str]`):
+                Query texts, at least one.
+            per_text (`int`, *optional*, defaults to `20`):
+                Documents drawn for each text, with replacement.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the random draws.
+
+        Returns:
+            `list[float]`: squared L2 distances, `per_text` for each text, in the order of `texts`.
+        """
+        encode = self.embedder.encode_query
+        queries = encode(texts) if self.cache is None else self.cache.embed(self.index, encode, texts)
+        generator = np.random.default_rng(seed)
+        distances: list[float] = []
+        for query in queries:
+            rows = [self.index.row_at(int(place)) for place in generator.integers(len(self), size=per_text)]
+            distances += [float(np.square(query - vector).sum()) for vector in self.index.vectors(rows)]
+        return distances
 
     def prepare(self, top_k: int) -> None:
         """

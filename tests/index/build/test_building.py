@@ -13,12 +13,12 @@ import pytest
 from build_program import WordEmbedder, files_of, make_documents
 from conftest import TEXTS
 
-import tttnn.index.build.build
+import tttnn.index.build.blocks
+import tttnn.index.build.from_documents
 import tttnn.index.build.unfinished
-import tttnn.index.build.windows
 from tttnn import Document, Embedder
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings, add_documents, build_index, index_in_memory
+from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index, index_in_memory
 from tttnn.index.build.save import write_index
 from tttnn.index.build.unfinished import UnfinishedIndex
 from tttnn.index.build.workspace import STATE, VIEWERS, WORK, work_file
@@ -39,7 +39,7 @@ class Interrupt(Exception):
 
 
 def interrupting(number, dimension=32):
-    """An embedder that is interrupted at its window of that number, from 0."""
+    """An embedder that is interrupted at its block of that number, from 0."""
     embedder = WordEmbedder(dimension)
 
     def wait():
@@ -68,8 +68,8 @@ def interrupted(folder):
 
 @pytest.fixture
 def under_way(folder, monkeypatch):
-    """A build of `DOCUMENTS` in windows of 7, of which one shard is finished and the second has a window."""
-    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
+    """A build of `DOCUMENTS` in blocks of 7, of which one shard is finished and the second has a block."""
+    monkeypatch.setattr(tttnn.index.build.blocks, "BLOCK_DOCUMENTS", 7)
     with pytest.raises(Interrupt):
         build_index(DOCUMENTS, interrupting(4), folder, SETTINGS)
     return folder
@@ -132,7 +132,7 @@ def test_a_killed_build_ends_with_the_files_of_an_uninterrupted_one_and_leaves_n
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_what_is_embedded_is_not_embedded_again(killed, kind):
-    # noted at the start, after each window of 25 rows, and at the end of each shard of 40 and of the corpus
+    # noted at the start, after each block of 25 rows, and at the end of each shard of 40 and of the corpus
     noted = [0, 0, 25, 40, 40, 65, 80, 80] + ([100, 100, 100] if kind.startswith("build") else [90, 90, 90])
     noted += 5 * noted[-1:] if "scale" in kind else []  # the preset, what was trained, and each of three shards
     expected = killed[kind]["whole"]
@@ -158,7 +158,7 @@ def test_a_kill_at_any_step_of_every_part_of_a_build_was_tried(killed, preset):
 def test_a_second_build_into_the_same_folder_is_refused_while_the_first_is_under_way(killed):
     found = killed["two at once"]
     assert found["second"]["error"].startswith("StateError: Another process is writing")
-    assert (found["first"], found["third"]) == (0, False), "the first went on, and left an index of the same corpus"
+    assert (found["first"], found["third"]) == (0, False), "the first left an index of the same corpus"
 
 
 @pytest.mark.parametrize("call", [build_index, add_documents], ids=["build", "add"])
@@ -172,14 +172,14 @@ def test_a_folder_that_is_locked_is_not_touched(folder, call):
 
 @pytest.mark.parametrize("batch_size", [4, 32])
 def test_an_interrupted_build_with_a_transformer_ends_with_the_same_files(embedder, tmp_path, batch_size, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 5)
+    monkeypatch.setattr(tttnn.index.build.blocks, "BLOCK_DOCUMENTS", 5)
     documents = [Document(f"{row}", text * (1 + row % 3)) for row, text in enumerate(TEXTS * 3)]
     build_index(documents, Embedder(embedder), tmp_path / "whole", IndexSettings(shard_size=12), batch_size)
     interrupted, calls = Embedder(embedder), []
 
     def encode(*args, **options):
         calls.append(args)
-        if len(calls) == 6:  # of the probe, three windows of the first shard, and two of the second
+        if len(calls) == 6:  # of the probe, three blocks of the first shard, and two of the second
             raise Interrupt
         return Embedder.encode_document(interrupted, *args, **options)
 
@@ -220,8 +220,8 @@ def test_a_corpus_of_whole_shards_has_no_empty_one(folder):
     assert [shard.rows for shard in read_manifest(folder).shards] == [20, 20]
 
 
-def test_a_stream_is_read_one_window_ahead_of_what_is_embedded(folder, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
+def test_a_stream_is_read_one_block_ahead_of_what_is_embedded(folder, monkeypatch):
+    monkeypatch.setattr(tttnn.index.build.blocks, "BLOCK_DOCUMENTS", 7)
     read, ahead = [], []
     embedder = WordEmbedder(wait=lambda: ahead.append(len(read) - sizes[-1]))
     sizes, encode = [0], embedder.encode_document
@@ -238,7 +238,7 @@ def test_a_stream_is_read_one_window_ahead_of_what_is_embedded(folder, monkeypat
 
     embedder.encode_document = noting
     build_index(stream(), embedder, folder, SETTINGS)
-    # shards of 20, 20 and 10 rows, each in windows of 7
+    # shards of 20, 20 and 10 rows, each in blocks of 7
     assert ahead == [7, 7, 6, 7, 7, 6, 7, 3]
 
 
@@ -504,20 +504,20 @@ def test_an_interrupted_build_goes_on_from_its_last_finished_shard(interrupted, 
     assert files_of(interrupted) == whole(tmp_path)
 
 
-@pytest.mark.parametrize("windows", [1, 2, 4])
-def test_an_interrupted_build_goes_on_inside_a_shard(folder, windows, tmp_path, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_an_interrupted_build_goes_on_inside_a_shard(folder, blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(tttnn.index.build.blocks, "BLOCK_DOCUMENTS", 7)
     with pytest.raises(Interrupt):
-        build_index(DOCUMENTS, interrupting(windows), folder, SETTINGS)
+        build_index(DOCUMENTS, interrupting(blocks), folder, SETTINGS)
     again = WordEmbedder()
     assert build_index(DOCUMENTS, again, folder, SETTINGS) is True
-    # windows of 7, 7, 6 rows in a shard of 20
-    assert again.documents == [document.text for document in DOCUMENTS[{1: 7, 2: 14, 4: 27}[windows] :]]
+    # blocks of 7, 7, 6 rows in a shard of 20
+    assert again.documents == [document.text for document in DOCUMENTS[{1: 7, 2: 14, 4: 27}[blocks] :]]
     assert files_of(folder) == whole(tmp_path)
 
 
 def test_a_build_does_not_go_on_inside_a_shard_with_another_corpus(folder, monkeypatch):
-    monkeypatch.setattr(tttnn.index.build.windows, "WINDOW_DOCUMENTS", 7)
+    monkeypatch.setattr(tttnn.index.build.blocks, "BLOCK_DOCUMENTS", 7)
     with pytest.raises(Interrupt):
         build_index(DOCUMENTS, interrupting(4), folder, SETTINGS)
     other = [*DOCUMENTS[:26], Document("other", "text"), *DOCUMENTS[27:]]
@@ -668,7 +668,7 @@ def test_an_interrupted_build_may_be_stored_otherwise_than_it_was_begun(interrup
 def test_what_was_made_for_an_earlier_preset_is_dropped(folder, name, first, second, monkeypatch, tmp_path):
     with monkeypatch.context() as patch, pytest.raises(Interrupt):
         if name == "Manifest":
-            patch.setattr(tttnn.index.build.build, "Manifest", NoManifest)
+            patch.setattr(tttnn.index.build.from_documents, "Manifest", NoManifest)
         else:
             patch.setattr(tttnn.index.build.unfinished, name, raise_interrupt)
         build_index(DOCUMENTS, WordEmbedder(), folder, IndexSettings(first, 20))
@@ -697,7 +697,7 @@ def test_what_comes_after_the_finished_shards_may_be_another_corpus(interrupted,
 def test_a_corpus_that_grew_after_its_end_was_embedded_is_an_error(folder, preset, number, monkeypatch, tmp_path):
     settings = IndexSettings(preset, 20)
     with monkeypatch.context() as patch, pytest.raises(Interrupt):
-        patch.setattr(tttnn.index.build.build, "Manifest", NoManifest)
+        patch.setattr(tttnn.index.build.from_documents, "Manifest", NoManifest)
         build_index(DOCUMENTS[:number], WordEmbedder(), folder, settings)
     with pytest.raises(ValueError, match=f"that one had {number} rows, and this one has more"):
         build_index([*DOCUMENTS[:number], *MORE], WordEmbedder(), folder, settings)
@@ -938,7 +938,7 @@ def test_a_build_shows_its_progress_batch_by_batch_with_a_total(embedder, tmp_pa
     settings = IndexSettings(passage_tokens=passage_tokens)
     bars = []
 
-    class Bar(tttnn.index.build.build.tqdm):
+    class Bar(tttnn.index.build.from_documents.tqdm):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.steps = []
@@ -949,7 +949,7 @@ def test_a_build_shows_its_progress_batch_by_batch_with_a_total(embedder, tmp_pa
             super().update(n)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tttnn.index.build.build, "tqdm", Bar)
+        patch.setattr(tttnn.index.build.from_documents, "tqdm", Bar)
         build_index(documents, Embedder(embedder), tmp_path / "index", settings, 4, show_progress_bar=True)
     (bar,) = bars
     num_rows = read_manifest(tmp_path / "index").num_rows

@@ -1,4 +1,4 @@
-"""Presets find what brute force finds as far as they say: distances, recall and shards against NumPy and Faiss."""
+"""Presets reach the recall that they state: distances, recall and shards against NumPy and Faiss."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from build_program import WordEmbedder, files_of, make_documents
 
 import tttnn.index.build.compress
 from tttnn import Document
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.build.workspace import STATE, WORK
 from tttnn.index.manifest import MANIFEST, VECTORS, Recall, read_manifest
 from tttnn.index.search import DocumentIndex, open_index, search_shards
@@ -233,7 +233,7 @@ def test_two_indexes_of_the_same_shards_search_each_as_thoroughly_as_it_is_told(
 
 @pytest.mark.parametrize("preset", ["ivf", "scale", "PCA8,IVF4,SQ8,RFlat", "IVF4,PQ4x4fs"])
 def test_a_search_leaves_to_others_what_is_set_in_the_shards(preset, build, queries):
-    """Threads search the same Faiss objects with settings of their own."""
+    """Threads search the same Faiss objects with different settings."""
     shards = open_index(build(preset), trust_index=True).shards
     lists = [faiss.try_extract_index_ivf(shard.lists) for shard in shards]
     before = [each.nprobe for each in lists]
@@ -383,5 +383,5 @@ def test_a_shard_that_names_rows_of_another_is_damaged(build, vectors, tmp_path)
     shifted.reset()
     shifted.add_with_ids(vectors[:250], np.arange(250) + 200)
     exchange(folder, 0, shifted)
-    with pytest.raises(ValueError, match="begins at row 0 has 250 rows, but names row 4.. of its own: it is damaged"):
+    with pytest.raises(ValueError, match="begins at row 0 has 250 rows, but names its row 4..: it is damaged"):
         open_index(folder).search(vectors[200:240], 20)

@@ -1,4 +1,4 @@
-"""Passages are the text, to the letter, in pieces of so many tokens that end where lines, sentences or words end."""
+"""Passages are the text, to the letter, in pieces of at most N tokens that end where lines, sentences or words end."""
 
 from types import SimpleNamespace
 

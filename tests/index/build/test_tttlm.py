@@ -15,7 +15,7 @@ import tttnn.index.build.unfinished
 from tttnn import Embedder, NeighborRetriever
 from tttnn.embedding import TTTLM
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings
+from tttnn.index.build.from_documents import IndexSettings
 from tttnn.index.build.tttlm import import_tttlm_index
 from tttnn.index.build.unfinished import UnfinishedIndex
 from tttnn.index.build.workspace import WORK

@@ -18,7 +18,7 @@ from made_indexes import OPENED_FILES, description, index_of_ten, make_index
 
 from tttnn import Document, Embedder
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings, add_documents, build_index
+from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
 from tttnn.index.search import open_index
@@ -107,9 +107,16 @@ def test_an_index_without_its_viewer_files_can_be_saved_again(folder, tmp_path):
     assert len(open_index(write_index(open_index(folder), tmp_path / "again"), verify=True)) == 10
 
 
-def test_saving_an_index_whose_shards_are_not_all_there_is_an_error(folder, tmp_path):
+def test_saving_an_index_whose_files_are_not_all_there_is_an_error(folder, tmp_path):
+    index = open_index(folder)
     (folder / OPENED_FILES[0]).unlink()
     with pytest.raises(FileNotFoundError, match="shard-00001.faiss"):
+        write_index(index, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_saving_an_index_whose_shards_are_not_all_open_is_an_error(folder, tmp_path):
+    with pytest.raises(ValueError, match="Only 2 of the 3 shards .* are open"):
         write_index(open_index(folder, shards=[0, 2]), tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub
 
 from tttnn import Embedder, NeighborRetriever
 from tttnn.documents import as_documents
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.hub.card import index_card
 from tttnn.index.manifest import read_manifest
 
@@ -151,7 +151,8 @@ def test_an_index_from_the_hub_names_its_repo_and_revision(visit, cache, embedde
     opened = NeighborRetriever.from_pretrained("user/index", revision="v1", cache_dir=cache, local_files_only=True)
     folder = embedder.transformers_model.config._name_or_path
     assert repr(opened) == (
-        f"NeighborRetriever(rows=10, shards=1, storage='IndexFlatL2', embedder='{folder}', source='user/index@v1')"
+        f"NeighborRetriever(DocumentIndex(rows=10, shards=1, storage='IndexFlatL2', embedder='{folder}', "
+        "source='user/index@v1'))"
     )
 
 

@@ -18,7 +18,7 @@ from tttnn import Embedder, NeighborRetriever
 from tttnn.cli.main import main
 from tttnn.documents import as_documents
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings, add_documents, build_index
+from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.hub.card import GENERATED
 from tttnn.index.hub.transfer import pull_index, push_index
 

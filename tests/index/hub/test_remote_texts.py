@@ -10,7 +10,7 @@ from loopback_hub import LoopbackHub
 
 from tttnn import Embedder, NeighborRetriever
 from tttnn.documents import Document, as_documents
-from tttnn.index.build.build import IndexSettings, build_index
+from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.hub.remote_texts import RemoteFile, RemoteTexts
 
 

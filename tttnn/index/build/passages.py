@@ -76,9 +76,9 @@ def _passages(text: str, tokenizer: Any, tokens: int) -> Iterator[str]:  # noqa:
             yield from passages
             return
         # the last two may end elsewhere when more of the text is known: the next slice begins with them
-        kept = max(len(passages) - 2, 1)
-        yield from passages[:kept]
-        begin = end - sum(map(len, passages[kept:]))
+        num_certain = max(len(passages) - 2, 1)
+        yield from passages[:num_certain]
+        begin = end - sum(map(len, passages[num_certain:]))
 
 
 def _end_of_slice(text: str, begin: int) -> int:

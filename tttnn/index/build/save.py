@@ -26,21 +26,22 @@ def write_index(index: DocumentIndex, folder: str | Path) -> Path:
 
     Raises:
         `FileExistsError`: If the folder is there and not empty.
-        `ValueError`: If it holds an interrupted build of something else.
+        `ValueError`: If it holds an interrupted build of something else, or the index is only a part of one.
         `RuntimeError`: If another process is writing there.
         `FileNotFoundError`: If files of an index on disk are missing, for example those of shards that were not
             fetched.
     """
+    index.check_whole()
     folder = Path(folder).resolve()
     if index.folder is not None:
         manifest = read_manifest(index.folder)
         for name, entry in manifest.files.items():
             if not name.startswith("data/") or (index.folder / name).is_file():  # viewers' files are not fetched
                 check_file(index.folder / name, entry)
-    kept = {"saved": index.digest, "passage_tokens": index.passage_tokens}
+    build_settings = {"saved": index.digest, "passage_tokens": index.passage_tokens}
     with locked(folder):
         settle(folder)
-        build = UnfinishedIndex(folder, kept, default_shard_size(index.shards[0].vectors.d))
+        build = UnfinishedIndex(folder, build_settings, default_shard_size(index.shards[0].vectors.d))
         if index.folder is not None:
             build.copy(index.folder, manifest)
         else:

@@ -14,7 +14,7 @@ from tttnn.documents import Document, read_documents
 from tttnn.embedding import PROBE_TOLERANCE, TTTLM, Embedder
 from tttnn.errors import InputError
 from tttnn.files import locked
-from tttnn.index.build.build import IndexSettings
+from tttnn.index.build.from_documents import IndexSettings
 from tttnn.index.build.unfinished import UnfinishedIndex
 from tttnn.index.build.workspace import check_vacant, is_under_way, settle
 from tttnn.index.manifest import EmbedderDescription, Manifest, read_manifest
@@ -69,14 +69,15 @@ def import_tttlm_index(
     _check_settings(settings, vectors[0].d)
     folder, sources = Path(folder).resolve(), [Path(path).name for path in data_files]
     with locked(folder):
-        if settle(folder) == 0 and _is_import_of(folder, sources, settings):
+        settled = settle(folder)
+        if settled is not None and not settled.is_addition and _is_import_of(folder, sources, settings):
             return
         if not is_under_way(folder):
             check_vacant(folder)  # before an embedder is loaded
         loaded = None if settings.preset == "flat" else _embedder_of(vectors[0], data_files[0], embedder, device)
         names = [Path(path).name for path in (*index_files, *data_files)]
-        kept = {"files": names, "rows": [index.ntotal for index in vectors], "passage_tokens": None}
-        build = UnfinishedIndex(folder, kept, default_shard_size(vectors[0].d))
+        build_settings = {"files": names, "rows": [index.ntotal for index in vectors], "passage_tokens": None}
+        build = UnfinishedIndex(folder, build_settings, default_shard_size(vectors[0].d))
         with tqdm(desc="Importing", unit="document", disable=not show_progress_bar) as progress:
             for number in range(len(build.shards), len(vectors)):
                 documents = _counted(read_documents(data_files[number]), progress)

@@ -17,12 +17,13 @@ from tttnn.documents import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.errors import InputError
 from tttnn.files import sync, write_json
+from tttnn.index.build.blocks import embedded_blocks
 from tttnn.index.build.compress import OpenedInTurn, converted, draw_queries, emptied, measure, trained_for, vectors_of
-from tttnn.index.build.windows import embedded_windows
 from tttnn.index.build.workspace import (
-    FOLDERS,
+    SEARCH_FOLDERS,
     STATE,
     TRAINED,
+    VIEWER_FOLDER,
     WORK,
     check_vacant,
     clear,
@@ -38,6 +39,7 @@ from tttnn.index.build.writers import Growing, ShardWriter
 from tttnn.index.integrity import note_built
 from tttnn.index.manifest import (
     MANIFEST,
+    SEARCH_FILES,
     SHARD_FILES,
     TEXTS,
     VECTORS,
@@ -61,7 +63,7 @@ class UnfinishedIndex:
 
     Texts and Faiss files are written under their names. The hidden folder `.unfinished` holds all else: the state,
     vectors as they came, what was trained, and the files for viewers. The manifest comes last, and makes the index.
-    A build that was killed at any point resumes after the last window that was embedded, once its files are checked.
+    A build that was killed at any point resumes after the last block that was embedded, once its files are checked.
     An index in the folder stays as it is until the manifest names the new shards too.
 
     Args:
@@ -108,7 +110,7 @@ class UnfinishedIndex:
 
     def _make_folders(self) -> None:
         show_only_parquet(self.folder)
-        for name in FOLDERS[:2]:
+        for name in SEARCH_FOLDERS:
             (self.folder / name).mkdir(exist_ok=True)
         for path in (self.folder, self.folder.parent):
             sync(path)
@@ -163,7 +165,7 @@ class UnfinishedIndex:
 
     def _note(self) -> None:
         """Write the state; the files that it names are on disk, and so must be their names."""
-        for path in (self.folder / name for name in (WORK, *FOLDERS[:2])):
+        for path in (self.folder / name for name in (WORK, *SEARCH_FOLDERS)):
             if path.is_dir():
                 sync(path)
         state = {
@@ -222,8 +224,8 @@ class UnfinishedIndex:
             bar.update(writer.num_rows)
             of_shard = chain(first, islice(rows, self.shard_size - writer.num_rows - len(first)))
             first_row = done + writer.num_rows
-            for window, vectors in embedded_windows(of_shard, embedder, batch_size, first_row, bar.update):
-                writer.add(window)
+            for block, vectors in embedded_blocks(of_shard, embedder, batch_size, first_row, bar.update):
+                writer.add(block)
                 writer.vectors.write(vectors.tobytes())
                 self.growing = writer.growing()
                 self._note()
@@ -318,9 +320,9 @@ class UnfinishedIndex:
         """Put the manifest in place, and then the files for viewers."""
         for number in range(self.first_shard, len(manifest.shards)):
             self._refuse(self.folder / VIEWER.format(number))
-        for path in self._later_files(len(manifest.shards), SHARD_FILES[:3]):
+        for path in self._later_files(len(manifest.shards), SEARCH_FILES):
             path.unlink()  # of a longer build that was dropped
-        for name in FOLDERS[:2]:
+        for name in SEARCH_FOLDERS:
             sync(self.folder / name)
         write_json(self.folder / MANIFEST, manifest.to_json(), self.folder / WORK)
         settle(self.folder)
@@ -329,10 +331,10 @@ class UnfinishedIndex:
         """Drop all that was made; a kill meanwhile leaves a build of nothing."""
         self.shards, self.growing, self.complete = [], None, False
         self._note()
-        for path in self._later_files(self.first_shard, SHARD_FILES[:3]):
+        for path in self._later_files(self.first_shard, SEARCH_FILES):
             path.unlink()
         clear(self.folder)
-        for folder in (*(self.folder / name for name in FOLDERS), self.folder):
+        for folder in (*(self.folder / name for name in (*SEARCH_FOLDERS, VIEWER_FOLDER)), self.folder):
             if folder.is_dir() and not names_in(folder):
                 folder.rmdir()
 

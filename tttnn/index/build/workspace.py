@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tttnn.index.manifest import MANIFEST, VECTORS, VIEWER, read_manifest
 # In the folder of an index; what is in it is no part of the index.
 WORK = ".unfinished"
 STATE, TRAINED = "state.json", "trained.faiss"
-FOLDERS = ("index", "texts", "data")
+SEARCH_FOLDERS = ("index", "texts")
+VIEWER_FOLDER = "data"  # made at the very end
 # While a build is under way: without it `load_dataset` would read the texts of a folder that holds no Parquet yet.
 VIEWERS = ".huggingface.yaml"
 ONLY_PARQUET = """configs:
@@ -61,28 +63,39 @@ def is_under_way(folder: Path) -> bool:
     return (folder / WORK / STATE).is_file()
 
 
-def settle(folder: Path) -> int | None:
+@dataclass(frozen=True)
+class Settled:
+    """A call whose manifest was in place when it was interrupted: it is ended now, and its shards are in the index."""
+
+    first_shard: int
+
+    @property
+    def is_addition(self) -> bool:
+        """Whether it had added documents to an index; otherwise it had made the index."""
+        return self.first_shard > 0
+
+
+def settle(folder: Path) -> Settled | None:
     """
-    End what was interrupted after its manifest was in place, and give the number of its first shard.
+    End a call that was interrupted after its manifest was in place; `None` if there was no such call.
 
     Only the files for viewers are still to be moved: `load_dataset` must not read them before the manifest names them.
-    None if nothing was interrupted there.
     """
     work = folder / WORK
     if not (folder / MANIFEST).is_file() or not work.is_dir():
         return None
-    shards, state = read_manifest(folder).shards, None
+    shards, settled = read_manifest(folder).shards, None
     if is_under_way(folder):
-        state = read_state(folder)
-        if state["first_shard"] >= len(shards):
+        settled = Settled(read_state(folder)["first_shard"])
+        if settled.first_shard >= len(shards):
             return None
-        (folder / "data").mkdir(exist_ok=True)
-        for number in range(state["first_shard"], len(shards)):
+        (folder / VIEWER_FOLDER).mkdir(exist_ok=True)
+        for number in range(settled.first_shard, len(shards)):
             if (viewer := work_file(folder, VIEWER, number)).is_file():
                 os.replace(viewer, folder / VIEWER.format(number))
-        sync(folder / "data")
+        sync(folder / VIEWER_FOLDER)
     clear(folder)
-    return None if state is None else int(state["first_shard"])
+    return settled
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tttnn.errors import InputError
 from tttnn.files import sync
 from tttnn.index.build.workspace import work_file
 from tttnn.index.faiss_files import FLAT_HEADER, flat_header
-from tttnn.index.manifest import OFFSETS, TEXTS, VECTORS, VIEWER, FileEntry, ShardEntry
+from tttnn.index.manifest import OFFSETS, SHARD_FILES, TEXTS, VECTORS, VIEWER, FileEntry, ShardEntry
 from tttnn.index.texts import TextStore, document_to_line
 
 
@@ -28,19 +28,19 @@ COPY_BYTES = 1 << 20
 class GrowingFile:
     """A file that grows after a head; what is behind the head is known by size and checksum at any time."""
 
-    def __init__(self, path: Path, head: bytes = b"", kept: FileEntry | None = None) -> None:
+    def __init__(self, path: Path, head: bytes = b"", written: FileEntry | None = None) -> None:
         self.path, self.size, self._digest = path, 0, hashlib.sha256()
-        self._file = path.open("wb" if kept is None else "r+b")
-        if kept is None:
+        self._file = path.open("wb" if written is None else "r+b")
+        if written is None:
             self._file.write(head)
             return
         self._file.seek(len(head))
-        while chunk := self._file.read(min(COPY_BYTES, kept.bytes - self.size)):
+        while chunk := self._file.read(min(COPY_BYTES, written.bytes - self.size)):
             self._digest.update(chunk)
             self.size += len(chunk)
-        if FileEntry(self.size, self._digest.hexdigest()) != kept:
+        if FileEntry(self.size, self._digest.hexdigest()) != written:
             self._file.close()
-            raise InputError(f"'{path}' does not begin with the {kept.bytes} bytes that were written")
+            raise InputError(f"'{path}' does not begin with the {written.bytes} bytes that were written")
         self._file.seek(len(head) + self.size)
         self._file.truncate()
 
@@ -65,10 +65,10 @@ class GrowingFile:
 
 
 class TextWriter:
-    """Writes the two files of a `TextStore`, document by document, after the part of the file that is kept."""
+    """Writes the two files of a `TextStore`, document by document, after what is written of them already."""
 
-    def __init__(self, path: Path, kept: FileEntry | None = None) -> None:
-        self._file = GrowingFile(path, kept=kept)
+    def __init__(self, path: Path, written: FileEntry | None = None) -> None:
+        self._file = GrowingFile(path, written=written)
         self._offsets = array("q", [0])
         for line in self._lines():
             self._offsets.append(self._offsets[-1] + len(line))
@@ -148,7 +148,7 @@ class ShardWriter:
         self.texts.close()
         self.vectors.close(flat_header(self.num_rows, self.dimension))
         names, viewer = [self.folder / name.format(self.number) for name in (TEXTS, OFFSETS)], self._write_viewer()
-        paths = dict(zip((VECTORS, TEXTS, OFFSETS, VIEWER), (self.vectors.path, *names, viewer), strict=True))
+        paths = dict(zip(SHARD_FILES, (self.vectors.path, *names, viewer), strict=True))
         files = {name.format(self.number): FileEntry.of(path) for name, path in paths.items()}
         return ShardEntry(self.num_rows, self.num_documents, files)
 

@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 
 from huggingface_hub import DatasetCardData
 
+from tttnn.citation import CITATION
 from tttnn.index.manifest import SHARD_FILES, VECTORS, Manifest
 
 
@@ -11,16 +12,6 @@ CARD = "README.md"
 # A card with this line is written again at each push; one without it was written by a person, and is kept.
 GENERATED = "<!-- Made from tttnn_index.json. Remove this line to keep what you write here. -->"
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
-
-CITATION = """```bibtex
-@inproceedings{hardt2024testtime,
-    title = {Test-Time Training on Nearest Neighbors for Large Language Models},
-    author = {Hardt, Moritz and Sun, Yu},
-    booktitle = {International Conference on Learning Representations},
-    year = {2024},
-    url = {https://arxiv.org/abs/2305.18466},
-}
-```"""
 
 
 def index_card(manifest: Manifest, repo_id: str, license: str = "unknown") -> str:
@@ -64,7 +55,9 @@ The texts are under the licence of their corpus (`{license}`), and their vectors
 
 ## Citation
 
+```bibtex
 {CITATION}
+```
 """
 
 

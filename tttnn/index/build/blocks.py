@@ -1,4 +1,4 @@
-"""Documents embedded window by window, so that memory holds a bounded part of a corpus."""
+"""Documents embedded block by block, so that memory holds a bounded part of a corpus."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -9,12 +9,12 @@ from tttnn.documents import Document
 from tttnn.embedding import Embedder
 
 
-# A window is embedded at once, sorted by length inside.
-WINDOW_DOCUMENTS = 2048
-WINDOW_CHARACTERS = 32 << 20
+# A block is embedded at once, sorted by length inside.
+BLOCK_DOCUMENTS = 2048
+BLOCK_CHARACTERS = 32 << 20
 
 
-def embedded_windows(
+def embedded_blocks(
     documents: Iterable[Document],
     embedder: Embedder,
     batch_size: int | None = None,
@@ -22,15 +22,15 @@ def embedded_windows(
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[list[Document], np.ndarray]]:
     """Give documents and their vectors; `first_row` is the row of the first one, for errors of the embedder."""
-    window: list[Document] = []
+    block: list[Document] = []
     size = 0
     for document in chain(documents, [None]):
         if document is not None:
-            window.append(document)
+            block.append(document)
             size += len(document.text)
-        full = len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_CHARACTERS
-        if window and (full or document is None):
-            texts = [item.text for item in window]
-            yield window, embedder.encode_document(texts, batch_size, first_row, progress)
-            first_row += len(window)
-            window, size = [], 0
+        full = len(block) >= BLOCK_DOCUMENTS or size >= BLOCK_CHARACTERS
+        if block and (full or document is None):
+            texts = [item.text for item in block]
+            yield block, embedder.encode_document(texts, batch_size, first_row, progress)
+            first_row += len(block)
+            block, size = [], 0

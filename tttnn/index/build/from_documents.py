@@ -13,10 +13,10 @@ from tttnn.documents import Document
 from tttnn.embedding import Embedder, same_embedder
 from tttnn.errors import InputError
 from tttnn.files import locked
+from tttnn.index.build.blocks import embedded_blocks
 from tttnn.index.build.passages import split_into_passages
 from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, holds
-from tttnn.index.build.windows import embedded_windows
-from tttnn.index.build.workspace import check_vacant, settle
+from tttnn.index.build.workspace import Settled, check_vacant, settle
 from tttnn.index.integrity import check_file
 from tttnn.index.manifest import MANIFEST, TEXTS, VECTORS, EmbedderDescription, Manifest, ShardEntry, read_manifest
 from tttnn.index.search import DocumentIndex, open_index
@@ -107,8 +107,12 @@ def build_index(
             if _is_index_of(folder, rows, settings, described):
                 return False
             check_vacant(folder)
-        kept = {"passage_tokens": settings.passage_tokens, "shard_size": settings.shard_size, "embedder": described}
-        build = UnfinishedIndex(folder, kept, settings.shard_size or default_shard_size(embedder.dimension))
+        build_settings = {
+            "passage_tokens": settings.passage_tokens,
+            "shard_size": settings.shard_size,
+            "embedder": described,
+        }
+        build = UnfinishedIndex(folder, build_settings, settings.shard_size or default_shard_size(embedder.dimension))
         bar = _bar(documents, embedder, settings.passage_tokens, show_progress_bar)
         with embedder.reported_truncation(), bar:
             build.embed(rows, embedder, batch_size, bar)
@@ -165,13 +169,13 @@ def add_documents(
     folder = Path(folder).resolve()
     read_manifest(folder)
     with locked(folder):
-        ended, old = settle(folder), read_manifest(folder)
+        settled, old = settle(folder), read_manifest(folder)
         embedder.check(old.embedder.to_json())
         rows, first = _rows(documents, embedder, old.passage_tokens), len(old.shards)
-        if ended:
-            return _rows_of_ended(folder, old, ended, rows)
-        kept = {"added_to": old.corpus_digest, "passage_tokens": old.passage_tokens}
-        build = UnfinishedIndex(folder, kept, old.storage.shard_size, first)
+        if settled is not None and settled.is_addition:
+            return _rows_of_settled(folder, old, settled, rows)
+        build_settings = {"added_to": old.corpus_digest, "passage_tokens": old.passage_tokens}
+        build = UnfinishedIndex(folder, build_settings, old.storage.shard_size, first)
         bar = _bar(documents, embedder, old.passage_tokens, show_progress_bar)
         with embedder.reported_truncation(), bar:
             build.embed(rows, embedder, batch_size, bar)
@@ -221,9 +225,9 @@ def index_in_memory(
     bar = _bar(documents, embedder, passage_tokens, show_progress_bar)
     with embedder.reported_truncation(), bar:
         corpus = _rows(documents, embedder, passage_tokens)
-        for window, embedded in embedded_windows(corpus, embedder, batch_size, progress=bar.update):
+        for block, embedded in embedded_blocks(corpus, embedder, batch_size, progress=bar.update):
             vectors.add(embedded)
-            rows += window
+            rows += block
     if not rows:
         raise InputError(NO_DOCUMENT)
     for row in rows:
@@ -266,9 +270,9 @@ def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings
     return True
 
 
-def _rows_of_ended(folder: Path, manifest: Manifest, first_shard: int, rows: Iterator[Document]) -> int:
+def _rows_of_settled(folder: Path, manifest: Manifest, settled: Settled, rows: Iterator[Document]) -> int:
     """Give the number of rows that a call had added before it was interrupted, if it had the same documents."""
-    new = [*enumerate(manifest.shards)][first_shard:]
+    new = [*enumerate(manifest.shards)][settled.first_shard :]
     num_rows = sum(entry.rows for _, entry in new)
     if not all(holds(entry, number, rows) for number, entry in new) or any(rows):
         raise InputError(
