@@ -46,9 +46,7 @@ def sha256_of(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, on disk before what comes next: a machine may lose its power."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows writes names by itself, and opens no folder
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

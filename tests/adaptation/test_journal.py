@@ -444,6 +444,16 @@ def test_a_journal_of_another_data_set_is_refused(make, finished):
         make(output_dir=finished).evaluate(changed)
 
 
+def test_documents_are_those_of_the_journal_by_their_text_whatever_their_ids(make, finished):
+    """For example if a file is read beside another of its name."""
+    content = (finished / "journal-eval.jsonl").read_bytes()
+    renamed = [{**document, "id": f"folder/{document['id']}"} for document in DOCUMENTS]
+    trainer = make(output_dir=finished)
+    trainer.evaluate(renamed)
+    assert [record.id for record in trainer.records] == ["a", "b", "c", "d"]
+    assert (finished / "journal-eval.jsonl").read_bytes() == content
+
+
 def test_documents_in_another_order_are_another_data_set(make, finished):
     with pytest.raises(ValueError, match="is not the one in the journal"):
         make(output_dir=finished).evaluate(DOCUMENTS[::-1])

@@ -3,7 +3,6 @@
 import math
 import mmap
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -150,10 +149,9 @@ def read_vectors(path: Path, preset: str) -> Any:  # noqa: ANN401
         reason = " ".join(str(error).split())[-300:]
         raise InputError(f"Faiss cannot read '{path}' ({reason}). Fetch or rebuild the index.") from None
     index.referenced_objects = [content]  # what is not copied is read from the mapping
-    if sys.platform != "win32":
-        mapped.madvise(mmap.MADV_DONTNEED)
-        if isinstance(index, faiss.IndexRefine):
-            mapped.madvise(mmap.MADV_RANDOM)  # rows are ranked again here and there: what lies beside is not read
+    mapped.madvise(mmap.MADV_DONTNEED)
+    if isinstance(index, faiss.IndexRefine):
+        mapped.madvise(mmap.MADV_RANDOM)  # rows are ranked again here and there: what lies beside is not read
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None and not isinstance(
         faiss.downcast_InvertedLists(lists.invlists), faiss.ArrayInvertedLists | faiss.BlockInvertedLists
