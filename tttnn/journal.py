@@ -17,6 +17,8 @@ JOURNAL_VERSION = 3
 READ_VERSIONS = (2, 3)  # the lines of version 2 have no checksum
 # What journals of version 2 were run with, for settings that they do not name.
 IN_VERSION_2: dict[str, Any] = {"cut": "tokens", "router_aux_loss": False}
+# What journals were run with before these settings were known.
+BEFORE: dict[str, Any] = {"selector": "nearest", "distinct": None, "passage_length": None}
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
 
@@ -53,7 +55,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
         if (version := header["tttnn_journal"]) not in READ_VERSIONS:
             raise InputError(f"version {version}")
         rows = [_checked(line, number, path, version) for number, line in enumerate(lines, 1)]
-        settings = {**IN_VERSION_2, **header["settings"]} if version == 2 else header["settings"]
+        settings = {**BEFORE, **(IN_VERSION_2 if version == 2 else {}), **header["settings"]}
         return settings, [DocumentRecord.from_json(row) for row in rows[1:]]
     except DamagedLineError:
         raise
