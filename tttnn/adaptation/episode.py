@@ -67,6 +67,11 @@ class Episode:
         """The trainer's model."""
         return self.trainer.model
 
+    @property
+    def distinct_neighbors(self) -> list[Neighbor]:
+        """Each neighbor once, also one that is trained on several times."""
+        return [*{id(neighbor): neighbor for neighbor in self.neighbors}.values()]
+
     def retrieve(self) -> None:
         """
         Retrieve candidates by the query, and select the neighbors among them.

@@ -64,6 +64,7 @@ def load_parts(evaluation: Evaluation[Any]) -> dict[str, Any]:
             embedder=index.embedder,
             trust_index=index.trust_index,
             cache=NeighborCache(),
+            passage_length=index.passage_length,
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(source.model, revision=source.model_revision, dtype=source.dtype)

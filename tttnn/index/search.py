@@ -184,6 +184,11 @@ class DocumentIndex:
         """Whether fewer rows are always the first of more: not if some are ranked again, or a graph is walked."""
         return self.shards[0].is_plain  # shards are stored alike
 
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether `vectors` gives those that distances are measured by, not what a compression has left of them."""
+        return self.shards[0].keeps_vectors
+
 
 def search_shards(
     shards: Sequence[Shard],

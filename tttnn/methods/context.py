@@ -95,7 +95,7 @@ class Context(Method):
         """Score the document after its neighbors."""
         start, trainer = perf_counter(), episode.trainer
         prefix_id, limit = prefix_token_id(trainer.processing_class), context_length(trainer.model)
-        nearest_first = sorted(episode.neighbors, key=lambda neighbor: neighbor.distance)
+        nearest_first = sorted(episode.distinct_neighbors, key=lambda neighbor: neighbor.distance)
         token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
         context = lay_out_context(token_ids, prefix_id, self.context.context_length or 0)
         windows = episode.scored_text
