@@ -28,7 +28,6 @@ from transformers import (
 )
 
 from tttnn import Neighbor, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
-from tttnn.selection import select
 
 
 pytest_plugins = ["commands"]  # the fixtures of the command line
@@ -216,8 +215,10 @@ def make_trainer(model, tokenizer, retriever, tmp_path):
             "callbacks": None,
             "method": None,
             "optimizers": (None, None),
-            "selector": select,
+            "selector": None,
         }
+        if isinstance(overrides.get("selector"), str):  # a name is an argument, and a function a part
+            parts.pop("selector")
         parts |= {name: overrides.pop(name) for name in list(overrides) if name in (*parts, "eval_dataset", "args")}
         defaults = {
             "output_dir": str(tmp_path / "run"),

@@ -15,13 +15,13 @@ from tttnn.records import DocumentRecord, digest
 
 JOURNAL_VERSION = 4
 READ_VERSIONS = (2, 3, 4)  # the lines of version 2 have no checksum
-# What journals of version 2 were run with, for settings that they do not name.
-# What settings that came later were before them, by the version of a journal that has none of them.
-IN_VERSION_3: dict[str, Any] = {"prompt": "none", "window_length": None, "stride": None, "train_on": "neighbors"}
+# What settings that came later were before them, by the version of a journal.
+BEFORE: dict[str, Any] = {"selector": "nearest", "distinct": None, "passage_length": None}
+IN_VERSION_3 = {**BEFORE, "prompt": "none", "window_length": None, "stride": None, "train_on": "neighbors"}
 DEFAULTS: dict[int, dict[str, Any]] = {
     2: {"cut": "tokens", "router_aux_loss": False, **IN_VERSION_3},
     3: IN_VERSION_3,
-    4: {},
+    4: BEFORE,
 }
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
@@ -146,6 +146,7 @@ class Journal:
         written, records = _parse(path)
         if not records:
             return []  # nothing is done, so nothing to protect
+        settings = {**BEFORE, **settings}
         different = [name for name in {**written, **settings} if written.get(name) != settings.get(name)]
         if different:
             name = different[0]

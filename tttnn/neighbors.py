@@ -1,12 +1,14 @@
 """`Neighbor`, and what may serve as a retriever of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import nan
-from typing import Any, Protocol, runtime_checkable
+from math import inf, nan
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
+
+import numpy as np
 
 from tttnn.documents import Document, check_text
-from tttnn.errors import InputTypeError
+from tttnn.errors import InputError, InputTypeError
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Retriever(Protocol):
     What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one.
 
     `retrieve` is all that it must have. It may also say what it is (`Described`), prepare for its first query
-    (`Prepared`), and have a length: the number of documents that it can find.
+    (`Prepared`), give vectors to selectors that need them (`Embedded`), and have a length: the number of documents
+    that it can find.
     """
 
     def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
@@ -87,6 +90,27 @@ class Prepared(Protocol):
         ...
 
 
+@runtime_checkable
+class Embedded(Protocol):
+    """A retriever that gives vectors, for selectors that compare neighbors with each other."""
+
+    def vectors(self, query: str, neighbors: list[Neighbor]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Give the vectors by which the neighbors of a query were found.
+
+        Args:
+            query (`str`):
+                A query.
+            neighbors (`list[Neighbor]`):
+                Some of its neighbors, as `retrieve` gave them.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: the vector of the query, float32 of shape `(dimension,)`, and those of the
+            neighbors, float32 of shape `(len(neighbors), dimension)`.
+        """
+        ...
+
+
 def describe_retriever(retriever: Retriever | None) -> dict[str, Any]:
     """
     Say where neighbors come from, for a journal.
@@ -132,7 +156,7 @@ class Selection:
 
     Args:
         neighbors (`list[Neighbor]`):
-            In the order of training.
+            In the order of training. One that stands there twice is trained on twice.
         overlaps (`list[float]`):
             The overlap of each one with the scored text (see `tttnn.selection.overlap`).
         near_copies (`list[int]`):
@@ -150,6 +174,40 @@ class Selection:
     own: list[int] = field(default_factory=list)
     weights: list[float] | None = None
 
+    def check(self) -> None:
+        """
+        Make sure that weights can be factors of losses.
+
+        Raises:
+            `ValueError`: If there is not one for each neighbor, or one is not a positive finite number.
+        """
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.neighbors):
+            raise InputError(
+                f"The selector gave {len(self.weights)} weights for {len(self.neighbors)} neighbors. Let it give one "
+                "for each, or none."
+            )
+        for weight, neighbor in zip(self.weights, self.neighbors, strict=True):
+            if not 0 < weight < inf:
+                raise InputError(
+                    f"The selector gave neighbor {neighbor.id} the weight {weight}. Let it give finite weights above "
+                    "0, and leave out a neighbor that shall not count."
+                )
+
+
+class Rules(TypedDict, total=False):
+    """Which candidates no selector may choose: the options of these names in `tttnn.selection.select`."""
+
+    max_distance: float | None
+    exclude: str | None
+    drop_near_copies: bool
+    distinct: str | None
+
+
+# Gives the vectors of the query and of candidates, as `Embedded.vectors`, when it is called.
+Vectors = Callable[[list[Neighbor]], tuple[np.ndarray, np.ndarray]]
+
 
 class Selector(Protocol):
     """Chooses among the candidates of a document; `tttnn.selection.SELECTORS` has those of the library."""
@@ -163,9 +221,13 @@ class Selector(Protocol):
         num_neighbors: int,
         order: str,
         seed: int,
-        max_distance: float | None,
-        exclude: str | None,
-        drop_near_copies: bool,
+        vectors: Vectors,
+        **rules: Unpack[Rules],
     ) -> Selection:
-        """Choose; the arguments are those of `tttnn.selection.select`."""
+        """
+        Choose; the arguments are those of `tttnn.selection.select`.
+
+        A selector that compares candidates with each other calls `vectors` with them; one that does not costs no
+        vector.
+        """
         ...

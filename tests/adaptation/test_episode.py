@@ -1,14 +1,17 @@
 """Documents run one by one through the public door."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import GivenRetriever
 
-from tttnn import Document, JournalCallback, TestTimeCallback
-from tttnn.adaptation import Method
-from tttnn.selection import select
+from tttnn import Document, JournalCallback, TestTimeCallback, TestTimeTrainingArguments
+from tttnn.adaptation import Method, split_document
+from tttnn.methods import Context, ContextArguments
+from tttnn.selection import SELECTORS, select
 
 
 def same(record, other):
@@ -141,3 +144,99 @@ def test_the_loss_of_a_weighted_neighbor_is_recorded_without_its_weight(make_tra
 def test_a_selector_is_named_in_the_journal(make_trainer, documents, tmp_path):
     make_trainer(selector=weighted(1.0), num_neighbors=1, callbacks=[JournalCallback(tmp_path)]).evaluate(documents)
     assert '"selector": "weighted.<locals>.selector"' in (tmp_path / "journal-eval.jsonl").read_text()
+
+
+# --- selectors by name ---
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_selector_by_name_is_the_one_of_that_name(make_trainer, retriever, documents, name):
+    trainer = make_trainer(selector=name)
+    trainer.evaluate(documents)
+    for record, text in zip(trainer.records, documents, strict=True):
+        query, scored = split_document(trainer.processing_class, text, "prefix", "text")
+        candidates = retriever.retrieve([query], 4 if name == "nearest" else 10)[0]  # the corpus holds ten
+        expected = SELECTORS[name](
+            candidates,
+            Document("d", text),
+            scored,
+            num_neighbors=4,
+            order="nearest",
+            seed=0,
+            vectors=lambda left, query=query: retriever.vectors(query, left),
+        )
+        assert record.neighbor_ids == [neighbor.id for neighbor in expected.neighbors]
+        assert record.weights == pytest.approx(expected.weights or [])
+
+
+def test_an_unknown_selector_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`selector` is 'best'. Pass one of 'nearest', 'sift', 'hull'"):
+        make_trainer(selector="best")
+
+
+def test_a_selector_by_name_and_another_one_beside_it_are_refused(make_trainer, tmp_path):
+    args = TestTimeTrainingArguments(output_dir=str(tmp_path), selector="sift", use_cpu=True)
+    with pytest.raises(ValueError, match="`args.selector` is 'sift', and `selector` is passed too"):
+        make_trainer(args=args, selector=select)
+
+
+@pytest.mark.parametrize("name", ["sift", "hull"])
+def test_a_retriever_without_vectors_serves_the_nearest_only(make_trainer, documents, name):
+    with pytest.raises(ValueError, match="The selector needs vectors, and GivenRetriever has no method `vectors`"):
+        make_trainer(retriever=GivenRetriever(documents), selector=name).evaluate(documents)
+    make_trainer(retriever=GivenRetriever(documents)).evaluate(documents)
+
+
+@pytest.mark.parametrize(
+    ("query", "vectors", "message"),
+    [
+        (np.ones(3), np.ones((2, 3)), r"vectors of shape \(2, 3\) for 3 neighbors"),
+        (np.ones(3), np.ones((3, 4)), r"one of shape \(3,\) for the query"),
+        (np.ones((1, 3)), np.ones((3, 3)), "for the query"),
+        (np.ones(3), np.full((3, 3), np.nan), "not finite"),
+        (np.full(3, np.inf), np.ones((3, 3)), "not finite"),
+    ],
+)
+def test_vectors_that_cannot_be_are_refused(make_trainer, documents, query, vectors, message):
+    class Wrong(GivenRetriever):
+        def vectors(self, text, neighbors):
+            return query, vectors
+
+    with pytest.raises(ValueError, match=message):
+        make_trainer(retriever=Wrong(documents), selector="sift").evaluate(documents)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 1.0, 1.0, 1.0), (1.0, 1.0), (math.nan, 1.0, 1.0, 1.0)])
+def test_weights_that_cannot_be_are_refused_before_a_step(make_trainer, documents, weights):
+    trainer = make_trainer(selector=weighted(*weights))
+    before = copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(ValueError, match="The selector gave"):
+        trainer.evaluate(documents)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+class Repeating(GivenRetriever):
+    """Of three texts the second is the query but for a little, and the others are of no use."""
+
+    def vectors(self, text, neighbors):
+        rows = np.eye(4, dtype=np.float32)[[neighbor.id for neighbor in neighbors]]
+        return np.array([0.01, 1, 0.01, 0], np.float32), rows
+
+
+def test_a_neighbor_that_is_picked_again_is_trained_on_again(make_trainer, documents):
+    trainer = make_trainer(retriever=Repeating(documents), selector="sift", num_neighbors=3)
+    trainer.evaluate(documents[:1])
+    (record,) = trainer.records
+    assert record.neighbor_ids == [1, 1, 1]
+    assert len(record.train_loss) == len(record.overlaps) == len(record.distances) == 3
+    assert record.train_loss[2] < record.train_loss[0]
+
+
+def test_a_neighbor_that_is_picked_again_is_read_once(make_trainer, documents):
+    scores = []
+    for retriever, options in ((Repeating(documents), {"selector": "sift"}), (GivenRetriever(documents[1:2]), {})):
+        method = Context(context=ContextArguments(30))
+        trainer = make_trainer(retriever=retriever, num_neighbors=3, method=method, **options)
+        trainer.evaluate(documents[:1])
+        scores.append(trainer.records[0].nll)
+    assert scores[0] == scores[1]

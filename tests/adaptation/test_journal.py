@@ -27,7 +27,7 @@ from tttnn import (
     TestTimeTrainer,
     TestTimeTrainingArguments,
 )
-from tttnn.journal import Journal
+from tttnn.journal import Journal, _with_checksum, read_journal
 
 
 DOCUMENTS = [
@@ -321,6 +321,8 @@ OTHER_SETTINGS = {
     "disable_dropout": True,
     "drop_near_copies": True,
     "exclude": "id",
+    "selector": "sift",
+    "distinct": "document",
     "max_distance": 1e9,
     "weight_decay": 0.5,
     "max_grad_norm": 0.5,
@@ -517,6 +519,41 @@ def test_a_journal_without_checksums_of_version_2_resumes(make, path, finished):
     trainer.evaluate()
     assert len(path.read_text().splitlines()) == len(lines)
     assert trainer.records[0].nll == lines[1]["nll"]
+
+
+NEW_SETTINGS = ("selector", "distinct", "passage_length")
+
+
+def without_new_settings(finished, path):
+    """Write the journal of a finished run as an earlier tttnn did, with one document done."""
+    path.parent.mkdir()
+    lines = [json.loads(line) for line in (finished / "journal-eval.jsonl").read_text().splitlines()[:2]]
+    for name in NEW_SETTINGS:
+        lines[0]["settings"].pop(name, None)
+    for line in lines:
+        del line["checksum"]
+    path.write_text("".join(_with_checksum(json.dumps(line)) + "\n" for line in lines))
+    return lines
+
+
+def test_a_journal_from_before_there_were_selectors_resumes(make, path, finished):
+    lines = without_new_settings(finished, path)
+    trainer = make()
+    trainer.evaluate()
+    assert trainer.records[0].nll == lines[1]["nll"]
+    settings, _ = read_journal(path)
+    assert {name: settings[name] for name in NEW_SETTINGS} == {
+        "selector": "nearest",
+        "distinct": None,
+        "passage_length": None,
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), [("distinct", "text"), ("selector", "hull")])
+def test_a_journal_from_before_there_were_selectors_is_not_mixed_with_theirs(make, path, finished, name, value):
+    without_new_settings(finished, path)
+    with pytest.raises(ValueError, match=f"`{name}` was "):
+        make(**{name: value}).evaluate()
 
 
 def test_a_journal_that_another_process_writes_is_refused(make, path):

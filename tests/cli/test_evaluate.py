@@ -223,7 +223,9 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
             kind, "from_pretrained", lambda name, kind=kind, **options: asked.update({kind: (name, options)})
         )
     words = "--model user/model --dataset d --index user/index --dtype bfloat16 --model-revision m1 --use-cpu"
-    words += " --index-revision i1 --index-shards 0 3 --index-texts remote --embedder e --trust-index"
+    words += (
+        " --index-revision i1 --index-shards 0 3 --index-texts remote --embedder e --trust-index --passage-length 9"
+    )
     load_trainer_arguments(parse_evaluation(EvaluateArguments, words.split()))
     assert isinstance(asked[NeighborRetriever][1].pop("cache"), NeighborCache)
     assert asked == {
@@ -231,7 +233,14 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
         AutoTokenizer: ("user/model", {"revision": "m1"}),
         NeighborRetriever: (
             "user/index",
-            {"revision": "i1", "shards": [0, 3], "texts": "remote", "embedder": "e", "trust_index": True},
+            {
+                "revision": "i1",
+                "shards": [0, 3],
+                "texts": "remote",
+                "embedder": "e",
+                "trust_index": True,
+                "passage_length": 9,
+            },
         ),
     }
 

@@ -160,6 +160,22 @@ def test_options_override_a_preset():
     assert (args.num_neighbors, args.chunks_per_neighbor, args.reset_optimizer) == (3, 2, True)
 
 
+@pytest.mark.parametrize(
+    ("options", "candidates"),
+    [
+        ([], 20),
+        (["--distinct", "text"], 40),
+        (["--distinct", "document"], 200),
+        (["--selector", "sift"], 200),
+        (["--selector", "hull", "--top-k", 60], 60),
+        (["--selector", "hull", "--num-neighbors", 300], 300),
+        (["--selector", "sift", "--num-neighbors", 150, "--drop-near-copies"], 300),
+    ],
+)
+def test_what_compares_candidates_gets_more_of_them(options, candidates):
+    assert parse("ttt", *options).args.num_candidates == candidates
+
+
 def test_lists_of_numbers_are_read():
     evaluation = parse("knn-lm", "--knn_lambda", 0.1, 0.2, "--knn_temperature", 3, "--index_fraction", 0.5, 1)
     assert evaluation.method.knn == KnnArguments([0.1, 0.2], [3.0])
@@ -241,6 +257,17 @@ def test_the_weights_of_the_votes_are_chosen_on_validation_documents(setting, tm
 def test_choices_on_the_wrong_documents_are_refused(setting, method, options, validation, message):
     with pytest.raises(ValueError, match=message):
         setting(method, options, [TEXTS[5]], validation)
+
+
+@pytest.mark.parametrize("method", ["ttt", "context"])
+def test_selectors_and_passages_are_told_apart_by_their_journals(setting, tmp_path, method):
+    options = ["--selector", "sift", "--distinct", "document", "--passage-length"]
+    (outcome,) = setting(method, [*options, 8], TEXTS[5:7])
+    settings = settings_in(tmp_path / method / "journal-eval.jsonl")
+    assert [settings[name] for name in ("selector", "distinct", "passage_length")] == ["sift", "document", 8]
+    assert all(len(record.neighbor_ids) == 3 for record in outcome.records)
+    with pytest.raises(ValueError, match="`passage_length` was 8 and is now 9"):
+        setting(method, [*options, 9], TEXTS[5:7])
 
 
 def test_fractions_of_the_index_share_what_is_embedded(setting, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tttnn import Document, Embedder, Neighbor, NeighborRetriever
 from tttnn.documents import as_documents
 from tttnn.index.build.from_documents import IndexSettings, build_index, index_in_memory
+from tttnn.index.build.passages import split_into_passages
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
 from tttnn.retrieval.cache import NeighborCache
@@ -218,9 +219,9 @@ def test_a_query_whose_vector_is_not_finite_is_an_error(corpus_retriever, monkey
 
 
 def test_it_describes_the_index_for_the_journal_of_a_run(retriever, saved):
-    assert retriever.describe() == {"index": retriever.index.digest, "num_indexed": len(TEXTS)}
+    assert retriever.describe() == {"index": retriever.index.digest, "num_indexed": len(TEXTS), "passage_length": None}
     opened = NeighborRetriever.from_pretrained(saved)
-    assert opened.describe() == {"index": opened.index.digest, "num_indexed": len(TEXTS)}
+    assert opened.describe() == {"index": opened.index.digest, "num_indexed": len(TEXTS), "passage_length": None}
 
 
 def test_a_part_of_an_index_describes_itself_and_not_the_whole(retriever):
@@ -577,3 +578,116 @@ def test_a_model_given_for_the_embedder_keeps_its_type(saved, embedder):
     opened = NeighborRetriever.from_pretrained(saved, embedder=embedder)
     assert isinstance(opened.embedder.model, SentenceTransformer)
     assert opened.embedder.model is embedder
+
+
+# --- vectors, for selectors ---
+
+
+@pytest.mark.parametrize("preset", ["flat", "ivf", "scale"])
+def test_vectors_are_those_that_distances_are_measured_by(embedder, tmp_path, preset):
+    settings = IndexSettings(preset, shard_size=23)
+    build_index(as_documents(CORPUS), Embedder(embedder), tmp_path / "index", settings)
+    retriever = NeighborRetriever.from_pretrained(tmp_path / "index", embedder=embedder)
+    neighbors = retriever.retrieve(QUERIES[:1], top_k=20)[0]
+    query, vectors = retriever.vectors(QUERIES[0], neighbors)
+    assert (query.dtype, query.shape, vectors.dtype, vectors.shape) == (np.float32, (32,), np.float32, (20, 32))
+    expected = [neighbor.distance for neighbor in neighbors]
+    assert np.square(vectors - query).sum(axis=1) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    exact = embedder.encode([neighbor.text for neighbor in neighbors])
+    assert vectors == pytest.approx(exact, abs=2e-3 if preset == "scale" else 1e-5)  # half precision
+
+
+def test_vectors_that_a_compression_has_changed_are_embedded_again(embedder, tmp_path, monkeypatch):
+    build_index(as_documents(CORPUS), Embedder(embedder), tmp_path / "index", IndexSettings("SQ4"))
+    retriever = NeighborRetriever.from_pretrained(tmp_path / "index", embedder=embedder)
+    neighbors = retriever.retrieve(QUERIES[:1], top_k=5)[0]
+    stored = retriever.index.vectors([neighbor.id for neighbor in neighbors])
+    exact = embedder.encode([neighbor.text for neighbor in neighbors])
+    assert np.abs(stored - exact).max() > 1e-2
+    assert retriever.vectors(QUERIES[0], neighbors)[1] == pytest.approx(exact, abs=1e-5)
+
+
+def test_vectors_are_of_the_query_and_the_neighbors_with_the_prompts_of_each(embedder):
+    prompted = Embedder(embedder, query_prompt="query: ", document_prompt="passage: ")
+    retriever = NeighborRetriever.from_documents(TEXTS, prompted)
+    query, vectors = retriever.vectors("the whale", retriever.retrieve(["the whale"], top_k=3)[0])
+    assert query == pytest.approx(embedder.encode(["query: the whale"])[0], abs=1e-5)
+    rows = [neighbor.id for neighbor in retriever.retrieve(["the whale"], top_k=3)[0]]
+    assert vectors == pytest.approx(embedder.encode([f"passage: {TEXTS[row]}" for row in rows]), abs=1e-5)
+
+
+# --- the best passage of each document ---
+
+LONG = [" ".join(CORPUS[first : first + 6]) for first in range(0, 60, 6)]
+
+
+def best_passages(embedder, index, query, length, top_k):
+    """The passage nearest to a query of each of its documents, by sentence-transformers and NumPy."""
+    (vector,) = embedder.encode([query]).astype(np.float64)
+    found = []
+    for _, row in index.search(embedder.encode([query]), top_k)[0]:
+        passages = list(split_into_passages([Document("d", LONG[row])], Embedder(embedder), length))
+        texts = [passage.text for passage in passages]
+        distances = ((embedder.encode(texts).astype(np.float64) - vector) ** 2).sum(axis=1)
+        found.append((distances.min(), row, texts[distances.argmin()]))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_nearest_passage_takes_the_place_of_its_document(embedder, tmp_path, cached):
+    index = NeighborRetriever.from_documents(LONG, embedder).index
+    for _ in range(2):  # the second time from the cache
+        cache = NeighborCache(tmp_path / "cache") if cached else None
+        retriever = NeighborRetriever(index, Embedder(embedder), cache, passage_length=20)
+        found = retriever.retrieve(QUERIES[:6], top_k=7)
+        for query, neighbors in zip(QUERIES, found, strict=False):
+            expected = best_passages(embedder, index, query, 20, 7)
+            assert [(neighbor.id, neighbor.text) for neighbor in neighbors] == [item[1:] for item in expected]
+            distances = [neighbor.distance for neighbor in neighbors]
+            assert distances == pytest.approx([item[0] for item in expected], rel=1e-4, abs=1e-5)
+            for neighbor in neighbors:
+                assert neighbor.text in LONG[neighbor.id]
+                assert {"id", "passage", "start_line", "end_line"} <= {*neighbor.metadata}
+        query, vectors = retriever.vectors(QUERIES[0], found[0])
+        measured = np.square(vectors - query).sum(axis=1)
+        assert measured == pytest.approx([neighbor.distance for neighbor in found[0]], rel=1e-4, abs=1e-5)
+    assert retriever.retrieve([], top_k=3) == []
+
+
+def test_one_cache_keeps_documents_passages_of_each_length_and_queries_apart(embedder, tmp_path):
+    prompted = Embedder(embedder, query_prompt="query: ", document_prompt="passage: ")
+    index = NeighborRetriever.from_documents(LONG, prompted).index
+    query = next(split_into_passages([Document("d", LONG[0])], prompted, 20)).text  # a query that is also a passage
+    for length in (None, 20, 40, None, 20):
+        with_cache = NeighborRetriever(index, prompted, NeighborCache(tmp_path / "cache"), length)
+        without = NeighborRetriever(index, prompted, None, length)
+        found, expected = (retriever.retrieve([query], top_k=4)[0] for retriever in (with_cache, without))
+        assert [(item.id, item.text) for item in found] == [(item.id, item.text) for item in expected]
+        assert [item.distance for item in found] == pytest.approx([item.distance for item in expected], rel=1e-5)
+
+
+def test_what_is_in_the_cache_is_not_embedded_again(embedder, tmp_path, monkeypatch):
+    index, cache = NeighborRetriever.from_documents(LONG, embedder).index, NeighborCache(tmp_path / "cache")
+    first = NeighborRetriever(index, Embedder(embedder), cache, 20).retrieve(QUERIES[:2], top_k=3)
+    retriever = NeighborRetriever(index, Embedder(embedder), cache, 20)
+    monkeypatch.setattr(retriever.embedder.model, "encode_document", None)
+    assert retriever.retrieve(QUERIES[:2], top_k=3) == first
+
+
+def test_the_length_of_passages_is_described_and_kept_by_a_part_of_the_index(embedder, tmp_path):
+    folder = NeighborRetriever.from_documents(LONG, embedder).save_pretrained(tmp_path / "index")
+    retriever = NeighborRetriever.from_pretrained(folder, embedder=embedder, passage_length=20)
+    assert retriever.describe()["passage_length"] == 20
+    assert retriever.subset(0.5).describe()["passage_length"] == 20
+
+
+def test_a_length_of_passages_that_the_embedder_does_not_read_is_refused_before_the_first_query(embedder):
+    index = NeighborRetriever.from_documents(LONG, embedder).index
+    with pytest.raises(ValueError, match="Passages of 65 tokens were asked for"):
+        NeighborRetriever(index, Embedder(embedder), passage_length=65).prepare(1)
+
+
+def test_passages_of_passages_are_refused(embedder):
+    index = NeighborRetriever.from_documents(LONG, embedder, passage_tokens=30).index
+    with pytest.raises(ValueError, match="the rows of the index are passages of 30 tokens already"):
+        NeighborRetriever(index, Embedder(embedder), passage_length=20)

@@ -8,7 +8,7 @@ import pytest
 
 from tttnn import Document, Neighbor
 from tttnn.index.texts import document_from_line, document_to_line
-from tttnn.selection import SELECTORS, check_exclude, overlap, select
+from tttnn.selection import SELECTORS, Hull, Sift, check_exclude, overlap, select
 
 
 WORDS = [f"word{number}" for number in range(100)]
@@ -243,8 +243,8 @@ def test_a_value_that_json_lacks_is_none_and_excludes_nobody(value):
         check_exclude([document], "field")
 
 
-def test_the_selectors_go_by_name_and_the_nearest_is_one():
-    assert SELECTORS == {"nearest": select}
+def test_the_selectors_go_by_name():
+    assert SELECTORS == {"nearest": select, "sift": Sift(), "hull": Hull()}
 
 
 # --- in which order ---
@@ -268,3 +268,102 @@ def test_a_random_order_is_one_of_the_chosen_ones_and_of_its_seed():
     assert orders[0] == orders[1] != orders[2]
     assert all(sorted(order) == list(range(20)) for order in orders)
     assert orders[0] != list(range(20))
+
+
+# --- duplicates ---
+
+
+def test_of_the_same_text_the_nearest_is_kept():
+    candidates = neighbors("a", "b", "a", "c", "b")
+    assert chosen(candidates, DOCUMENT, "", num_neighbors=4) == [0, 1, 2, 3]
+    assert chosen(candidates, DOCUMENT, "", num_neighbors=4, distinct="text") == [0, 1, 3]
+
+
+def test_of_the_passages_of_a_document_the_nearest_is_kept():
+    passages = [
+        ("a", {"id": "book", "source": "x", "passage": 4}),
+        ("b", {"id": "book", "source": "y", "passage": 0}),
+        ("c", {"id": "book", "source": "x", "passage": 5}),
+        ("d", {"id": "other", "source": "x"}),
+        ("d", {"id": "third", "source": "x"}),
+        "no id",
+        "nor here",
+    ]
+    assert chosen(neighbors(*passages), DOCUMENT, "", num_neighbors=9, distinct="document") == [0, 1, 3, 5, 6]
+    assert chosen(neighbors(*passages), DOCUMENT, "", num_neighbors=9, distinct="text") == [0, 1, 2, 3, 5, 6]
+
+
+def test_a_passage_that_another_rule_leaves_out_makes_room_for_the_next_of_its_document():
+    document = Document("d", text(0, 30))
+    candidates = neighbors((text(0, 20), {"id": "book"}), ("other words", {"id": "book"}))
+    for distinct in ("text", "document"):
+        selection = select(
+            candidates, document, document.text, num_neighbors=1, drop_near_copies=True, distinct=distinct
+        )
+        assert [neighbor.id for neighbor in selection.neighbors] == [1]
+        assert selection.near_copies == [0]
+
+
+# --- the same rules for every selector ---
+
+
+def points(left):
+    """Candidates on a line away from the query, the first the nearest."""
+    return np.array([1.0, 0.0], np.float32), np.array([[1.0, 0.1 * neighbor.id] for neighbor in left], np.float32)
+
+
+RULED = {
+    "far": (text(40, 60), {"id": "f"}, 99.0),
+    "of the document": (text(0, 20), {"id": "d"}, 0.0),
+    "a near-copy": (text(0, 25), {"id": "n"}, 1.0),
+    "a copy of another": (text(60, 80), {"id": "o"}, 3.0),
+}
+RULES = {"max_distance": 9.0, "exclude": "id", "drop_near_copies": True, "distinct": "text"}
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_what_a_rule_leaves_out_no_selector_chooses(name):
+    fine = Neighbor(9, text(60, 80), 2.0, {"id": "g"})
+    left_out = [Neighbor(row, item, distance, data) for row, (item, data, distance) in enumerate(RULED.values())]
+    candidates = sorted([*left_out, fine], key=lambda neighbor: neighbor.distance)
+    document = Document("d", text(0, 30))
+    selection = SELECTORS[name](
+        candidates, document, document.text, num_neighbors=3, order="nearest", seed=0, vectors=points, **RULES
+    )
+    assert {neighbor.id for neighbor in selection.neighbors} == {9}
+    assert (selection.near_copies, selection.own) == ([2], [])
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_reports_the_near_copies_and_the_documents_own(name):
+    document = Document("d", text(0, 30))
+    candidates = [Neighbor(4, text(0, 20), 0.0, {"id": "d"})]
+    selection = SELECTORS[name](
+        candidates, document, document.text, num_neighbors=3, order="nearest", seed=0, vectors=points
+    )
+    assert (selection.near_copies, selection.own, {*selection.overlaps}) == ([4], [4], {1.0})
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_without_a_candidate_every_selector_chooses_none(name):
+    selection = SELECTORS[name]([], DOCUMENT, "", num_neighbors=3, order="random", seed=0, vectors=points)
+    assert (selection.neighbors, selection.overlaps) == ([], [])
+    selection.check()
+
+
+def test_the_nearest_are_chosen_without_a_vector():
+    def none(left):
+        raise AssertionError
+
+    assert chosen(neighbors("a", "b"), DOCUMENT, "", num_neighbors=1, vectors=none) == [0]
+
+
+# --- weights ---
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")], []])
+def test_weights_that_cannot_be_are_refused(weights):
+    selection = select(neighbors("a", "b"), DOCUMENT, "", num_neighbors=2)
+    selection.weights = weights
+    with pytest.raises(ValueError, match=r"The selector gave .* weight"):
+        selection.check()

@@ -56,10 +56,19 @@ class TestTimeTrainingArguments(
         num_neighbors (`int`, *optional*, defaults to `20`):
             Neighbors trained on for each document.
         top_k (`int`, *optional*):
-            Candidates retrieved for each document. By default `num_neighbors`, or twice that where `exclude` or
-            `drop_near_copies` may drop some of them.
+            Candidates retrieved for each document. By default `num_neighbors`, or twice that where `exclude`,
+            `drop_near_copies` or `distinct` may drop some of them; at least 200 for a selector other than
+            `"nearest"`, and for distinct documents. A small corpus gives fewer.
+        selector (`str`, *optional*, defaults to `"nearest"`):
+            How neighbors are chosen among the candidates: `"nearest"`; `"sift"`, those that together tell most about
+            the query (see `tttnn.selection.Sift`); or `"hull"`, those whose weighted mean is nearest to it, with these
+            weights (see `tttnn.selection.Hull`). The last two need a retriever that gives vectors.
+        distinct (`str`, *optional*):
+            `"text"`: of candidates with the same text only the nearest is used. `"document"`: moreover only the
+            nearest passage of each document.
         order (`str`, *optional*, defaults to `"nearest"`):
-            Order of training: `"nearest"` first, `"farthest"` first or `"random"`.
+            Order of training: `"nearest"` first, `"farthest"` first or `"random"`. With `"sift"` the first pick
+            counts as the nearest, with `"hull"` the heaviest neighbor.
         query (`str`, *optional*, defaults to `"prefix"`):
             `"prefix"`: the first half of a document, at most 1024 tokens, finds its neighbors, and the rest is scored.
             `"document"`: the whole document finds them and is scored, as in the paper.

@@ -17,7 +17,7 @@ from tttnn.adaptation.steps import Chunks, OptimizerState, check_weights, in_mod
 from tttnn.adaptation.windows import Window, encode, split_document, training_chunks
 from tttnn.documents import Document, as_documents, check_text
 from tttnn.errors import InputError, InputTypeError, StateError
-from tttnn.neighbors import Neighbor, Retriever, as_neighbors
+from tttnn.neighbors import Embedded, Neighbor, Retriever, as_neighbors
 from tttnn.records import DocumentRecord, digest
 
 
@@ -71,6 +71,11 @@ class Episode:
         """The trainer's model."""
         return self.trainer.model
 
+    @property
+    def distinct_neighbors(self) -> list[Neighbor]:
+        """Each neighbor once, also one that is trained on several times."""
+        return [*{id(neighbor): neighbor for neighbor in self.neighbors}.values()]
+
     def retrieve(self) -> None:
         """
         Retrieve candidates by the query, and select the neighbors among them.
@@ -78,6 +83,7 @@ class Episode:
         Raises:
             `RuntimeError`: If the trainer has no retriever.
             `ConnectionError`, `TimeoutError`: If the retriever fails.
+            `ValueError`: If the selector needs vectors and the retriever gives none, or gives weights that cannot be.
         """
         args, retriever, start = self.trainer.args, self.trainer.retriever, perf_counter()
         if retriever is None:
@@ -97,10 +103,13 @@ class Episode:
             num_neighbors=args.num_neighbors,
             order=args.order,
             seed=self.seed,
+            vectors=self._vectors,
             max_distance=args.max_distance,
             exclude=args.exclude,
             drop_near_copies=args.drop_near_copies,
+            distinct=args.distinct,
         )
+        selection.check()
         record, self.neighbors = self.record, selection.neighbors
         self.weights, record.weights = selection.weights or [1.0] * len(self.neighbors), selection.weights or []
         record.neighbor_ids = [neighbor.id for neighbor in selection.neighbors]
@@ -108,6 +117,24 @@ class Episode:
         record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
         record.own_neighbors = selection.own
         record.seconds["retrieve"] += perf_counter() - start
+
+    def _vectors(self, neighbors: list[Neighbor]) -> tuple[np.ndarray, np.ndarray]:
+        """Give the vectors of the query and of neighbors, for selectors that compare them."""
+        retriever = self.trainer.retriever
+        if not isinstance(retriever, Embedded):
+            raise InputError(
+                f"The selector needs vectors, and {type(retriever).__name__} has no method `vectors`. Add one (see "
+                "`tttnn.neighbors.Embedded`), or select the nearest."
+            )
+        query, vectors = retriever.vectors(self.query, neighbors)
+        if np.shape(vectors) != (len(neighbors), *np.shape(query)) or np.ndim(query) != 1:
+            raise InputError(
+                f"The retriever gave vectors of shape {np.shape(vectors)} for {len(neighbors)} neighbors, and one of "
+                f"shape {np.shape(query)} for the query. Let it give a row for each neighbor, as long as the query's."
+            )
+        if not (np.isfinite(query).all() and np.isfinite(vectors).all()):
+            raise InputError("The retriever gave a vector that is not finite. Check its embedder.")
+        return query, vectors
 
     def chunks_of(self, neighbor: Neighbor) -> Chunks:
         """

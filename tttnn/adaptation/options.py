@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tttnn.errors import InputError
-from tttnn.selection import ORDERS
+from tttnn.selection import DISTINCT, ORDERS, SELECTORS
 
 
 QUERIES = ("prefix", "document")
@@ -18,6 +18,7 @@ CUTS = ("text", "tokens")
 PROMPTS = ("context", "none")
 MAX_WINDOW_LENGTH = 8192
 TRAIN_ON = ("neighbors", "query", "both")
+WIDE = 200  # candidates where more than the nearest may be chosen
 
 
 @dataclass
@@ -28,7 +29,23 @@ class RetrievalArguments:
     top_k: int | None = field(
         default=None,
         metadata={
-            "help": "Candidates retrieved for each document. Default: num_neighbors, or twice that with a filter."
+            "help": "Candidates retrieved for each document. Default: num_neighbors, or twice that with a filter; 200 "
+            "for sift, hull and distinct documents."
+        },
+    )
+    selector: str = field(
+        default="nearest",
+        metadata={
+            "help": "How neighbors are chosen among the candidates. nearest: the nearest. sift: those that together "
+            "tell most about the query. hull: those whose weighted mean is nearest to it, with these weights.",
+            "choices": list(SELECTORS),
+        },
+    )
+    distinct: str | None = field(
+        default=None,
+        metadata={
+            "help": "text: no two neighbors with the same text. document: moreover no two passages of one document.",
+            "choices": list(DISTINCT),
         },
     )
     max_distance: float | None = field(
@@ -54,6 +71,9 @@ class RetrievalArguments:
         check_whole(self, num_neighbors=1, top_k=1, chunks_per_neighbor=1)
         if self.max_distance is not None and not self.max_distance >= 0:
             raise InputError(f"`max_distance` is {self.max_distance}, but a squared distance is at least 0.")
+        check_choice("selector", self.selector, tuple(SELECTORS))
+        if self.distinct is not None:
+            check_choice("distinct", self.distinct, DISTINCT)
         if self.top_k is not None and self.top_k < self.num_neighbors:
             raise InputError(
                 f"`top_k` is {self.top_k}, fewer than the {self.num_neighbors} of `num_neighbors`. Raise it, or leave "
@@ -63,8 +83,9 @@ class RetrievalArguments:
     @property
     def num_candidates(self) -> int:
         """Neighbors to retrieve for each document."""
-        filtered = self.exclude is not None or self.drop_near_copies
-        return self.top_k or self.num_neighbors * (2 if filtered else 1)
+        filtered = self.exclude is not None or self.drop_near_copies or self.distinct is not None
+        wide = WIDE if self.selector != "nearest" or self.distinct == "document" else 0
+        return self.top_k or max(self.num_neighbors * (2 if filtered else 1), wide)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
 from tttnn.neighbors import Selector, describe_retriever
 from tttnn.records import digest
-from tttnn.selection import select
+from tttnn.selection import SELECTORS
 
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         "tokenizer": trainer.processing_class.name_or_path,
         "revision": getattr(trainer.model.config, "_commit_hash", None),  # set by transformers if it came from the Hub
         **describe_retriever(trainer.retriever),
-        **({} if trainer.selector is select else {"selector": _name(trainer.selector)}),
+        "selector": _name(trainer.selector),
         "optimizer": repr(trainer.optimizer.defaults),
         "early_stopping": [],
     }
@@ -62,4 +62,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
 
 def _name(selector: Selector) -> str:
     """Name a selector the same in every process: the representation of a function holds its address."""
+    for name, known in SELECTORS.items():
+        if selector is known:
+            return name
     return selector.__qualname__ if isinstance(selector, FunctionType) else repr(selector)

@@ -41,7 +41,7 @@ from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
 from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector
 from tttnn.records import DocumentRecord
-from tttnn.selection import check_exclude, select
+from tttnn.selection import SELECTORS, check_exclude
 
 
 logger = logging.get_logger(__name__)
@@ -67,8 +67,9 @@ class TestTimeTrainer(Trainer):
         method (`Method`, *optional*):
             How a document is scored: one of `tttnn.methods`. By default `TestTimeTraining()`, a step on each neighbor.
         selector (`Selector`, *optional*):
-            Chooses the neighbors among the candidates, and may weigh them: one of `tttnn.selection.SELECTORS`, or a
-            function of the same form. By default `tttnn.selection.select`, the nearest.
+            Chooses the neighbors among the candidates, and may weigh them (see `tttnn.neighbors.Selector`). By default
+            the one of `tttnn.selection.SELECTORS` that `args.selector` names. Another one gets as many candidates as
+            `args.num_candidates` says.
         processing_class (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         eval_dataset (`Dataset` or `list`, or a `dict` of them, *optional*):
@@ -110,7 +111,7 @@ class TestTimeTrainer(Trainer):
         *,
         processing_class: PreTrainedTokenizerBase,
         method: Method | None = None,
-        selector: Selector = select,
+        selector: Selector | None = None,
         eval_dataset: Any = None,  # noqa: ANN401
         train_dataset: Any = None,  # noqa: ANN401
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
@@ -139,7 +140,9 @@ class TestTimeTrainer(Trainer):
         )
         internals.restore_use_cache(model, config)
         self.retriever: Retriever | None = retriever
-        self.selector = selector
+        if selector is not None and args.selector != "nearest":
+            raise InputError(f"`args.selector` is {args.selector!r}, and `selector` is passed too. Pass one of them.")
+        self.selector: Selector = selector or SELECTORS[args.selector]
         self.records: list[DocumentRecord] = []
         self.adaptation: DocumentRecord | None = None  # inside of `adapt`: what the model is adapted by
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed

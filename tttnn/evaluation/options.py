@@ -88,6 +88,13 @@ class IndexArguments:
         default=None,
         metadata={"help": "Evaluate with random parts of the index, one after another: 0.01 0.1 0.5 1.0."},
     )
+    passage_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Use the best passage, of at most N tokens of the embedder, of each document that is found. "
+            "Default: whole documents."
+        },
+    )
     embedder: str | None = field(
         default=None, metadata={"help": "Embedder of the index, if it now has another name or path."}
     )

@@ -62,6 +62,7 @@ def load_trainer_arguments(evaluation: Evaluation[Any]) -> dict[str, Any]:
             embedder=index.embedder,
             trust_index=index.trust_index,
             cache=NeighborCache(),
+            passage_length=index.passage_length,
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(inputs.model, revision=inputs.model_revision, dtype=inputs.dtype)

@@ -7,6 +7,7 @@ from tttnn.doors import door
 
 if TYPE_CHECKING:
     from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index, index_in_memory
+    from tttnn.index.build.passages import split_into_passages
     from tttnn.index.build.save import write_index
     from tttnn.index.build.tttlm import import_tttlm_index
     from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
@@ -31,6 +32,7 @@ __all__ = [
     "pull_index",
     "push_index",
     "read_manifest",
+    "split_into_passages",
     "write_index",
 ]
 
@@ -53,6 +55,7 @@ __getattr__, __dir__ = door(
         "pull_index": "hub.transfer",
         "push_index": "hub.transfer",
         "read_manifest": "manifest",
+        "split_into_passages": "build.passages",
         "write_index": "build.save",
     },
 )

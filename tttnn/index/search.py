@@ -43,6 +43,11 @@ class Index(Protocol):
     embedder: dict[str, Any]
     digest: str
     source: str
+    passage_tokens: int | None  # most tokens of a passage, where rows are passages
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether `vectors` gives those that distances are measured by, not what a compression has left of them."""
 
     @property
     def search_key(self) -> list[Any]:
@@ -227,6 +232,11 @@ class DocumentIndex:
                     f"Only {opened} of the {there} shards of '{self.folder}' are open, and only a whole index can be "
                     "saved. Open all of them: `from_pretrained` without `shards`."
                 )
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether `vectors` gives those that distances are measured by, not what a compression has left of them."""
+        return self.shards[0].keeps_vectors
 
 
 def search_shards(

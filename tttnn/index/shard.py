@@ -43,6 +43,14 @@ class Shard:
         faiss = import_faiss()
         return isinstance(self.vectors, faiss.IndexFlat | faiss.IndexIVFFlat)
 
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether distances are those of vectors that it can give: stored as they are, or in half precision."""
+        faiss = import_faiss()
+        if isinstance(self.exact, faiss.IndexScalarQuantizer):
+            return bool(self.exact.sq.qtype == faiss.ScalarQuantizer.QT_fp16)
+        return self.is_plain or isinstance(self.exact, faiss.IndexFlat)
+
     def is_like(self, other: "Shard") -> bool:
         """Whether another shard is stored and divided in the same way."""
         if type(self.lists) is not type(other.lists) or (self.exact is None) != (other.exact is None):

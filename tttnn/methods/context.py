@@ -94,7 +94,7 @@ class Context(Method):
     def score_adapted(self, episode: Episode) -> None:
         """Score the document after its neighbors."""
         start, trainer, text = perf_counter(), episode.trainer, episode.scored_text
-        nearest_first = sorted(episode.neighbors, key=lambda neighbor: neighbor.distance)
+        nearest_first = sorted(episode.distinct_neighbors, key=lambda neighbor: neighbor.distance)
         token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
         context = lay_out_context(token_ids, text.prefix_id, self._room(episode))
         limit = context_length(trainer.model) if trainer.args.prompt == "none" else text.max_length

@@ -132,7 +132,7 @@ class KnnLM(Method):
         """Append the score under each pair of weight and temperature, all from one pass."""
         start, trainer = perf_counter(), episode.trainer
         prefix_id = prefix_token_id(trainer.processing_class)
-        chunks = [sum(episode.chunks_of(neighbor), []) for neighbor in episode.neighbors]
+        chunks = [sum(episode.chunks_of(neighbor), []) for neighbor in episode.distinct_neighbors]
         windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, trainer.max_length)]
         with trainer.compute_loss_context_manager(), in_model(episode.record):
             nlls = self._mixed_nlls(episode.model, windows, episode.scored_text.windows)

@@ -17,7 +17,10 @@ from tttnn.records import DocumentRecord
 # Settings that matter to one choice of `trainable` only.
 ONLY_FOR = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
 # Settings that matter only to a run that retrieves, to one that takes steps, and to one that does both.
-RETRIEVING = {"retriever", "index", "num_indexed", *(option.name for option in fields(RetrievalArguments))}
+RETRIEVING = {
+    *("retriever", "index", "num_indexed", "passage_length"),
+    *(option.name for option in fields(RetrievalArguments)),
+}
 STEPPING = {"trainable", "optimizer", "early_stopping", *ONLY_FOR, *(option.name for option in fields(StepArguments))}
 STEPPING_ON_NEIGHBORS = {option.name for option in fields(NeighborStepArguments)}
 # Settings that `optimizer` repeats.

@@ -21,9 +21,10 @@ class NeighborCache:
     The vectors of queries and their neighbors' rows, in two SQLite files.
 
     Vectors are kept by the description of the embedder, and rows by the digest of the index and how it is searched;
-    both by the sha256 of the query. A cache gives the rows that a search without it gives. It keeps at least 100 rows
-    of an exact or inverted-file index, and what was searched for one `top_k` serves every smaller one. Other indexes
-    give other rows if more are asked for, and are searched for each `top_k`.
+    both by the sha256 of the query. Vectors of texts of the corpus are kept too, apart from those of queries, since an
+    embedder may put another prompt before each. A cache gives the rows that a search without it gives. It keeps at
+    least 100 rows of an exact or inverted-file index, and what was searched for one `top_k` serves every smaller one.
+    Other indexes give other rows if more are asked for, and are searched for each `top_k`.
 
     Each file takes at most 500 MB, and the entries that were used least recently go first. Several processes may use
     it at once. If the disk is full or read-only, nothing is kept; a damaged file is set aside with a warning, and
@@ -74,7 +75,13 @@ class NeighborCache:
             self._neighbors.put({key: (depth, _to_bytes(neighbors[key])) for key in new})
         return [neighbors[key][:top_k] for key in keys]
 
-    def embed(self, index: Index, embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
+    def embed(
+        self,
+        index: Index,
+        embed: Callable[[list[str]], np.ndarray],
+        texts: list[str],
+        are_queries: bool = True,
+    ) -> np.ndarray:
         """
         Embed texts, but only those whose vectors are not in the cache.
 
@@ -85,12 +92,14 @@ class NeighborCache:
                 Gives the vectors of texts, float32 of shape `(n, dimension)`.
             texts (`list[str]`):
                 At least one.
+            are_queries (`bool`, *optional*, defaults to `True`):
+                Whether `embed` embeds queries, and not texts of the corpus.
 
         Returns:
             `np.ndarray`: float32 of shape `(len(texts), dimension)`.
         """
         # by the embedder alone: all its indexes, and parts of them, share the vectors
-        keys = _keys(index.embedder, texts)
+        keys = _keys(index.embedder if are_queries else [index.embedder, "document"], texts)
         vectors = {
             key: np.frombuffer(content, "<f4")
             for key, (dimension, content) in self._vectors.get(keys).items()

@@ -20,6 +20,7 @@ from tttnn.index import (
     index_in_memory,
     open_index,
     push_index,
+    split_into_passages,
     write_index,
 )
 from tttnn.neighbors import Neighbor
@@ -40,16 +41,34 @@ class NeighborRetriever:
             Embeds the queries. By default the one that the index names, loaded at the first query.
         cache (`NeighborCache`, *optional*):
             Keeps the vectors and neighbors of queries on disk. By default nothing is kept.
+        passage_length (`int`, *optional*):
+            Give the best passage of each document that is found in the place of the document: it is cut into passages
+            of at most this many tokens of the embedder, and the one nearest to the query becomes the neighbor.
+            Documents are found as without it, by their beginnings; then all their passages are embedded. By default
+            neighbors are whole documents.
 
     Raises:
-        `ValueError`: If the embedder is not the one that built the index.
+        `ValueError`: If the embedder is not the one that built the index, or `passage_length` is given for an index of
+            passages.
 
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
     """
 
-    def __init__(self, index: Index, embedder: Embedder | None = None, cache: NeighborCache | None = None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        embedder: Embedder | None = None,
+        cache: NeighborCache | None = None,
+        passage_length: int | None = None,
+    ) -> None:
+        if passage_length is not None and index.passage_tokens is not None:
+            raise InputError(
+                f"`passage_length` is {passage_length}, but the rows of the index are passages of "
+                f"{index.passage_tokens} tokens already. Leave it out."
+            )
         self.index = index
         self.cache = cache
+        self.passage_length = passage_length
         self._embedder = embedder
         if embedder is not None:
             embedder.check(index.embedder)
@@ -65,9 +84,10 @@ class NeighborRetriever:
         Say where neighbors come from: the journal of a run records it.
 
         Returns:
-            `dict[str, Any]`: `index`, the digest that tells this index from any other, and `num_indexed`, its rows.
+            `dict[str, Any]`: `index`, the digest that tells this index from any other, `num_indexed`, its rows, and
+            `passage_length`.
         """
-        return {"index": self.index.digest, "num_indexed": len(self)}
+        return {"index": self.index.digest, "num_indexed": len(self), "passage_length": self.passage_length}
 
     @property
     def embedder(self) -> Embedder:
@@ -92,6 +112,7 @@ class NeighborRetriever:
         verify: bool = False,
         trust_index: bool = False,
         cache: NeighborCache | None = None,
+        passage_length: int | None = None,
     ) -> "NeighborRetriever":
         """
         Open an index from a folder or from a dataset repo of the Hub.
@@ -125,6 +146,9 @@ class NeighborRetriever:
             cache (`NeighborCache`, *optional*):
                 Keeps the vectors and neighbors of queries on disk, for runs over the same documents. By default
                 nothing is kept.
+            passage_length (`int`, *optional*):
+                Give the nearest passage of at most this many tokens of each document that is found. By default
+                neighbors are whole documents.
 
         Returns:
             `NeighborRetriever`: ready to retrieve.
@@ -133,8 +157,8 @@ class NeighborRetriever:
             `FileNotFoundError`: If there is no index, or it is not in the Hub's cache and the Hub may not be asked.
             `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
             `HfHubHTTPError`: If the Hub refuses: an unknown repo, or a token without access.
-            `ValueError`: If a file is damaged, there is no such shard, or the embedder is not the one that built the
-                index.
+            `ValueError`: If a file is damaged, there is no such shard, the embedder is not the one that built the
+                index, or `passage_length` is given for an index of passages.
         """
         folder, open_texts = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
         index = open_index(folder, verify=verify, shards=shards, open_texts=open_texts, trust_index=trust_index)
@@ -142,7 +166,7 @@ class NeighborRetriever:
             embedder = Embedder.from_description(index.embedder, embedder)
         if folder != Path(repo_id).expanduser():
             index.source = f"{repo_id}@{revision or 'main'}"
-        return cls(index, embedder, cache)
+        return cls(index, embedder, cache, passage_length)
 
     def subset(self, fraction: float, seed: int = 0) -> "NeighborRetriever":
         """
@@ -161,7 +185,8 @@ class NeighborRetriever:
             `ValueError`: If the fraction is out of range, or leaves no document.
             `TypeError`: If this process has not opened the index itself.
         """
-        return NeighborRetriever(IndexSubset(self._shards_here(), fraction, seed), self.embedder, self.cache)
+        index = IndexSubset(self._shards_here(), fraction, seed)
+        return NeighborRetriever(index, self.embedder, self.cache, self.passage_length)
 
     @classmethod
     def from_documents(
@@ -293,7 +318,8 @@ class NeighborRetriever:
 
         Returns:
             `list[list[Neighbor]]`: in the order of `texts`, each with at most `top_k` neighbors, nearest first; equal
-            distances are in the order of rows. `distance` is squared L2.
+            distances are in the order of rows. `distance` is squared L2. With `passage_length` both are those of
+            passages, and their metadata has the `passage`, its `start_line` and its `end_line`.
 
         Raises:
             `ValueError`: If `top_k` exceeds the number of indexed documents or is not positive.
@@ -312,6 +338,8 @@ class NeighborRetriever:
             results = self.cache.search(self.index, self.embedder.encode_query, texts, top_k)
         rows = list(dict.fromkeys(row for pairs in results for _, row in pairs))
         documents = dict(zip(rows, self.index.documents(rows), strict=True))
+        if self.passage_length is not None:
+            return self._nearest_passages(texts, results, documents)
         return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in results]
 
     def random_distances(self, texts: list[str], per_text: int = 20, seed: int = 0) -> list[float]:
@@ -338,6 +366,64 @@ class NeighborRetriever:
             distances += [float(np.square(query - vector).sum()) for vector in self.index.vectors(rows)]
         return distances
 
+    def _nearest_passages(
+        self, texts: list[str], results: list[list[tuple[float, int]]], documents: dict[int, Document]
+    ) -> list[list[Neighbor]]:
+        """Put the passage nearest to a query in the place of each of its documents, and order by their distances."""
+        passages = {row: self._cut(document) for row, document in documents.items()}
+        vectors: dict[int, np.ndarray] = {}
+        if passages:
+            embedded = self._embed_documents([passage.text for parts in passages.values() for passage in parts])
+            ends = np.cumsum([len(parts) for parts in passages.values()])
+            vectors = dict(zip(passages, np.split(embedded, ends[:-1]), strict=True))
+        neighbors: list[list[Neighbor]] = []
+        for query, pairs in zip(self._embed_queries(texts) if texts else (), results, strict=True):
+            nearest = []
+            for _, row in pairs:
+                distances = np.square(vectors[row] - query).sum(axis=1)
+                place = int(distances.argmin())
+                nearest.append(_neighbor(float(distances[place]), row, passages[row][place]))
+            neighbors.append(sorted(nearest, key=lambda neighbor: (neighbor.distance, neighbor.id)))
+        return neighbors
+
+    def _cut(self, *documents: Document) -> list[Document]:
+        return [*split_into_passages(documents, self.embedder, self.passage_length or 0)]
+
+    def _embed_queries(self, texts: list[str]) -> np.ndarray:
+        if self.cache is None:
+            return self.embedder.encode_query(texts)
+        return self.cache.embed(self.index, self.embedder.encode_query, texts)
+
+    def _embed_documents(self, texts: list[str]) -> np.ndarray:
+        if self.cache is None:
+            return self.embedder.encode_document(texts)
+        return self.cache.embed(self.index, self.embedder.encode_document, texts, are_queries=False)
+
+    def vectors(self, query: str, neighbors: list[Neighbor]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Give the vectors of a query and of its neighbors, for selectors that compare neighbors with each other.
+
+        They come from the index if it stores them as they are (`flat`, `ivf`) or in half precision (`scale`, which
+        ranks by these). Where the index keeps only what a compression has left, or a neighbor is a passage of what is
+        indexed, the texts of the neighbors are embedded.
+
+        Args:
+            query (`str`):
+                A query.
+            neighbors (`list[Neighbor]`):
+                At least one neighbor that `retrieve` gave.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: float32 of shape `(dimension,)` and `(len(neighbors), dimension)`.
+
+        Raises:
+            `IndexError`: If a neighbor is of no open shard.
+        """
+        (embedded,) = self._embed_queries([check_text(query, "`query`")])
+        if self.index.keeps_vectors and self.passage_length is None:
+            return embedded, self.index.vectors([neighbor.id for neighbor in neighbors])
+        return embedded, self._embed_documents([neighbor.text for neighbor in neighbors])
+
     def prepare(self, top_k: int) -> None:
         """
         Load the embedder and check that the index is large enough, before the first query.
@@ -348,7 +434,7 @@ class NeighborRetriever:
 
         Raises:
             `ValueError`: If `top_k` exceeds the number of indexed documents, the index names its embedder by a
-                relative path, or its name now gives another embedder.
+                relative path, its name now gives another embedder, or it does not read `passage_length` tokens.
             `RuntimeError`: If the embedder cannot be loaded.
         """
         if not 1 <= top_k <= len(self):
@@ -357,6 +443,8 @@ class NeighborRetriever:
                 f"{len(self)}; by default it follows from `num_neighbors`."
             )
         _ = self.embedder
+        if self.passage_length is not None:
+            self._cut()  # no document, but the length is checked
 
 
 def _neighbor(distance: float, row: int, document: Document) -> Neighbor:

@@ -6,19 +6,38 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
+    from tttnn.selection.hull import Hull, hull_weights
     from tttnn.selection.near_copies import overlap
-    from tttnn.selection.nearest import ORDERS, check_exclude, select
+    from tttnn.selection.nearest import select
+    from tttnn.selection.rules import DISTINCT, ORDERS, check_exclude
     from tttnn.selection.selectors import SELECTORS
+    from tttnn.selection.sift import Sift, sift_picks
 
-__all__ = ["ORDERS", "SELECTORS", "check_exclude", "overlap", "select"]
+__all__ = [
+    "DISTINCT",
+    "Hull",
+    "ORDERS",
+    "SELECTORS",
+    "Sift",
+    "check_exclude",
+    "hull_weights",
+    "overlap",
+    "select",
+    "sift_picks",
+]
 
 __getattr__, __dir__ = door(
     __name__,
     {
-        "check_exclude": "nearest",
+        "check_exclude": "rules",
+        "hull_weights": "hull",
         "overlap": "near_copies",
         "select": "nearest",
-        "ORDERS": "nearest",
+        "sift_picks": "sift",
+        "DISTINCT": "rules",
+        "Hull": "hull",
+        "ORDERS": "rules",
         "SELECTORS": "selectors",
+        "Sift": "sift",
     },
 )

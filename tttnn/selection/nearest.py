@@ -1,17 +1,10 @@
-"""The nearest neighbors that no rule excludes, and which of them copy the test document or come from it."""
+"""The nearest neighbors that no rule leaves out."""
 
-import random
-from collections.abc import Iterable
-from typing import Any
+from itertools import islice
 
-from tttnn.documents import Document, is_position
-from tttnn.errors import InputError
-from tttnn.files import json_form
-from tttnn.neighbors import Neighbor, Selection
-from tttnn.selection.near_copies import NEAR_COPY_OVERLAP, ngrams_of, overlap_of
-
-
-ORDERS = ("nearest", "farthest", "random")
+from tttnn.documents import Document
+from tttnn.neighbors import Neighbor, Selection, Vectors
+from tttnn.selection.rules import Sieve
 
 
 def select(
@@ -22,9 +15,11 @@ def select(
     num_neighbors: int,
     order: str = "nearest",
     seed: int = 0,
+    vectors: Vectors | None = None,
     max_distance: float | None = None,
     exclude: str | None = None,
     drop_near_copies: bool = False,
+    distinct: str | None = None,
 ) -> Selection:
     """
     Choose the neighbors to train on: the nearest that no rule excludes, in the given order.
@@ -48,6 +43,8 @@ def select(
             `"nearest"` first, `"farthest"` first (of the chosen ones), or `"random"`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the random order.
+        vectors (`Callable`, *optional*):
+            Gives the vectors of the query and of candidates; the nearest are chosen without them.
         max_distance (`float`, *optional*):
             Drop neighbors whose squared L2 distance is larger.
         exclude (`str`, *optional*):
@@ -55,73 +52,14 @@ def select(
             Values are compared as JSON has them, so that a date equals the one that was read from an index.
         drop_near_copies (`bool`, *optional*, defaults to `False`):
             Drop near-copies.
+        distinct (`str`, *optional*):
+            `"text"`: of several candidates with the same text, keep the nearest. `"document"`: moreover keep one
+            candidate of each document, the nearest of its passages. A document is known by its `id` and `source`.
 
     Returns:
         `Selection`: at most `num_neighbors` neighbors.
+
+    Source: [TTT-NN](https://huggingface.co/papers/2305.18466), section 3.
     """
-    selection, scored = Selection(), ngrams_of(scored_text)
-    others = {document.text, document.text.removesuffix(scored_text)} - {scored_text}
-    parts = [scored, *map(ngrams_of, others)]
-    excluded = None if exclude is None else json_form(document.value(exclude))
-    chosen: list[tuple[Neighbor, float]] = []
-    for neighbor in candidates:
-        if len(chosen) == num_neighbors:
-            break
-        if max_distance is not None and neighbor.distance > max_distance:
-            continue
-        if exclude is not None and excluded is not None and _value(neighbor, exclude) == excluded:
-            continue
-        ngrams = ngrams_of(neighbor.text)
-        is_copy = max(overlap_of(ngrams, part) for part in parts) >= NEAR_COPY_OVERLAP
-        if is_copy:
-            selection.near_copies.append(neighbor.id)
-            if drop_near_copies:
-                continue
-        if _comes_from(neighbor, document, is_copy):
-            selection.own.append(neighbor.id)
-        chosen.append((neighbor, overlap_of(ngrams, scored)))
-    if order == "farthest":
-        chosen.reverse()
-    elif order == "random":
-        random.Random(seed).shuffle(chosen)
-    selection.neighbors = [neighbor for neighbor, _ in chosen]
-    selection.overlaps = [shared for _, shared in chosen]
-    return selection
-
-
-def _value(neighbor: Neighbor, name: str) -> Any:  # noqa: ANN401
-    """Look up a field of a neighbor as JSON has it; ids are strings, as those of documents."""
-    value = json_form(neighbor.metadata.get(name))
-    return str(value) if name == "id" and value is not None else value
-
-
-def _comes_from(neighbor: Neighbor, document: Document, is_copy: bool) -> bool:
-    """Whether a neighbor is the document, a part of it, or another version."""
-    same_id = _value(neighbor, "id") == document.id
-    if same_id and not is_position(document.id):
-        return True
-    source = json_form(document.value("source"))
-    same_source = bool(source) and _value(neighbor, "source") == source
-    text = neighbor.text.strip()
-    return (same_id or same_source) and (is_copy or bool(text) and text in document.text)
-
-
-def check_exclude(documents: Iterable[Document], exclude: str | None) -> None:
-    """
-    Make sure that each document has the field by which its neighbors are excluded.
-
-    Args:
-        documents (`Iterable[Document]`):
-            Test documents.
-        exclude (`str`, *optional*):
-            The field.
-
-    Raises:
-        `ValueError`: If a document lacks it: nothing would be excluded, and nobody would know.
-    """
-    for document in documents if exclude is not None else ():
-        if exclude is not None and json_form(document.value(exclude)) is None:
-            raise InputError(
-                f"`exclude` is {exclude!r}, but document '{document.id}' has no such field. Choose one of "
-                f"{', '.join(['id', *document.metadata])}."
-            )
+    sieve = Sieve(document, scored_text, max_distance, exclude, drop_near_copies, distinct)
+    return sieve.selection([*islice(sieve.left_of(candidates), num_neighbors)], order, seed)

@@ -1,0 +1,102 @@
+"""SIFT: the neighbors that together leave the least uncertainty about the query."""
+
+from dataclasses import dataclass
+from typing import Unpack
+
+import numpy as np
+
+from tttnn.documents import Document
+from tttnn.errors import InputError
+from tttnn.neighbors import Neighbor, Rules, Selection, Vectors
+from tttnn.selection.rules import Sieve
+
+
+@dataclass(frozen=True)
+class Sift:
+    """
+    Selects neighbors that tell much about the query, and each something that the others do not: `--selector sift`.
+
+    Each pick is the candidate after which the variance of a Gaussian process at the query is smallest (see
+    `sift_picks`). A candidate can be picked again, and is then trained on again: `num_neighbors` picks are as many
+    steps. They are trained on in the order of picking. What is trained on in the order `"nearest"` with fewer
+    neighbors is thus the beginning of what is trained on with more.
+
+    Args:
+        regularization (`float`, *optional*, defaults to `0.01`):
+            The paper's lambda. The smaller, the less a pick is repeated.
+
+    Raises:
+        `ValueError`: If `regularization` is not positive.
+
+    Source: [SIFT](https://huggingface.co/papers/2410.08020), section 3.
+    """
+
+    regularization: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.regularization > 0:
+            raise InputError(f"`regularization` is {self.regularization}. Pass a number above 0.")
+
+    def __call__(
+        self,
+        candidates: list[Neighbor],
+        document: Document,
+        scored_text: str,
+        *,
+        num_neighbors: int,
+        order: str = "nearest",
+        seed: int = 0,
+        vectors: Vectors,
+        **rules: Unpack[Rules],
+    ) -> Selection:
+        """
+        Choose; the arguments are those of `select`, and `vectors` is called once.
+
+        Returns:
+            `Selection`: `num_neighbors` neighbors, some of them perhaps several times; none if no candidate is left.
+        """
+        sieve = Sieve(document, scored_text, **rules)
+        left = [*sieve.left_of(candidates)]
+        picks = sift_picks(*vectors(left), num_neighbors, self.regularization)[0] if left else []
+        return sieve.selection([left[place] for place in picks], order, seed)
+
+
+def sift_picks(
+    query: np.ndarray, vectors: np.ndarray, num_picks: int, regularization: float = 0.01
+) -> tuple[list[int], list[float]]:
+    """
+    Pick vectors, one after another, each so that the variance at the query becomes as small as it can.
+
+    Vectors are scaled to length 1, and their inner product is the kernel `k` of a Gaussian process, observed at the
+    picks with noise of variance `regularization`. With `X` the picks, the variance at the query `q` is
+    `k(q, q) - k(q, X) (k(X, X) + regularization I)^-1 k(X, q)`. Each pick costs one pass over the covariances that are
+    left by those before it (a rank-one update).
+
+    Args:
+        query (`np.ndarray`):
+            Of shape `(dimension,)`.
+        vectors (`np.ndarray`):
+            Of shape `(n, dimension)`, with at least one row.
+        num_picks (`int`):
+            How often to pick. The same vector can be picked again.
+        regularization (`float`, *optional*, defaults to `0.01`):
+            Variance of the noise.
+
+    Returns:
+        `tuple[list[int], list[float]]`: the rows that were picked, and the variance after each pick. Of equally good
+        rows the first is picked.
+
+    Source: [SIFT](https://huggingface.co/papers/2410.08020), section 3.
+    """
+    points = np.vstack([query, vectors]).astype(np.float64)
+    points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    covariance = points @ points.T  # given the picks; row 0 is the query
+    picks, variances = [], []
+    for _ in range(num_picks):
+        gains = covariance[0, 1:] ** 2 / (covariance.diagonal()[1:] + regularization)
+        pick = int(gains.argmax())
+        column = covariance[:, 1 + pick].copy()
+        covariance -= np.outer(column, column / (column[1 + pick] + regularization))
+        picks.append(pick)
+        variances.append(float(covariance[0, 0]))
+    return picks, variances
