@@ -81,6 +81,7 @@ def main() -> None:
             output_dir=str(output_dir),
             num_neighbors=arguments.num_neighbors,
             max_length=256,
+            prompt="none",  # the paper's protocol, in which the published figures of this script were measured
             score_every_neighbor=True,
         ),
         retriever=retriever,
