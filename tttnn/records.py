@@ -57,8 +57,6 @@ class DocumentRecord:
         train_loss (`list[float]`):
             Mean loss per token of each neighbor at the time of its step, in nats; one pass after another. NaN for a
             neighbor without a target.
-        query_nll (`list[list[float]]`):
-            With the prompt in context, for each score: nats of eight consecutive parts of the query.
         query_train_loss (`list[float]`):
             Mean loss per token of each chunk of the query at the time of its step, in nats.
         num_scored_tokens (`int`):
@@ -87,7 +85,6 @@ class DocumentRecord:
     own_neighbors: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
-    query_nll: list[list[float]] = field(default_factory=list)
     query_train_loss: list[float] = field(default_factory=list)
     num_scored_tokens: int = 0
     num_trained_tokens: int = 0

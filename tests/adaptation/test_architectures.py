@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tttnn import TestTimeTrainer, TestTimeTrainingArguments
+from tttnn.adaptation import ScoredText, score
 from tttnn.adaptation.windows import encode, scoring_windows, split_document
 
 
@@ -90,6 +91,17 @@ def nll_of(model, input_ids, target_ids):
     return F.cross_entropy(logits, torch.tensor(target_ids), reduction="sum").item()
 
 
+def check_prompt(model, tokenizer, trainer):
+    """The score after a prompt, read part by part if the trainer found that it can be, is that of one pass."""
+    ready = ScoredText.from_text(DOCUMENT[40:80], tokenizer, 60, DOCUMENT[:40])
+    (window,) = ready.windows
+    expected = nll_of(model, window.input_ids, ready.token_ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tttnn.adaptation.scoring.READ_LENGTH", 7)
+        found = score(model, ready.windows, in_parts=trainer.reads_in_parts)
+    assert found.total == pytest.approx(expected, rel=1e-4), "the score after a prompt is another"
+
+
 def check(kind, tokenizer, tmp_path, **overrides):
     try:
         model = small_model(kind, len(tokenizer), **overrides)
@@ -119,6 +131,7 @@ def check(kind, tokenizer, tmp_path, **overrides):
     expected = math.fsum(nll_of(model, window.input_ids, window.target_ids) for window in windows)
     assert record.nll[0] == pytest.approx(expected, rel=1e-5)
     assert record.nll[1] != record.nll[0]
+    check_prompt(model, tokenizer, trainer)
     chunk = encode(tokenizer, NEIGHBORS[0])[:LENGTH]
     shifted = nll_of(model, chunk[:-1], chunk[1:]) / (len(chunk) - 1)
     assert record.train_loss[0] == pytest.approx(shifted, rel=1e-4), "the loss is not that of the next token"

@@ -5,7 +5,8 @@ import torch
 
 from tttnn.adaptation import ScoredText, TestTimeTrainingArguments, score, scoring_windows
 from tttnn.adaptation.requirements import reads_in_parts
-from tttnn.methods import Prefix, Query
+from tttnn.adaptation.windows import encode_after, split_document
+from tttnn.methods import Context, ContextArguments, Dynamic, Prefix, Query
 
 
 def nll_of(model, token_ids, number):
@@ -51,7 +52,7 @@ def test_the_score_is_that_of_the_rest_after_the_prompt(model, tokenizer):
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "gpt_neo"], indirect=True)
 def test_reading_in_parts_gives_the_score_of_reading_at_once(model, tokenizer, monkeypatch):
-    assert reads_in_parts(model)
+    assert reads_in_parts(model, tokenizer)
     ready = ScoredText.from_text("def load(path):\n    return 1\n", tokenizer, 64, "import json\n")
     at_once = score(model, ready.windows, context=[0, 5, 6, 7, 8])
     monkeypatch.setattr("tttnn.adaptation.scoring.READ_LENGTH", 3)
@@ -85,6 +86,37 @@ def test_steps_on_both_end_with_the_query(make_trainer, documents):
     for alone, record in zip(one.records, both.records, strict=True):
         assert record.nll[:-1] == pytest.approx(alone.nll, rel=1e-6)
         assert record.train_loss == alone.train_loss and record.query_train_loss
+
+
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+def test_dynamic_evaluation_without_a_step_is_the_baseline(make_trainer, documents, accumulated):
+    options = {"learning_rate": 0.0, "weight_decay": 0.0, "max_length": 4, "gradient_accumulation_steps": accumulated}
+    trainer = make_trainer(method=Dynamic(), retriever=None, **options)
+    trainer.evaluate(documents)
+    for record in trainer.records:
+        assert record.status == "trained"
+        assert record.nll[1] == pytest.approx(record.nll[0], rel=1e-5)
+
+
+def test_dynamic_evaluation_scores_each_token_in_a_window_shorter_than_a_chunk(make_trainer, documents):
+    options = {"learning_rate": 0.0, "weight_decay": 0.0, "max_length": 32, "window_length": 8, "stride": 8}
+    trainer = make_trainer(method=Dynamic(), retriever=None, **options)
+    trainer.evaluate(documents)
+    for record in trainer.records:
+        assert record.nll[1] == pytest.approx(record.nll[0], rel=0.2)  # other windows, the same tokens
+
+
+def test_a_context_that_fills_the_window_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`context_length` is 20 tokens, and 16 are read at once"):
+        make_trainer(method=Context(context=ContextArguments(20)), window_length=16)
+
+
+def test_neighbors_and_a_long_text_share_the_window(make_trainer, documents, tokenizer):
+    trainer = make_trainer(method=Context(), window_length=24)
+    trainer.evaluate(documents)
+    for record, document in zip(trainer.records, documents, strict=True):
+        query, text = split_document(tokenizer, document, "prefix")
+        assert record.num_scored_tokens == 2 * len(encode_after(tokenizer, query, text)[1])
 
 
 def test_a_document_of_one_token_has_no_query_to_train_on(make_trainer):

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-QUERY_PIECES = 8  # for which the nll of the query is recorded, one after another
-
 
 class Episode:
     """
@@ -221,9 +219,11 @@ class Episode:
             `TokenNll`: of each token, in nats.
         """
         trainer = self.trainer
+        rolls = trainer.args.prompt == "none" and not context
+        batch_size = trainer.args.per_device_eval_batch_size if rolls else 1
         with trainer.compute_loss_context_manager(), in_model(self.record):
-            batch_size = trainer.args.per_device_eval_batch_size
-            return score(self.model, windows, batch_size, context=context, in_parts=trainer.reads_in_parts)
+            in_parts = trainer.reads_in_parts and not rolls
+            return score(self.model, windows, batch_size, context=context, in_parts=in_parts)
 
     def add_score(self, nll: TokenNll | float, start: float, scored_text: ScoredText | None = None) -> None:
         """
@@ -241,9 +241,7 @@ class Episode:
             `RuntimeError`: If it is not finite.
         """
         record = self.record
-        if isinstance(nll, TokenNll):
-            record.query_nll.append([float(piece.sum()) for piece in np.array_split(nll.known, QUERY_PIECES)])
-            nll = nll.total
+        nll = nll.total if isinstance(nll, TokenNll) else nll
         if not math.isfinite(nll):
             raise_not_finite(f"score of document {record.index} ('{record.id}')", nll)
         record.nll.append(nll)

@@ -126,9 +126,7 @@ class Method:
         for num_neighbors, changed in episode.train_on_neighbors() if args.train_on != "query" else ():
             if args.score_every_neighbor:
                 # the score is the same between the neighbors of one step, and after neighbors without a token
-                for name in ("nll", "query_nll"):
-                    scores = getattr(record, name)
-                    scores += scores[-1:] * (num_neighbors - changed)
+                record.nll += [record.nll[-1]] * (num_neighbors - changed)
                 if changed:
                     self.score_adapted(episode)
         changed = args.train_on != "neighbors" and episode.train_on_query()

@@ -1,6 +1,8 @@
 """What a model and its processes must be, checked before the first document."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -10,6 +12,7 @@ from transformers.utils import logging
 from transformers.utils.import_utils import is_peft_available
 
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
+from tttnn.adaptation.windows import prefix_token_id
 from tttnn.errors import InputError, InputTypeError, StateError
 
 
@@ -120,21 +123,10 @@ def check_reading(
             f"The tokenizer has {processing_class.vocab_size} tokens, but the model's vocabulary has {vocabulary}. "
             "Pass the model's own tokenizer."
         )
-    length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
-    # XLM takes padding tokens for the end of the text, wherever they stand
-    padding = {processing_class.pad_token_id, vars(model.config.get_text_config()).get("pad_token_id")}
-    token_ids = [token_id for token_id in range(vocabulary) if token_id not in padding]
-    places = [7 * place % len(token_ids) for place in range(length)]
-    tokens = torch.tensor([[token_ids[place] for place in places]], device=model.device)
-    other = tokens.clone()
-    other[0, -1] = token_ids[(places[-1] + 1) % len(token_ids)]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            first, second = (_logits(model.eval(), ids, kind) for ids in (tokens, other))
-    finally:
-        for module, training in modes:
-            module.training = training
+    texts = _probe(model, processing_class)
+    length = texts.shape[1]
+    with _evaluating(model):
+        first, second = (_logits(model, text, kind) for text in texts[:, None])
     difference = (first - second)[:, :-1].abs().max() if length > 1 else torch.tensor(0.0)
     if difference > PROBE_TOLERANCE[first.dtype == torch.float32] * first.abs().max():
         raise InputError(
@@ -144,19 +136,23 @@ def check_reading(
         )
 
 
-def reads_in_parts(model: PreTrainedModel) -> bool:
+def reads_in_parts(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> bool:
     """
     Whether a model reads a text part by part through a key-value cache as it reads it at once, by a probe.
 
-    Mamba and RWKV have a state in its place, and PEFT puts its virtual tokens before every part.
+    Mamba and RWKV have a state in its place, and PEFT puts its virtual tokens before every part. Where attention has a
+    window, the cache drops what lies behind it, which Moshi without a cache still sees: too far for a probe.
     """
-    length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
-    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    tokens = torch.tensor([[7 * place % vocabulary for place in range(length)]], device=model.device)
-    modes = [(module, module.training) for module in model.modules()]
+    config = vars(model.config.get_text_config())
+    if any(config.get(name) is not None for name in ("sliding_window", "attention_chunk_size")):
+        return False
+    tokens = _probe(model, processing_class)[:1]
+    length = tokens.shape[1]
+    # every window begins with it; if it pads as well, RoBERTa counts positions in a later part otherwise
+    tokens[0, 0] = prefix_token_id(processing_class)
     try:
-        with torch.no_grad():
-            whole = model.eval()(input_ids=tokens).logits[:, -length:]
+        with _evaluating(model):
+            whole = model(input_ids=tokens).logits[:, -length:]
             first = model(input_ids=tokens[:, : length // 2], use_cache=True)
             past = first.get("past_key_values")
             if past is None:
@@ -166,12 +162,34 @@ def reads_in_parts(model: PreTrainedModel) -> bool:
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, KeyError) as error:
         logger.info(f"The model is read at once, because it cannot be read in parts: {error!r:.300}")
         return False
-    finally:
-        for module, training in modes:
-            module.training = training
     if parts.shape != whole.shape:
         return False
     return bool((parts - whole).abs().max() <= PROBE_TOLERANCE[whole.dtype == torch.float32] * whole.abs().max())
+
+
+def _probe(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Make two texts of a few tokens, of shape `(2, tokens)`, that differ in the last."""
+    length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
+    # XLM takes padding tokens for the end of the text, wherever they stand
+    padding = {processing_class.pad_token_id, vars(model.config.get_text_config()).get("pad_token_id")}
+    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    token_ids = [token_id for token_id in range(vocabulary) if token_id not in padding]
+    text = [token_ids[7 * place % len(token_ids)] for place in range(length)]
+    other = token_ids[(7 * (length - 1) + 1) % len(token_ids)]
+    return torch.tensor([text, [*text[:-1], other]], device=model.device)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model into eval mode inside, without gradients; each module has its mode of before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _logits(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> torch.Tensor:
@@ -187,6 +205,20 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> torch.Te
             f"The model is a {kind}, which has no head that predicts tokens. Load it with `AutoModelForCausalLM`."
         )
     return output.logits
+
+
+def check_lengths(max_length: int, window_length: int, stride: int | None) -> None:
+    """Make sure that chunks have a token to predict, and that windows leave none out."""
+    if max_length < 2:
+        raise InputError(
+            f"The model has room for {max_length} tokens beside its virtual ones, and two are the least of which one "
+            "is predicted. Give its prompt fewer virtual tokens."
+        )
+    if stride is not None and stride > window_length:
+        raise InputError(
+            f"`stride` is {stride}, but a window has {window_length} tokens, and some would never be scored. Pass a "
+            "smaller stride."
+        )
 
 
 def check_adapters(model: torch.nn.Module, checkpoints_activations: bool) -> None:

@@ -149,9 +149,10 @@ def score(
         windows (`list[Window]`):
             Of a `ScoredText`.
         batch_size (`int`, *optional*, defaults to `1`):
-            Windows in one forward pass, if they have neither prompt nor context.
+            Windows in one forward pass. More than one must be rolling windows of one length, but for a shorter one
+            that is alone.
         context (`Sequence[int]`, *optional*):
-            Tokens that stand before each window.
+            Tokens that stand before each window; windows are then read one by one.
         in_parts (`bool`, *optional*, defaults to `False`):
             Whether context and long windows may be read part by part through a key-value cache (see
             `reads_in_parts`). Then the context is read once.
@@ -162,7 +163,7 @@ def score(
     """
     model.eval()
     rows: list[torch.Tensor] = []
-    if context or any(window.num_known for window in windows):
+    if context or batch_size == 1:
         past: object = None
         if context and in_parts:
             *_, (_, _, past) = _parts(model, list(context), None)
@@ -170,14 +171,15 @@ def score(
         for window in windows:
             # each window begins after the context, not after the window before
             rows.append(_window_nll(model, window, before, copy.deepcopy(past), in_parts))
-    else:  # windows of one length each, so that a batch needs no padding
+    else:  # windows of one length, so that a batch needs no padding
         for batch in (windows[first : first + batch_size] for first in range(0, len(windows), batch_size)):
             logits = model(input_ids=_tensor(model, [window.input_ids for window in batch])).logits
             rows += [_nll(row, window.target_ids) for row, window in zip(logits, batch, strict=True)]
     # fetched once, for a fetch waits for the device; float64, which not every device has
     values = torch.cat(rows).cpu().numpy().astype(np.float64) if rows else np.zeros(0)
-    num_known = windows[0].num_known if windows else 0  # only the first has any
-    return TokenNll(values[:num_known], values[num_known:])
+    places = [place < window.num_known for window in windows for place in range(len(window.target_ids))]
+    is_known = np.array(places, dtype=bool)
+    return TokenNll(values[is_known], values[~is_known])
 
 
 def _window_nll(

@@ -25,6 +25,7 @@ from tttnn.adaptation.output import evaluation_output
 from tttnn.adaptation.progress import DocumentProgressCallback
 from tttnn.adaptation.requirements import (
     check_adapters,
+    check_lengths,
     check_model,
     check_processes,
     check_reading,
@@ -150,17 +151,8 @@ class TestTimeTrainer(Trainer):
         check_reading(self.model, processing_class, args.router_aux_loss)
         check_adapters(self.model, bool(args.activation_checkpointing))
         self._context_length = context_length(model)
-        if self.max_length < 2:
-            raise InputError(
-                f"The model has room for {self._context_length} tokens beside its virtual ones, and two are the least "
-                "of which one is predicted. Give its prompt fewer virtual tokens."
-            )
-        if args.stride is not None and args.stride > self.window_length:
-            raise InputError(
-                f"`stride` is {args.stride}, but a window has {self.window_length} tokens, and some would never be "
-                "scored. Pass a smaller stride."
-            )
-        self.reads_in_parts = reads_in_parts(model)
+        check_lengths(self.max_length, self.window_length, args.stride)
+        self.reads_in_parts = reads_in_parts(model, processing_class)
         self.method = (method or TestTimeTraining()).prepared_for(self)
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)

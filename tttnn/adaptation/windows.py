@@ -143,6 +143,7 @@ def scoring_windows(
     max_length: int,
     prompt_ids: Sequence[int] = (),
     stride: int | None = None,
+    fill: bool = True,
 ) -> list[Window]:
     """
     Cut a text into windows that predict every token exactly once.
@@ -162,7 +163,9 @@ def scoring_windows(
             The tokens between the prefix token and the text. Of a prompt that leaves less than `stride` tokens of
             room, the last tokens are read.
         stride (`int`, *optional*):
-            Tokens that each window after the first predicts. By default `max_length`.
+            Tokens that each window after the first predicts, at most `max_length`, the default.
+        fill (`bool`, *optional*, defaults to `True`):
+            Whether the first window is filled with text. Otherwise it predicts `stride` tokens as well.
 
     Returns:
         `list[Window]`: none for a text without tokens.
@@ -174,7 +177,7 @@ def scoring_windows(
     start, last = len(prompt_ids), len(prompt_ids) + len(token_ids)
     windows: list[Window] = []
     while start < last:
-        end = min(start + stride if windows else max(start + stride, max_length), last)
+        end = min(start + stride if windows or not fill else max(start + stride, max_length), last)
         first = max(end - max_length, 0)
         num_known = 0 if windows else start - first
         windows.append(Window(sequence[first:end], sequence[start + 1 - num_known : end + 1], num_known))

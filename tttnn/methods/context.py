@@ -73,7 +73,7 @@ class Context(Method):
                 f"`trainable` is 'prefix', which takes the place of the context that {self.name} reads first. Choose "
                 "another, for example lora."
             )
-        limit = context_length(trainer.model)
+        limit = _limit(trainer)
         length = self.context.context_length
         if length is None and trainer.args.prompt == "none":
             # with the prompt in context it depends on the document
@@ -82,8 +82,8 @@ class Context(Method):
                 length = max(limit - trainer.max_length - 1, trainer.max_length // 2)
         if limit is not None and length is not None and length > limit - 2:
             raise InputError(
-                f"`context_length` is {length} tokens, and the model reads {limit} at once: no token is left for the "
-                f"text. Pass at most {limit - 2}."
+                f"`context_length` is {length} tokens, and {limit} are read at once: no token is left for the text. "
+                f"Pass at most {limit - 2}."
             )
         return replace(self, context=ContextArguments(length))
 
@@ -97,7 +97,7 @@ class Context(Method):
         nearest_first = sorted(episode.distinct_neighbors, key=lambda neighbor: neighbor.distance)
         token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
         context = lay_out_context(token_ids, text.prefix_id, self._room(episode))
-        limit = context_length(trainer.model) if trainer.args.prompt == "none" else text.max_length
+        limit = _limit(trainer)
         if context and limit is not None:
             # one token more parts the context from the window
             text = text.cut(min(text.max_length, limit - len(context) - 1))
@@ -115,6 +115,11 @@ class Context(Method):
         text = episode.scored_text
         left = text.max_length - len(text.prompt_ids) - len(text.token_ids) - 1
         return max(left, text.max_length // 2)
+
+
+def _limit(trainer: TestTimeTrainer) -> int | None:
+    """Say how many tokens neighbors and text may have together; `None` for a model without positions."""
+    return trainer.window_length if trainer.args.prompt == "context" else context_length(trainer.model)
 
 
 @dataclass(frozen=True)

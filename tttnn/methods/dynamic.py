@@ -63,12 +63,9 @@ class Dynamic(Method):
 
 def _windows(episode: Episode) -> list[Window]:
     """Cut the scored text into windows that predict `max_length` tokens each, after all that fits before them."""
-    text, length = episode.scored_text, episode.trainer.max_length
-    first = text.token_ids[:length]
-    return [
-        *scoring_windows(first, text.prefix_id, text.max_length, text.prompt_ids, length),
-        *scoring_windows(text.token_ids[length:], text.prefix_id, text.max_length, [*text.prompt_ids, *first], length),
-    ]
+    text = episode.scored_text
+    stride = min(episode.trainer.max_length, text.max_length)
+    return scoring_windows(text.token_ids, text.prefix_id, text.max_length, text.prompt_ids, stride, fill=False)
 
 
 def _nll(episode: Episode, windows: list[Window]) -> float:
