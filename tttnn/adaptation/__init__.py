@@ -8,7 +8,8 @@ from tttnn.doors import door
 if TYPE_CHECKING:
     from tttnn.adaptation.arguments import TestTimeTrainingArguments
     from tttnn.adaptation.callbacks import JournalCallback, TestTimeCallback
-    from tttnn.adaptation.episode import Episode, Episodes
+    from tttnn.adaptation.episode import Episode
+    from tttnn.adaptation.episodes import Episodes
     from tttnn.adaptation.method import Method, TestTimeTraining
     from tttnn.adaptation.options import (
         NeighborStepArguments,
@@ -67,7 +68,7 @@ __getattr__, __dir__ = door(
     {
         "DocumentProgressCallback": "progress",
         "Episode": "episode",
-        "Episodes": "episode",
+        "Episodes": "episodes",
         "JournalCallback": "callbacks",
         "Method": "method",
         "NeighborEarlyStoppingCallback": "stopping",

@@ -1,23 +1,21 @@
-"""An episode: the neighbors of one document, its score, what a method does for it, its score again, the restore."""
+"""One document while a method works on it: its query, its neighbors, steps on them, its scores."""
 
 import math
 from collections.abc import Iterator, Sequence, Sized
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.options import RetrievalArguments
-from tttnn.adaptation.restore import Snapshot
 from tttnn.adaptation.scoring import ScoredText, TokenNll, score
-from tttnn.adaptation.steps import Chunks, OptimizerState, check_weights, in_model, raise_not_finite, train_on
+from tttnn.adaptation.steps import Chunks, in_model, raise_not_finite, train_on
 from tttnn.adaptation.windows import Window, encode, split_document, training_chunks
-from tttnn.documents import Document, as_documents, check_text
+from tttnn.documents import Document, check_text
 from tttnn.errors import InputError, InputTypeError, StateError
-from tttnn.neighbors import Embedded, Neighbor, Retriever, as_neighbors
+from tttnn.neighbors import Embedded, Neighbor, Retriever
 from tttnn.records import DocumentRecord, digest
 
 
@@ -247,117 +245,6 @@ class Episode:
         record.nll.append(nll)
         record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
         record.seconds["score"] += perf_counter() - start
-
-
-class Episodes:
-    """
-    Documents one after another, each from the same weights; `TestTimeTrainer.episodes` opens it.
-
-    Args:
-        trainer (`TestTimeTrainer`):
-            Ready to train.
-        snapshot (`Snapshot`):
-            The state to which each document returns the model.
-        optimizer (`OptimizerState`):
-            That of the optimizer.
-    """
-
-    def __init__(self, trainer: "TestTimeTrainer", snapshot: Snapshot, optimizer: OptimizerState) -> None:
-        self.trainer = trainer
-        self._snapshot = snapshot
-        self._optimizer = optimizer
-        self._num_run = 0
-        self._clock = perf_counter()
-
-    def run(self, document: Document | dict[str, Any] | str, index: int | None = None) -> DocumentRecord:
-        """
-        Score a document, let the method do its work, score it again, and restore the model.
-
-        A document that no neighbor was found for is scored with the original model, and its record says so.
-
-        Args:
-            document (`Document`, `dict` or `str`):
-                A document, a row, or a text.
-            index (`int`, *optional*):
-                Its position in the data set, which seeds it. By default the number of documents run before it.
-
-        Returns:
-            `DocumentRecord`: what happened.
-
-        Raises:
-            `RuntimeError`: If there is no retriever, or a loss or score is not finite. The model is restored when
-                `episodes` closes.
-        """
-        index = self._num_run if index is None else index
-        document = next(as_documents([document], self.trainer.args.text_column, name=f"document {index}, item"))
-        method, episode = self.trainer.method, Episode(self.trainer, document, index)
-        record = episode.record
-        dispatch(self.trainer, "on_document_begin", record=record)
-        if method.needs_neighbors(self.trainer.args):
-            self._retrieve(episode)
-        method.score_before(episode)
-        if record.error is None:
-            record.status = "trained" if method.trains else "scored"
-            method.score_after(episode)
-        else:
-            record.status = "untrained"
-            logger.warning(f"Document {index} ('{document.id}') could not be trained on: {record.error}.")
-        now = perf_counter()
-        record.seconds["total"], self._clock = now - self._clock, now
-        dispatch(self.trainer, "on_document_end", record=record)
-        self._num_run += 1
-        self._restore()
-        return record
-
-    def _retrieve(self, episode: Episode) -> None:
-        """Retrieve neighbors; a retriever that fails leaves the document untrained, and counted so."""
-        try:
-            episode.retrieve()
-            if not episode.neighbors:
-                episode.record.error = "no neighbor was retrieved, or none was left by the filters"
-        except (ConnectionError, TimeoutError) as error:
-            episode.record.error = f"{type(error).__name__}: {error}"
-
-    def _restore(self) -> None:
-        if not self.trainer.method.trains:
-            self._snapshot.restore_random_states()
-            return
-        self._snapshot.restore()
-        if self.trainer.args.reset_optimizer:
-            self._optimizer.reset()
-
-    def adapt(self, text: str, neighbors: Sequence[Neighbor | str] | None = None) -> DocumentRecord:
-        """
-        Train on the neighbors of a text, and leave the model adapted; `TestTimeTrainer.adapt` is thin over this.
-
-        Args:
-            text (`str`):
-                The whole of it is the query.
-            neighbors (`Sequence[Neighbor | str]`, *optional*):
-                Neighbors that were found elsewhere. By default they are retrieved and selected.
-
-        Returns:
-            `DocumentRecord`: without a score.
-
-        Raises:
-            `ValueError`: If there is no neighbor to train on, or none has a token.
-            `RuntimeError`: If there is no retriever, or a loss is not finite.
-            `ConnectionError`, `TimeoutError`: If retrieving fails.
-        """
-        episode = Episode(self.trainer, Document("adapt", check_text(text, "`text`")), 0, query="document")
-        dispatch(self.trainer, "on_document_begin", record=episode.record)
-        if neighbors is None:
-            episode.retrieve()
-        else:
-            episode.neighbors = as_neighbors(neighbors)
-            episode.weights = [1.0] * len(episode.neighbors)
-        if not episode.neighbors:
-            raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
-        if not any([changed for _, changed in episode.train_on_neighbors()]):
-            raise InputError("There is nothing to train on: the neighbors have no token.")
-        check_weights(self._snapshot.parameters)
-        dispatch(self.trainer, "on_document_end", record=episode.record)
-        return episode.record
 
 
 def num_candidates(args: RetrievalArguments, retriever: Retriever) -> int:

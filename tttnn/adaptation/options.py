@@ -193,7 +193,9 @@ class ScoringArguments:
         default=1024,
         metadata={"help": "Tokens in a training chunk, and in a scoring window without the prompt in context."},
     )
-    per_device_eval_batch_size: int = field(default=4, metadata={"help": "Windows scored in one forward pass."})
+    per_device_eval_batch_size: int = field(
+        default=4, metadata={"help": "Windows scored in one forward pass, without the prompt in context."}
+    )
     text_column: str = field(default="text", metadata={"help": "The column with the text."})
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
-from tttnn.adaptation.episode import Episodes, num_candidates
+from tttnn.adaptation.episode import num_candidates
+from tttnn.adaptation.episodes import Episodes
 from tttnn.adaptation.method import Method, TestTimeTraining
 from tttnn.adaptation.options import MAX_WINDOW_LENGTH
 from tttnn.adaptation.output import evaluation_output

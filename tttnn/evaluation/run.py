@@ -120,7 +120,8 @@ def evaluate_documents(
         metrics = trainer.evaluate(documents, metric_key_prefix=name)  # type: ignore[arg-type]
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
-    if whole is not None and outcomes[0].is_main:
+    # distances of passages cannot be compared with those of random documents
+    if whole is not None and whole.passage_length is None and outcomes[0].is_main:
         tokenizer = loaded["processing_class"]
         queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
         # a report shows them beside the distances of neighbors

@@ -9,7 +9,7 @@ import numpy as np
 from huggingface_hub import CommitInfo
 from sentence_transformers import SentenceTransformer
 
-from tttnn.documents import Document, as_documents, check_text
+from tttnn.documents import as_documents, check_text
 from tttnn.embedding import Embedder
 from tttnn.errors import InputError, InputTypeError
 from tttnn.index import (
@@ -25,6 +25,7 @@ from tttnn.index import (
 )
 from tttnn.neighbors import Neighbor
 from tttnn.retrieval.cache import NeighborCache
+from tttnn.retrieval.passages import as_neighbor, nearest_passages
 
 
 class NeighborRetriever:
@@ -338,9 +339,14 @@ class NeighborRetriever:
             results = self.cache.search(self.index, self.embedder.encode_query, texts, top_k)
         rows = list(dict.fromkeys(row for pairs in results for _, row in pairs))
         documents = dict(zip(rows, self.index.documents(rows), strict=True))
-        if self.passage_length is not None:
-            return self._nearest_passages(texts, results, documents)
-        return [[_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in results]
+        if self.passage_length is None:
+            return [[as_neighbor(distance, row, documents[row]) for distance, row in pairs] for pairs in results]
+        passages = {
+            row: [*split_into_passages([document], self.embedder, self.passage_length)]
+            for row, document in documents.items()
+        }
+        found = [[row for _, row in pairs] for pairs in results]
+        return nearest_passages(found, passages, self._embed_queries(texts), self._embed_documents) if texts else []
 
     def random_distances(self, texts: list[str], per_text: int = 20, seed: int = 0) -> list[float]:
         """
@@ -357,37 +363,13 @@ class NeighborRetriever:
         Returns:
             `list[float]`: squared L2 distances, `per_text` for each text, in the order of `texts`.
         """
-        encode = self.embedder.encode_query
-        queries = encode(texts) if self.cache is None else self.cache.embed(self.index, encode, texts)
+        queries = self._embed_queries(texts)
         generator = np.random.default_rng(seed)
         distances: list[float] = []
         for query in queries:
             rows = [self.index.row_at(int(place)) for place in generator.integers(len(self), size=per_text)]
             distances += [float(np.square(query - vector).sum()) for vector in self.index.vectors(rows)]
         return distances
-
-    def _nearest_passages(
-        self, texts: list[str], results: list[list[tuple[float, int]]], documents: dict[int, Document]
-    ) -> list[list[Neighbor]]:
-        """Put the passage nearest to a query in the place of each of its documents, and order by their distances."""
-        passages = {row: self._cut(document) for row, document in documents.items()}
-        vectors: dict[int, np.ndarray] = {}
-        if passages:
-            embedded = self._embed_documents([passage.text for parts in passages.values() for passage in parts])
-            ends = np.cumsum([len(parts) for parts in passages.values()])
-            vectors = dict(zip(passages, np.split(embedded, ends[:-1]), strict=True))
-        neighbors: list[list[Neighbor]] = []
-        for query, pairs in zip(self._embed_queries(texts) if texts else (), results, strict=True):
-            nearest = []
-            for _, row in pairs:
-                distances = np.square(vectors[row] - query).sum(axis=1)
-                place = int(distances.argmin())
-                nearest.append(_neighbor(float(distances[place]), row, passages[row][place]))
-            neighbors.append(sorted(nearest, key=lambda neighbor: (neighbor.distance, neighbor.id)))
-        return neighbors
-
-    def _cut(self, *documents: Document) -> list[Document]:
-        return [*split_into_passages(documents, self.embedder, self.passage_length or 0)]
 
     def _embed_queries(self, texts: list[str]) -> np.ndarray:
         if self.cache is None:
@@ -444,8 +426,4 @@ class NeighborRetriever:
             )
         _ = self.embedder
         if self.passage_length is not None:
-            self._cut()  # no document, but the length is checked
-
-
-def _neighbor(distance: float, row: int, document: Document) -> Neighbor:
-    return Neighbor(row, document.text, distance, {**document.metadata, "id": document.id})
+            [*split_into_passages([], self.embedder, self.passage_length)]  # no document, but the length is checked

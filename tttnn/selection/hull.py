@@ -1,13 +1,10 @@
 """A weighted set of neighbors whose mean comes closest to the query."""
 
 from dataclasses import dataclass
-from typing import Unpack
 
 import numpy as np
 
-from tttnn.documents import Document
-from tttnn.neighbors import Neighbor, Rules, Selection, Vectors
-from tttnn.selection.rules import Sieve
+from tttnn.selection.by_vectors import VectorSelector
 
 
 # Of the squared length of the longest difference between a candidate and the query: rounding.
@@ -15,7 +12,7 @@ TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class Hull:
+class Hull(VectorSelector):
     """
     Selects and weighs neighbors so that the weighted mean of their vectors comes closest to the query:
     `--selector hull`.
@@ -29,32 +26,11 @@ class Hull:
     candidates.
     """
 
-    def __call__(
-        self,
-        candidates: list[Neighbor],
-        document: Document,
-        scored_text: str,
-        *,
-        num_neighbors: int,
-        order: str = "nearest",
-        seed: int = 0,
-        vectors: Vectors,
-        **rules: Unpack[Rules],
-    ) -> Selection:
-        """
-        Choose; the arguments are those of `select`, and `vectors` is called once.
-
-        Returns:
-            `Selection`: at most `num_neighbors` neighbors, each once, with weights whose sum is their number.
-        """
-        sieve = Sieve(document, scored_text, **rules)
-        left = [*sieve.left_of(candidates)]
-        if not left:
-            return sieve.selection([], order, seed, [])
-        shares = hull_weights(*vectors(left), num_neighbors)
-        places = [int(place) for place in np.argsort(-shares, kind="stable") if shares[place] > 0]
-        weights = [float(shares[place]) * len(places) for place in places]
-        return sieve.selection([left[place] for place in places], order, seed, weights)
+    def choose(self, query: np.ndarray, vectors: np.ndarray, num_neighbors: int) -> tuple[list[int], list[float]]:
+        """Choose at most `num_neighbors`, each once, with weights whose sum is their number."""
+        shares = hull_weights(query, vectors, num_neighbors)
+        rows = [int(row) for row in np.argsort(-shares, kind="stable") if shares[row] > 0]
+        return rows, [float(shares[row]) * len(rows) for row in rows]
 
 
 def hull_weights(query: np.ndarray, vectors: np.ndarray, max_vectors: int | None = None) -> np.ndarray:

@@ -1,18 +1,15 @@
 """SIFT: the neighbors that together leave the least uncertainty about the query."""
 
 from dataclasses import dataclass
-from typing import Unpack
 
 import numpy as np
 
-from tttnn.documents import Document
 from tttnn.errors import InputError
-from tttnn.neighbors import Neighbor, Rules, Selection, Vectors
-from tttnn.selection.rules import Sieve
+from tttnn.selection.by_vectors import VectorSelector
 
 
 @dataclass(frozen=True)
-class Sift:
+class Sift(VectorSelector):
     """
     Selects neighbors that tell much about the query, and each something that the others do not: `--selector sift`.
 
@@ -37,28 +34,9 @@ class Sift:
         if not self.regularization > 0:
             raise InputError(f"`regularization` is {self.regularization}. Pass a number above 0.")
 
-    def __call__(
-        self,
-        candidates: list[Neighbor],
-        document: Document,
-        scored_text: str,
-        *,
-        num_neighbors: int,
-        order: str = "nearest",
-        seed: int = 0,
-        vectors: Vectors,
-        **rules: Unpack[Rules],
-    ) -> Selection:
-        """
-        Choose; the arguments are those of `select`, and `vectors` is called once.
-
-        Returns:
-            `Selection`: `num_neighbors` neighbors, some of them perhaps several times; none if no candidate is left.
-        """
-        sieve = Sieve(document, scored_text, **rules)
-        left = [*sieve.left_of(candidates)]
-        picks = sift_picks(*vectors(left), num_neighbors, self.regularization)[0] if left else []
-        return sieve.selection([left[place] for place in picks], order, seed)
+    def choose(self, query: np.ndarray, vectors: np.ndarray, num_neighbors: int) -> tuple[list[int], None]:
+        """Choose `num_neighbors`, some of them perhaps several times, and weigh none."""
+        return sift_picks(query, vectors, num_neighbors, self.regularization)[0], None
 
 
 def sift_picks(
