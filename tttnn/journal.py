@@ -17,7 +17,8 @@ JOURNAL_VERSION = 4
 READ_VERSIONS = (2, 3, 4)  # the lines of version 2 have no checksum
 # What settings that came later were before them, by the version of a journal.
 BEFORE: dict[str, Any] = {"selector": "nearest", "distinct": None, "passage_length": None}
-IN_VERSION_3 = {**BEFORE, "prompt": "none", "window_length": None, "stride": None, "train_on": "neighbors"}
+IN_VERSION_3 = {**BEFORE, "prompt": "none", "mix": "none", "train_on": "neighbors"}
+IN_VERSION_3 |= {"window_length": None, "stride": None}
 DEFAULTS: dict[int, dict[str, Any]] = {
     2: {"cut": "tokens", "router_aux_loss": False, **IN_VERSION_3},
     3: IN_VERSION_3,

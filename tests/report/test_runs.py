@@ -130,6 +130,18 @@ def test_a_method_is_named_with_what_it_trains(status, method):
     assert make_run([make_record(0, [1.0], status=status)], trainable="lora").method == method
 
 
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"train_on": "both"}, "ttt, on both"),
+        ({"train_on": "neighbors", "mix": "none"}, "ttt"),
+        ({"mix": "cache", "trainable": "lora"}, "ttt, lora, with cache"),
+    ],
+)
+def test_a_method_is_named_with_what_it_trains_on_and_is_mixed_with(settings, method):
+    assert make_run([make_record(0, [1.0])], **settings).method == method
+
+
 def test_a_setting_that_a_run_does_not_use_does_not_set_it_apart():
     runs = [
         make_run([make_record(0, [1.0], **SCORED, **NO_NEIGHBORS)], method="none", learning_rate=1.0),
@@ -140,6 +152,7 @@ def test_a_setting_that_a_run_does_not_use_does_not_set_it_apart():
 
 AUTHORS = {"num_neighbors": 50, "chunks_per_neighbor": None, "reset_optimizer": False, "disable_dropout": False}
 AUTHORS |= {"max_distance": 16.0, "learning_rate": 2e-5, "max_length": 1024, "score_every_neighbor": True}
+AUTHORS |= {"mix": "none", "selector": "nearest", "distinct": None, "train_on": "neighbors"}
 AUTHORS |= {"cut": "tokens", "prompt": "none", "order": "nearest", "weight_decay": 0.01, "max_grad_norm": 1.0}
 AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
@@ -160,6 +173,8 @@ AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
         ({"model": "gpt2", "query": "document", "learning_rate": 1.0}, ("gpt2", False)),
         ({"model": "gpt2", "query": "document", "num_neighbors": 40}, ("gpt2", False)),
         ({"model": "gpt2", "query": "document", "trainable": "lora"}, ("gpt2", False)),
+        ({"model": "gpt2", "query": "document", "mix": "cache"}, ("gpt2", False)),
+        ({"model": "gpt2", "query": "document", "selector": "sift"}, ("gpt2", False)),
         ({"model": "gpt2-large", "query": "prefix"}, ("gpt2-split", False)),
         ({"model": "someone/gpt2", "query": "document"}, ("gpt2", False)),
         ({"model": "smollm", "query": "prefix"}, ("gpt2-split", False)),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.episode import Episode
     from tttnn.adaptation.episodes import Episodes
     from tttnn.adaptation.method import Method, TestTimeTraining
+    from tttnn.adaptation.ngram_cache import NgramCache, mix_online
     from tttnn.adaptation.options import (
         NeighborStepArguments,
         RetrievalArguments,
@@ -37,6 +38,7 @@ __all__ = [
     "Method",
     "NeighborEarlyStoppingCallback",
     "NeighborStepArguments",
+    "NgramCache",
     "NotFiniteError",
     "RunArguments",
     "PRESETS",
@@ -56,6 +58,7 @@ __all__ = [
     "in_model",
     "lay_out_context",
     "make_trainable",
+    "mix_online",
     "prefix_token_id",
     "restored",
     "score",
@@ -72,6 +75,7 @@ __getattr__, __dir__ = door(
         "JournalCallback": "callbacks",
         "Method": "method",
         "NeighborEarlyStoppingCallback": "stopping",
+        "NgramCache": "ngram_cache",
         "NotFiniteError": "steps",
         "PRESETS": "presets",
         "SIZES": "trainable",
@@ -87,6 +91,7 @@ __getattr__, __dir__ = door(
         "in_model": "steps",
         "lay_out_context": "scoring",
         "make_trainable": "trainable",
+        "mix_online": "ngram_cache",
         "prefix_token_id": "windows",
         "restored": "restore",
         "score": "scoring",

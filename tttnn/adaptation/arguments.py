@@ -85,6 +85,9 @@ class TestTimeTrainingArguments(
             Tokens of a scoring window with the prompt in context. By default the model's context, at most 8192.
         stride (`int`, *optional*):
             Tokens by which such windows move on. By default half a window.
+        mix (`str`, *optional*, defaults to `"none"`):
+            `"cache"`: the predictions after adapting are mixed with those of an n-gram model of the neighbors, the
+            query and the earlier text (see `tttnn.adaptation.NgramCache`).
         train_on (`str`, *optional*, defaults to `"neighbors"`):
             What steps are taken on: the `"neighbors"`, the `"query"`, or `"both"`, first the neighbors.
         router_aux_loss (`bool`, *optional*, defaults to `False`):

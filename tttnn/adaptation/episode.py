@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence, Sized
+from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
@@ -9,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from tttnn.adaptation.ngram_cache import NgramCache, mix_online
 from tttnn.adaptation.options import RetrievalArguments
 from tttnn.adaptation.scoring import ScoredText, TokenNll, score
 from tttnn.adaptation.steps import Chunks, in_model, raise_not_finite, train_on
@@ -45,7 +47,10 @@ class Episode:
         scored_text (`ScoredText`): the part that is scored, in windows.
         neighbors (`list[Neighbor]`): the selected neighbors, in the order of training.
         weights (`list[float]`): a factor for the loss of each neighbor.
+        token_nll (`TokenNll`): the last score of each token by the model, without the mixture; set by `add_score`.
     """
+
+    token_nll: TokenNll
 
     def __init__(self, trainer: "TestTimeTrainer", document: Document, index: int, query: str | None = None) -> None:
         self.trainer = trainer
@@ -225,11 +230,11 @@ class Episode:
 
     def add_score(self, nll: TokenNll | float, start: float, scored_text: ScoredText | None = None) -> None:
         """
-        Append a score.
+        Append a score. Every one but the first is mixed with the n-gram cache, if `mix` asks for it.
 
         Args:
             nll (`TokenNll` or `float`):
-                Of each token, or nats of the whole scored text.
+                Of each token; or nats of the whole scored text, which cannot be mixed.
             start (`float`):
                 `time.perf_counter()` when scoring began.
             scored_text (`ScoredText`, *optional*):
@@ -239,12 +244,40 @@ class Episode:
             `RuntimeError`: If it is not finite.
         """
         record = self.record
-        nll = nll.total if isinstance(nll, TokenNll) else nll
-        if not math.isfinite(nll):
-            raise_not_finite(f"score of document {record.index} ('{record.id}')", nll)
-        record.nll.append(nll)
+        total = nll.total if isinstance(nll, TokenNll) else nll
+        if not math.isfinite(total):
+            raise_not_finite(f"score of document {record.index} ('{record.id}')", total)
+        if isinstance(nll, TokenNll):
+            self.token_nll = nll
+            if record.nll and self.trainer.args.mix == "cache":
+                total = self.mixed(nll).total
+        record.nll.append(total)
         record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
         record.seconds["score"] += perf_counter() - start
+
+    def mixed(self, nll: TokenNll) -> TokenNll:
+        """
+        Mix the n-gram cache of neighbors, prompt and earlier text into a score of the model.
+
+        Args:
+            nll (`TokenNll`):
+                Of each token, by the model.
+
+        Returns:
+            `TokenNll`: of each token, by the mixture.
+        """
+        # a prompt longer than the window is read in part; the cache has read all of it
+        log_probabilities, match_lengths = (values[len(values) - sum(map(len, nll)) :] for values in self._cached)
+        mixed = mix_online(np.concatenate(nll), log_probabilities, match_lengths, len(nll.known))
+        return TokenNll(mixed[: len(nll.known)], mixed[len(nll.known) :])
+
+    @cached_property
+    def _cached(self) -> tuple[np.ndarray, np.ndarray]:
+        """Predict prompt and scored text, each token before it is counted, by the n-grams of neighbors and of both."""
+        cache = NgramCache(len(self.model.get_input_embeddings().weight))  # type: ignore[arg-type]
+        for neighbor in self.distinct_neighbors:
+            cache.add(encode(self.trainer.processing_class, neighbor.text))
+        return cache.read([], [*self.scored_text.prompt_ids, *self.scored_text.token_ids])
 
 
 def num_candidates(args: RetrievalArguments, retriever: Retriever) -> int:

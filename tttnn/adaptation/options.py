@@ -16,6 +16,7 @@ from tttnn.selection import DISTINCT, ORDERS, SELECTORS
 QUERIES = ("prefix", "document")
 CUTS = ("text", "tokens")
 PROMPTS = ("context", "none")
+MIXES = ("none", "cache")
 MAX_WINDOW_LENGTH = 8192
 TRAIN_ON = ("neighbors", "query", "both")
 WIDE = 200  # candidates where more than the nearest may be chosen
@@ -189,6 +190,14 @@ class ScoringArguments:
         default=None,
         metadata={"help": "Tokens by which such windows move on in a longer text. Default: half a window."},
     )
+    mix: str = field(
+        default="none",
+        metadata={
+            "help": "What the model's predictions are mixed with after adapting. cache: an n-gram model of the "
+            "neighbors, the query and the earlier text, with weights that are learned on the way.",
+            "choices": list(MIXES),
+        },
+    )
     max_length: int = field(
         default=1024,
         metadata={"help": "Tokens in a training chunk, and in a scoring window without the prompt in context."},
@@ -203,6 +212,7 @@ class ScoringArguments:
         check_whole(self, max_length=2, per_device_eval_batch_size=1, window_length=2, stride=1)
         check_choice("query", self.query, QUERIES)
         check_choice("cut", self.cut, CUTS)
+        check_choice("mix", self.mix, MIXES)
         if self.prompt is None:
             self.prompt = "context" if self.query == "prefix" else "none"
         check_choice("prompt", self.prompt, PROMPTS)

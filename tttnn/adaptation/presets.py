@@ -11,6 +11,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "query": "document",
         "cut": "tokens",
         "prompt": "none",
+        "mix": "none",
+        "selector": "nearest",
+        "distinct": None,
+        "train_on": "neighbors",
         "max_length": 1024,
         "max_distance": 16.0,  # 4.0 as a Euclidean distance
         "chunks_per_neighbor": None,

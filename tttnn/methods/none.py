@@ -1,6 +1,7 @@
 """Nothing trained and nothing read beside the document: what every method is compared with."""
 
 from dataclasses import dataclass
+from time import perf_counter
 
 from tttnn.adaptation import Episode, Method, TestTimeTrainer
 from tttnn.errors import InputError
@@ -8,7 +9,11 @@ from tttnn.errors import InputError
 
 @dataclass(frozen=True)
 class NoAdaptation(Method):
-    """Scores the model as it was loaded, once, and retrieves nothing: `--method none`."""
+    """
+    Scores the model as it was loaded, once, and retrieves nothing: `--method none`.
+
+    With `mix="cache"` there is a second score, of the model with the n-grams of the query and the earlier text.
+    """
 
     name = "none"
     description = "the model as it comes"
@@ -16,7 +21,9 @@ class NoAdaptation(Method):
     trains = False
 
     def score_after(self, episode: Episode) -> None:
-        """Leave the score before as the last one."""
+        """Leave the score before as the last one, unless it is to be mixed."""
+        if episode.trainer.args.mix != "none":
+            episode.add_score(episode.token_nll, perf_counter())
 
 
 @dataclass(frozen=True)

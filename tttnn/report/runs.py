@@ -59,9 +59,16 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method, and what it trains if that is not the whole model."""
-        method, trainable = str(self.settings.get("method", "ttt")), self.settings.get("trainable", "full")
-        return method if trainable == "full" or not self.trains else f"{method}, {trainable}"
+        """The method, what it trains if that is not the whole model, on what else than neighbors, and the mixture."""
+        settings = self.settings
+        names = [str(settings.get("method", "ttt"))]
+        if self.trains and settings.get("trainable", "full") != "full":
+            names.append(str(settings["trainable"]))
+        if "train_on" in self.used_settings() and settings["train_on"] != "neighbors":
+            names.append(f"on {settings['train_on']}")
+        if settings.get("mix", "none") != "none":
+            names.append(f"with {settings['mix']}")
+        return ", ".join(names)
 
     def used_settings(self) -> dict[str, Any]:
         """Give the settings that matter to the run."""
