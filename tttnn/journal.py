@@ -15,14 +15,15 @@ from tttnn.records import DocumentRecord, digest
 
 JOURNAL_VERSION = 4
 READ_VERSIONS = (2, 3, 4)  # the lines of version 2 have no checksum
-# What settings that came later were before them, by the version of a journal.
-BEFORE: dict[str, Any] = {"selector": "nearest", "distinct": None, "passage_length": None}
-IN_VERSION_3 = {**BEFORE, "prompt": "none", "mix": "none", "train_on": "neighbors"}
-IN_VERSION_3 |= {"window_length": None, "stride": None}
+# Settings that journals of a version do not name, and what they were in its runs.
+IN_VERSION_3: dict[str, Any] = {
+    **{"prompt": "none", "window_length": None, "stride": None, "mix": "none", "train_on": "neighbors"},
+    **{"selector": "nearest", "distinct": None, "passage_length": None},
+}
 DEFAULTS: dict[int, dict[str, Any]] = {
     2: {"cut": "tokens", "router_aux_loss": False, **IN_VERSION_3},
     3: IN_VERSION_3,
-    4: BEFORE,
+    4: {},
 }
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what

@@ -216,8 +216,7 @@ def parse_evaluation(
     _check_options({word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}, parsed)
     rates = parsed.get(RateArguments, RateArguments()).learning_rates or []
     validation = parsed.get(ValidationArguments, ValidationArguments())
-    own = {"trainable": TrainableArguments()}
-    own |= {name: parsed[options] for name, options in method.own_options.items()}
+    own = {"trainable": TrainableArguments()} | {name: parsed[item] for name, item in method.own_options.items()}
     return Evaluation(parsed[kind], parsed.get(IndexArguments), rates, validation, _arguments(parsed), method(**own))
 
 
