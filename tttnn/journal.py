@@ -148,7 +148,6 @@ class Journal:
         written, records = _parse(path)
         if not records:
             return []  # nothing is done, so nothing to protect
-        settings = {**BEFORE, **settings}
         different = [name for name in {**written, **settings} if written.get(name) != settings.get(name)]
         if different:
             name = different[0]

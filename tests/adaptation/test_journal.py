@@ -521,7 +521,9 @@ def test_a_journal_without_checksums_of_version_2_resumes(make, path, finished):
     assert trainer.records[0].nll == lines[1]["nll"]
 
 
-NEW_SETTINGS = ("selector", "distinct", "passage_length")
+# What journals of version 3 do not name, and what it was in their runs.
+NEW_SETTINGS = {"selector": "nearest", "distinct": None, "passage_length": None, "mix": "none"}
+NEW_SETTINGS |= {"prompt": "none", "window_length": None, "stride": None, "train_on": "neighbors"}
 
 
 def without_new_settings(finished, path):
@@ -530,30 +532,32 @@ def without_new_settings(finished, path):
     lines = [json.loads(line) for line in (finished / "journal-eval.jsonl").read_text().splitlines()[:2]]
     for name in NEW_SETTINGS:
         lines[0]["settings"].pop(name, None)
+    lines[0]["tttnn_journal"] = 3
     for line in lines:
         del line["checksum"]
     path.write_text("".join(_with_checksum(json.dumps(line)) + "\n" for line in lines))
     return lines
 
 
-def test_a_journal_from_before_there_were_selectors_resumes(make, path, finished):
+def test_a_journal_from_before_there_were_prompts_and_selectors_resumes(make, path, finished):
     lines = without_new_settings(finished, path)
-    trainer = make()
+    trainer = make(prompt="none")
     trainer.evaluate()
     assert trainer.records[0].nll == lines[1]["nll"]
     settings, _ = read_journal(path)
-    assert {name: settings[name] for name in NEW_SETTINGS} == {
-        "selector": "nearest",
-        "distinct": None,
-        "passage_length": None,
-    }
+    assert {name: settings[name] for name in NEW_SETTINGS} == NEW_SETTINGS
 
 
-@pytest.mark.parametrize(("name", "value"), [("distinct", "text"), ("selector", "hull")])
-def test_a_journal_from_before_there_were_selectors_is_not_mixed_with_theirs(make, path, finished, name, value):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("distinct", "text"), ("selector", "hull"), ("mix", "cache"), ("prompt", "context"), ("train_on", "both")],
+)
+def test_a_journal_from_before_there_were_prompts_and_selectors_is_not_mixed_with_theirs(
+    make, path, finished, name, value
+):
     without_new_settings(finished, path)
     with pytest.raises(ValueError, match=f"`{name}` was "):
-        make(**{name: value}).evaluate()
+        make(**{"prompt": "none", name: value}).evaluate()
 
 
 def test_a_journal_that_another_process_writes_is_refused(make, path):
