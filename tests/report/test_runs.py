@@ -142,6 +142,14 @@ def test_a_method_is_named_with_what_it_trains_on_and_is_mixed_with(settings, me
     assert make_run([make_record(0, [1.0])], **settings).method == method
 
 
+def test_the_length_of_chunks_does_not_set_a_baseline_apart():
+    records = [make_record(0, [1.0], **SCORED, **NO_NEIGHBORS)]
+    baseline = make_run(records, method="prefix", prompt="context", max_length=1024)
+    rolling = make_run(records, method="none", prompt="none", max_length=1024)
+    assert "max_length" not in baseline.used_settings()
+    assert "max_length" in rolling.used_settings()
+
+
 def test_a_setting_that_a_run_does_not_use_does_not_set_it_apart():
     runs = [
         make_run([make_record(0, [1.0], **SCORED, **NO_NEIGHBORS)], method="none", learning_rate=1.0),

@@ -77,6 +77,8 @@ class Run:
         unused |= set() if self.retrieves else RETRIEVING
         unused |= set() if self.trains else STEPPING
         unused |= set() if self.retrieves and self.trains else STEPPING_ON_NEIGHBORS
+        if self.settings.get("prompt") == "context" and not (self.retrieves or self.trains):
+            unused.add("max_length")  # of chunks; its windows have another length
         return {name: value for name, value in self.settings.items() if name not in unused}
 
 
