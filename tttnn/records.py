@@ -41,6 +41,8 @@ class DocumentRecord:
         nll (`list[float]`):
             Negative log-likelihood of the scored text in nats: before training, then after each neighbor where every
             one is scored, else after the last.
+        unmixed_nll (`list[float]`):
+            The same scores without the mixture; empty where nothing is mixed in.
         neighbor_ids (`list[int]`):
             Rows of the index that were trained on, in order.
         distances (`list[float]`):
@@ -78,6 +80,7 @@ class DocumentRecord:
     status: str = "trained"
     error: str | None = None
     nll: list[float] = field(default_factory=list)
+    unmixed_nll: list[float] = field(default_factory=list)
     neighbor_ids: list[int] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from tttnn.adaptation.episode import Episode
     from tttnn.adaptation.episodes import Episodes
     from tttnn.adaptation.method import Method, TestTimeTraining
-    from tttnn.adaptation.ngram_cache import NgramCache, mix_online
+    from tttnn.adaptation.mixture import mix_online
+    from tttnn.adaptation.ngram_cache import NgramCache
     from tttnn.adaptation.options import (
         NeighborStepArguments,
         RetrievalArguments,
@@ -91,7 +92,7 @@ __getattr__, __dir__ = door(
         "in_model": "steps",
         "lay_out_context": "scoring",
         "make_trainable": "trainable",
-        "mix_online": "ngram_cache",
+        "mix_online": "mixture",
         "prefix_token_id": "windows",
         "restored": "restore",
         "score": "scoring",

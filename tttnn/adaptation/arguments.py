@@ -86,8 +86,10 @@ class TestTimeTrainingArguments(
         stride (`int`, *optional*):
             Tokens by which such windows move on. By default half a window.
         mix (`str`, *optional*, defaults to `"none"`):
-            `"cache"`: the predictions after adapting are mixed with those of an n-gram model of the neighbors, the
-            query and the earlier text (see `tttnn.adaptation.NgramCache`).
+            What the predictions after adapting are mixed with, by weights that are learned on the query and the
+            earlier text (see `tttnn.adaptation.mix_online`). `"cache"`: an n-gram model of the neighbors, the query
+            and the earlier text (see `tttnn.adaptation.NgramCache`). `"unadapted"`: the model before it was adapted;
+            a document then costs at most one bit more than before. `"both"`: first the cache, then the model before.
         train_on (`str`, *optional*, defaults to `"neighbors"`):
             What steps are taken on: the `"neighbors"`, the `"query"`, or `"both"`, first the neighbors.
         router_aux_loss (`bool`, *optional*, defaults to `False`):

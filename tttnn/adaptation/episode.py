@@ -10,7 +10,8 @@ import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from tttnn.adaptation.ngram_cache import NgramCache, mix_online
+from tttnn.adaptation.mixture import mix_online
+from tttnn.adaptation.ngram_cache import NgramCache
 from tttnn.adaptation.options import RetrievalArguments
 from tttnn.adaptation.scoring import ScoredText, TokenNll, score
 from tttnn.adaptation.steps import Chunks, in_model, raise_not_finite, train_on
@@ -47,9 +48,11 @@ class Episode:
         scored_text (`ScoredText`): the part that is scored, in windows.
         neighbors (`list[Neighbor]`): the selected neighbors, in the order of training.
         weights (`list[float]`): a factor for the loss of each neighbor.
-        token_nll (`TokenNll`): the last score of each token by the model, without the mixture; set by `add_score`.
+        unadapted_nll (`TokenNll`): the first score of each token; set by `add_score`, as the next.
+        token_nll (`TokenNll`): the last score of each token by the model, without the mixture.
     """
 
+    unadapted_nll: TokenNll
     token_nll: TokenNll
 
     def __init__(self, trainer: "TestTimeTrainer", document: Document, index: int, query: str | None = None) -> None:
@@ -230,7 +233,7 @@ class Episode:
 
     def add_score(self, nll: TokenNll | float, start: float, scored_text: ScoredText | None = None) -> None:
         """
-        Append a score. Every one but the first is mixed with the n-gram cache, if `mix` asks for it.
+        Append a score. Every one but the first is mixed as `mix` asks for.
 
         Args:
             nll (`TokenNll` or `float`):
@@ -243,33 +246,55 @@ class Episode:
         Raises:
             `RuntimeError`: If it is not finite.
         """
-        record = self.record
+        record, mixes = self.record, self.trainer.args.mix != "none"
         total = nll.total if isinstance(nll, TokenNll) else nll
         if not math.isfinite(total):
             raise_not_finite(f"score of document {record.index} ('{record.id}')", total)
+        record.unmixed_nll += [total] * mixes
         if isinstance(nll, TokenNll):
             self.token_nll = nll
-            if record.nll and self.trainer.args.mix == "cache":
+            if not record.nll:
+                self.unadapted_nll = nll
+            elif mixes:
                 total = self.mixed(nll).total
         record.nll.append(total)
         record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
         record.seconds["score"] += perf_counter() - start
 
+    def repeat_score(self, times: int) -> None:
+        """
+        Append the last score again: nothing was trained since.
+
+        Args:
+            times (`int`):
+                How often.
+        """
+        for scores in (self.record.nll, self.record.unmixed_nll):
+            scores += scores[-1:] * times
+
     def mixed(self, nll: TokenNll) -> TokenNll:
         """
-        Mix the n-gram cache of neighbors, prompt and earlier text into a score of the model.
+        Mix what `mix` names into a score of the adapted model.
 
         Args:
             nll (`TokenNll`):
                 Of each token, by the model.
 
         Returns:
-            `TokenNll`: of each token, by the mixture.
+            `TokenNll`: of each token, by the mixture. Of the prompt, those that every part has read.
         """
-        # a prompt longer than the window is read in part; the cache has read all of it
-        log_probabilities, match_lengths = (values[len(values) - sum(map(len, nll)) :] for values in self._cached)
-        mixed = mix_online(np.concatenate(nll), log_probabilities, match_lengths, len(nll.known))
-        return TokenNll(mixed[: len(nll.known)], mixed[len(nll.known) :])
+        mix, mixed, num_known = self.trainer.args.mix, np.concatenate(nll), len(nll.known)
+        if mix in ("cache", "both"):
+            # a prompt longer than the window is read in part; the cache has read all of it
+            log_probabilities, match_lengths = (values[len(values) - len(mixed) :] for values in self._cached)
+            mixed = mix_online(mixed, log_probabilities, match_lengths, num_known)
+        if mix in ("unadapted", "both"):
+            # neighbors in the context may leave less of the window to the prompt
+            num_known = min(num_known, len(self.unadapted_nll.known))
+            number = num_known + len(nll.scored)
+            before, mixed = (values[len(values) - number :] for values in (np.concatenate(self.unadapted_nll), mixed))
+            mixed = mix_online(before, -mixed, np.zeros(number, dtype=np.int64), num_known)
+        return TokenNll(mixed[:num_known], mixed[num_known:])
 
     @cached_property
     def _cached(self) -> tuple[np.ndarray, np.ndarray]:

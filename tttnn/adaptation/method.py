@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tttnn.adaptation.episode import Episode
-from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, StepArguments
+from tttnn.adaptation.options import MIXES, NeighborStepArguments, RetrievalArguments, StepArguments
 from tttnn.adaptation.requirements import is_peft, num_positions
 from tttnn.adaptation.trainable import THROUGH_PEFT, TrainableArguments
 from tttnn.errors import InputError
@@ -33,8 +33,8 @@ class Method:
     description: ClassVar[str]
     retrieves: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    # whether it scores token by token, so that an n-gram cache can be mixed in
-    mixes: ClassVar[bool] = True
+    # values of `mix` that it can serve: none where it has no score for each token
+    mixes: ClassVar[tuple[str, ...]] = MIXES
     # dataclasses of the options that are its own, by the name of its argument that takes them
     own_options: ClassVar[dict[str, type]] = {}
 
@@ -66,10 +66,10 @@ class Method:
         Raises:
             `ValueError`: If it does not suit them.
         """
-        if trainer.args.mix != "none" and not self.mixes:
+        if trainer.args.mix not in self.mixes:
             raise InputError(
-                f"`mix` is {trainer.args.mix!r}, and the method {self.name} has no score for each token to mix with. "
-                "Leave it out, or choose another method."
+                f"`mix` is {trainer.args.mix!r}, and the method {self.name} can have {' or '.join(self.mixes)} only: "
+                "it has no score for each token, or adapts nothing. Choose another mixture or method."
             )
         if self.trainable is not None and (self.trainable.trainable in THROUGH_PEFT) != is_peft(trainer.model):
             raise InputError(
@@ -129,11 +129,11 @@ class Method:
         if not self.trains:
             self.score_adapted(episode)
             return
-        args, record = episode.trainer.args, episode.record
+        args = episode.trainer.args
         for num_neighbors, changed in episode.train_on_neighbors() if args.train_on != "query" else ():
             if args.score_every_neighbor:
                 # the score is the same between the neighbors of one step, and after neighbors without a token
-                record.nll += [record.nll[-1]] * (num_neighbors - changed)
+                episode.repeat_score(num_neighbors - changed)
                 if changed:
                     self.score_adapted(episode)
         changed = args.train_on != "neighbors" and episode.train_on_query()

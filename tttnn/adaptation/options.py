@@ -16,7 +16,7 @@ from tttnn.selection import DISTINCT, ORDERS, SELECTORS
 QUERIES = ("prefix", "document")
 CUTS = ("text", "tokens")
 PROMPTS = ("context", "none")
-MIXES = ("none", "cache")
+MIXES = ("none", "cache", "unadapted", "both")
 MAX_WINDOW_LENGTH = 8192
 TRAIN_ON = ("neighbors", "query", "both")
 WIDE = 200  # candidates where more than the nearest may be chosen
@@ -193,8 +193,9 @@ class ScoringArguments:
     mix: str = field(
         default="none",
         metadata={
-            "help": "What the model's predictions are mixed with after adapting. cache: an n-gram model of the "
-            "neighbors, the query and the earlier text, with weights that are learned on the way.",
+            "help": "What the predictions are mixed with after adapting, with weights that are learned on the way. "
+            "cache: an n-gram model of the neighbors, the query and the earlier text. unadapted: the model as it was, "
+            "so that a document costs at most one bit more than before.",
             "choices": list(MIXES),
         },
     )

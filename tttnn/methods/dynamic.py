@@ -30,7 +30,7 @@ class Dynamic(Method):
     name = "dynamic"
     description = "score a window, take a step on it, continue with the next; no neighbors"
     retrieves = False
-    mixes = False
+    mixes = ("none",)
     own_options = {"trainable": TrainableArguments}
 
     def prepared_for(self, trainer: TestTimeTrainer) -> Method:

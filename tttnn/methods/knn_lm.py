@@ -120,7 +120,7 @@ class KnnLM(Method):
     name = "knn-lm"
     description = "the neighbors' hidden states vote for the next token"
     trains = False
-    mixes = False
+    mixes = ("none",)
     own_options = {"knn": KnnArguments}
 
     knn: KnnArguments = field(default_factory=KnnArguments)

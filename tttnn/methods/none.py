@@ -19,6 +19,7 @@ class NoAdaptation(Method):
     description = "the model as it comes"
     retrieves = False
     trains = False
+    mixes = ("none", "cache")
 
     def score_after(self, episode: Episode) -> None:
         """Leave the score before as the last one, unless it is to be mixed."""

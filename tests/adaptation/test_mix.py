@@ -1,0 +1,136 @@
+"""The n-gram cache and the unadapted model mixed into the scores of an episode."""
+
+import math
+
+import pytest
+import torch
+from conftest import GivenRetriever
+
+from tttnn.adaptation import Episode
+from tttnn.documents import Document
+from tttnn.methods import Context, ContextArguments, Dynamic, KnnLM, NoAdaptation, Prefix
+
+
+def scores(trainer, documents):
+    trainer.evaluate(documents)
+    return [record.nll for record in trainer.records]
+
+
+def test_the_first_score_is_not_mixed_and_the_others_are(make_trainer, documents):
+    plain = scores(make_trainer(score_every_neighbor=True), documents)
+    mixed = scores(make_trainer(score_every_neighbor=True, mix="cache"), documents)
+    for one, other in zip(plain, mixed, strict=True):
+        assert len(one) == len(other) == 5
+        assert one[0] == other[0]
+        assert all(left != right for left, right in zip(one[1:], other[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "prompt"),
+    [
+        *((method, "context") for method in (None, Context(), Prefix(), NoAdaptation())),
+        *((method, "none") for method in (None, Context(), NoAdaptation())),
+    ],
+)
+def test_the_mixture_costs_one_bit_at_most(make_trainer, documents, method, prompt):
+    options = {"method": method, "learning_rate": 0.0, "weight_decay": 0.0, "prompt": prompt}
+    plain = scores(make_trainer(**options), documents)
+    mixed = scores(make_trainer(**options, mix="cache"), documents)
+    for one, other in zip(plain, mixed, strict=True):
+        assert len(other) == 2
+        assert other[1] <= one[-1] + math.log(2) + 1e-6
+
+
+def test_a_neighbor_that_holds_the_text_makes_it_likely(make_trainer, documents):
+    options = {"retriever": GivenRetriever(documents), "num_neighbors": 3, "learning_rate": 0.0, "weight_decay": 0.0}
+    for before, after in scores(make_trainer(**options, mix="cache"), documents):
+        assert after < before / 2
+
+
+def test_the_baseline_is_mixed_with_what_repeats_in_the_document(make_trainer):
+    trainer = make_trainer(method=Prefix(), retriever=None, mix="cache")
+    ((before, after),) = scores(trainer, ["abc def " * 12])
+    assert after < before / 2
+
+
+def test_a_token_changes_no_earlier_score(make_trainer):
+    trainer, found = make_trainer(method=Prefix(), retriever=None, mix="cache"), []
+    for last in "fz":
+        episode = Episode(trainer, Document("0", "abc def " * 7 + "abc de" + last), 0)
+        found.append((episode.scored_text.token_ids, episode.mixed(episode.read(episode.scored_text.windows))))
+    (tokens, one), (others, other) = found
+    changed = next(place for place, pair in enumerate(zip(tokens, others, strict=False)) if pair[0] != pair[1])
+    assert 0 < changed
+    assert one.known == pytest.approx(other.known)
+    assert one.scored[:changed] == pytest.approx(other.scored[:changed])
+    assert one.scored[changed] != pytest.approx(other.scored[changed])
+
+
+def test_a_prompt_longer_than_the_window_is_mixed_all_the_same(make_trainer, documents):
+    trainer = make_trainer(mix="cache", window_length=8)
+    for record_scores in scores(trainer, documents):
+        assert all(math.isfinite(nll) for nll in record_scores)
+
+
+def test_a_document_of_one_token_is_mixed(make_trainer):
+    trainer = make_trainer(method=Prefix(), retriever=None, mix="cache")
+    ((before, after),) = scores(trainer, ["a"])
+    assert after <= before + math.log(2)
+
+
+@pytest.mark.parametrize("mix", ["unadapted", "both"])
+@pytest.mark.parametrize("prompt", ["context", "none"])
+@pytest.mark.parametrize("method", [None, Context()])
+def test_a_document_is_at_most_one_bit_worse_than_before(make_trainer, documents, method, mix, prompt):
+    """The rate is so high that every document is much worse without the mixture."""
+    trainer = make_trainer(method=method, learning_rate=0.5, mix=mix, prompt=prompt)
+    trainer.evaluate(documents)
+    for record in trainer.records:
+        assert record.nll[-1] <= record.nll[0] + math.log(2) + 1e-6
+    if method is None:
+        assert all(record.unmixed_nll[-1] > record.nll[0] + 10 for record in trainer.records)
+
+
+@pytest.mark.parametrize("mix", ["cache", "unadapted", "both"])
+def test_the_scores_without_the_mixture_are_recorded(make_trainer, documents, mix):
+    plain = make_trainer(score_every_neighbor=True)
+    mixed = make_trainer(score_every_neighbor=True, mix=mix)
+    for trainer in (plain, mixed):
+        trainer.evaluate(documents)
+    for one, other in zip(plain.records, mixed.records, strict=True):
+        assert one.unmixed_nll == []
+        assert other.unmixed_nll == pytest.approx(one.nll)
+        assert len(other.nll) == len(other.unmixed_nll)
+
+
+def test_a_model_that_did_not_change_is_mixed_with_itself(make_trainer, documents):
+    options = {"learning_rate": 0.0, "weight_decay": 0.0, "mix": "unadapted"}
+    for before, after in scores(make_trainer(**options), documents):
+        assert after == pytest.approx(before)
+
+
+def test_neighbors_that_take_the_place_of_the_prompt_are_mixed_all_the_same(make_trainer, documents):
+    method = Context(context=ContextArguments(12))
+    for before, after in scores(make_trainer(method=method, mix="both", window_length=20), documents):
+        assert after <= before + math.log(2) + 1e-6
+
+
+@pytest.mark.parametrize("method", [KnnLM(), Dynamic()])
+@pytest.mark.parametrize("mix", ["cache", "unadapted", "both"])
+def test_methods_without_a_score_for_each_token_refuse_it(make_trainer, method, mix):
+    with pytest.raises(ValueError, match=f"the method {method.name} can have none only"):
+        make_trainer(method=method, mix=mix)
+
+
+@pytest.mark.parametrize("method", [NoAdaptation(), Prefix()])
+def test_methods_that_adapt_nothing_are_not_mixed_with_themselves(make_trainer, method):
+    with pytest.raises(ValueError, match=f"the method {method.name} can have none or cache only"):
+        make_trainer(method=method, retriever=None, mix="unadapted")
+
+
+def test_the_mixture_leaves_the_model_as_it_was(make_trainer, documents):
+    trainer = make_trainer(mix="cache")
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.evaluate(documents)
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
