@@ -115,6 +115,22 @@ def test_neighbors_that_take_the_place_of_the_prompt_are_mixed_all_the_same(make
         assert after <= before + math.log(2) + 1e-6
 
 
+def test_the_ngrams_of_neighbors_are_mixed_though_none_is_read(make_trainer, documents):
+    method = Context(context=ContextArguments(0))
+    trainer = make_trainer(method=method, retriever=GivenRetriever(documents), num_neighbors=3, mix="cache")
+    trainer.evaluate(documents)
+    for record in trainer.records:
+        assert record.unmixed_nll[1] == pytest.approx(record.unmixed_nll[0])
+        assert record.nll[1] < record.nll[0] / 2
+        assert record.num_trained_tokens == 0
+
+
+@pytest.mark.parametrize("mix", ["none", "unadapted"])
+def test_neighbors_with_which_nothing_is_done_are_refused(make_trainer, mix):
+    with pytest.raises(ValueError, match="nothing would be done with the neighbors"):
+        make_trainer(method=Context(context=ContextArguments(0)), mix=mix)
+
+
 @pytest.mark.parametrize("method", [KnnLM(), Dynamic()])
 @pytest.mark.parametrize("mix", ["cache", "unadapted", "both"])
 def test_methods_without_a_score_for_each_token_refuse_it(make_trainer, method, mix):

@@ -154,9 +154,9 @@ def test_the_longest_context_leaves_windows_of_one_token(model, tokenizer, make)
     assert nll_of(trainer, ONE_WINDOW)[1] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_context_length_of_zero_is_refused():
-    with pytest.raises(ValueError, match="`context_length` is 0 tokens. Pass at least 1"):
-        ContextArguments(0)
+def test_a_negative_context_length_is_refused():
+    with pytest.raises(ValueError, match="`context_length` is -1 tokens. Pass at least 0"):
+        ContextArguments(-1)
 
 
 def test_neighbors_without_a_token_leave_the_score_as_it_was(make):

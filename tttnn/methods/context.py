@@ -25,23 +25,24 @@ class ContextArguments:
         context_length (`int`, *optional*):
             Tokens of neighbors before each scoring window, at most. By default, with the prompt in context, what the
             document leaves of a window, or half a window if that is more; without it the model's context less
-            `max_length`, or half of `max_length`. Windows are shorter by what the neighbors take of them.
+            `max_length`, or half of `max_length`. Windows are shorter by what the neighbors take of them. 0: none are
+            read, and only an n-gram cache uses them (`mix="cache"`).
 
     Raises:
-        `ValueError`: If it is not positive.
+        `ValueError`: If it is negative.
     """
 
     context_length: int | None = field(
         default=None,
         metadata={
             "help": "Tokens of neighbors before each scoring window. Default: what the document (without the prompt "
-            "in context: max_length) leaves of the model's context, or half of it."
+            "in context: max_length) leaves of the model's context, or half of it. 0: none, with `--mix cache`."
         },
     )
 
     def __post_init__(self) -> None:
-        if self.context_length is not None and self.context_length < 1:
-            raise InputError(f"`context_length` is {self.context_length} tokens. Pass at least 1.")
+        if self.context_length is not None and self.context_length < 0:
+            raise InputError(f"`context_length` is {self.context_length} tokens. Pass at least 0.")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Context(Method):
             raise InputError(
                 f"`trainable` is 'prefix', which takes the place of the context that {self.name} reads first. Choose "
                 "another, for example lora."
+            )
+        if self.context.context_length == 0 and trainer.args.mix not in ("cache", "both"):
+            raise InputError(
+                f"`context_length` is 0 and `mix` is {trainer.args.mix!r}: nothing would be done with the neighbors. "
+                "Pass `mix='cache'`, which counts their n-grams, or choose another method."
             )
         limit = _limit(trainer)
         length = self.context.context_length
