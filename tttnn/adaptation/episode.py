@@ -47,7 +47,7 @@ class Episode:
         scored_text (`ScoredText`): the part that is scored, in windows.
         neighbors (`list[Neighbor]`): the selected neighbors, in the order of training.
         weights (`list[float]`): a factor for the loss of each neighbor.
-        token_nll (`TokenNll`): the last score of each token by the model, without the mixture; set by `add_score`.
+        token_nll (`TokenNll`): the last score of each token, before the mixture with the cache; set by `add_score`.
     """
 
     token_nll: TokenNll
@@ -228,13 +228,13 @@ class Episode:
             in_parts = trainer.reads_in_parts and not rolls
             return score(self.model, windows, batch_size, context=context, in_parts=in_parts)
 
-    def add_score(self, nll: TokenNll | float, start: float, scored_text: ScoredText | None = None) -> None:
+    def add_score(self, nll: TokenNll, start: float, scored_text: ScoredText | None = None) -> None:
         """
         Append a score. Every one but the first is mixed with the n-gram cache, if `mix` asks for it.
 
         Args:
-            nll (`TokenNll` or `float`):
-                Of each token; or nats of the whole scored text, which cannot be mixed.
+            nll (`TokenNll`):
+                Of each token, by the model as the method uses it.
             start (`float`):
                 `time.perf_counter()` when scoring began.
             scored_text (`ScoredText`, *optional*):
@@ -244,28 +244,26 @@ class Episode:
             `RuntimeError`: If it is not finite.
         """
         record = self.record
-        total = nll.total if isinstance(nll, TokenNll) else nll
-        if not math.isfinite(total):
-            raise_not_finite(f"score of document {record.index} ('{record.id}')", total)
-        if isinstance(nll, TokenNll):
-            self.token_nll = nll
-            if record.nll and self.trainer.args.mix == "cache":
-                total = self.mixed(nll).total
-        record.nll.append(total)
+        if not math.isfinite(nll.total):
+            raise_not_finite(f"score of document {record.index} ('{record.id}')", nll.total)
+        self.token_nll = nll
+        record.nll.append((self.mixed(nll) if record.nll else nll).total)
         record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
         record.seconds["score"] += perf_counter() - start
 
     def mixed(self, nll: TokenNll) -> TokenNll:
         """
-        Mix the n-gram cache of neighbors, prompt and earlier text into a score of the model.
+        Mix the n-gram cache of neighbors, prompt and earlier text into a score, if `mix` asks for it.
 
         Args:
             nll (`TokenNll`):
-                Of each token, by the model.
+                Of each token, by the model as the method uses it.
 
         Returns:
-            `TokenNll`: of each token, by the mixture.
+            `TokenNll`: of each token, by the mixture; without one, `nll` itself.
         """
+        if self.trainer.args.mix == "none":
+            return nll
         # a prompt longer than the window is read in part; the cache has read all of it
         log_probabilities, match_lengths = (values[len(values) - sum(map(len, nll)) :] for values in self._cached)
         mixed = mix_online(np.concatenate(nll), log_probabilities, match_lengths, len(nll.known))

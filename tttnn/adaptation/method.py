@@ -33,8 +33,6 @@ class Method:
     description: ClassVar[str]
     retrieves: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    # whether it scores token by token, so that an n-gram cache can be mixed in
-    mixes: ClassVar[bool] = True
     # dataclasses of the options that are its own, by the name of its argument that takes them
     own_options: ClassVar[dict[str, type]] = {}
 
@@ -66,11 +64,6 @@ class Method:
         Raises:
             `ValueError`: If it does not suit them.
         """
-        if trainer.args.mix != "none" and not self.mixes:
-            raise InputError(
-                f"`mix` is {trainer.args.mix!r}, and the method {self.name} has no score for each token to mix with. "
-                "Leave it out, or choose another method."
-            )
         if self.trainable is not None and (self.trainable.trainable in THROUGH_PEFT) != is_peft(trainer.model):
             raise InputError(
                 f"`trainable` is {self.trainable.trainable!r}, but the model is a {type(trainer.model).__name__}. "

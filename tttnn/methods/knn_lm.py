@@ -7,10 +7,11 @@ from itertools import product
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tttnn.adaptation import Episode, Method, Window, in_model, prefix_token_id, scoring_windows
+from tttnn.adaptation import Episode, Method, TokenNll, Window, in_model, prefix_token_id, scoring_windows
 from tttnn.errors import InputError
 from tttnn.records import DocumentRecord, nll_matrix
 
@@ -120,7 +121,6 @@ class KnnLM(Method):
     name = "knn-lm"
     description = "the neighbors' hidden states vote for the next token"
     trains = False
-    mixes = False
     own_options = {"knn": KnnArguments}
 
     knn: KnnArguments = field(default_factory=KnnArguments)
@@ -137,24 +137,24 @@ class KnnLM(Method):
         windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, trainer.max_length)]
         with trainer.compute_loss_context_manager(), in_model(episode.record):
             nlls = self._mixed_nlls(episode.model, windows, episode.scored_text.windows)
-        episode.add_score(nlls[0], start)
-        episode.record.nll += nlls[1:]
+        *others, last = nlls
+        episode.record.nll += [episode.mixed(nll).total for nll in others]
+        episode.add_score(last, start)
 
-    def _mixed_nlls(self, model: PreTrainedModel, neighbors: list[Window], scored: list[Window]) -> list[float]:
-        """Give the nll of the scored windows under each pair of weight and temperature."""
+    def _mixed_nlls(self, model: PreTrainedModel, neighbors: list[Window], scored: list[Window]) -> list[TokenNll]:
+        """Give the nll of the scored tokens under each pair of weight and temperature."""
         stored = [(states, targets) for states, targets, _ in read_windows(model, neighbors)]
         datastore = Datastore(*map(torch.cat, zip(*stored, strict=True))) if stored else None
-        totals = [0.0] * len(self.knn.candidates)
+        rows: list[list[np.ndarray]] = [[] for _ in self.knn.candidates]
         for states, targets, from_model in read_windows(model, scored):
             votes = from_model.expand(len(self.knn.knn_temperature), -1)  # no datastore leaves the model as it is
             if datastore is not None:
                 votes = datastore.log_probabilities(states, targets, self.knn.knn_temperature, self.knn.knn_k)
             # on the host, because float64 is not on every device
             from_model, votes = from_model.double().cpu(), votes.double().cpu()
-            for place, (row, weight) in enumerate(product(votes, self.knn.knn_lambda)):
-                mixed = torch.logaddexp(from_model + math.log1p(-weight), row + _log(weight))
-                totals[place] -= mixed.sum().item()
-        return totals
+            for parts, (vote, weight) in zip(rows, product(votes, self.knn.knn_lambda), strict=True):
+                parts.append(-torch.logaddexp(from_model + math.log1p(-weight), vote + _log(weight)).numpy())
+        return [TokenNll(np.zeros(0), np.concatenate([np.zeros(0), *parts])) for parts in rows]
 
 
 def _log(value: float) -> float:
