@@ -174,7 +174,7 @@ CONDITIONS = [
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_condition(check, prompt, mix, name, tokenizer, tmp_path, monkeypatch):
     try:
-        run = Run(METHODS[name](), tokenizer, tmp_path, monkeypatch, mix, prompt)
+        run = Run(METHODS[name]().candidates()[-1], tokenizer, tmp_path, monkeypatch, mix, prompt)
     except InputError as error:
         if (mix, prompt) == (MIXES[0], PROMPTS[0]):
             raise

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.method import Method, TestTimeTraining
     from tttnn.adaptation.ngram_cache import NgramCache, mix_online
     from tttnn.adaptation.options import (
+        SIZES,
         NeighborStepArguments,
         RetrievalArguments,
         RunArguments,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, score
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
-    from tttnn.adaptation.trainable import SIZES, TrainableArguments, make_trainable
+    from tttnn.adaptation.trainable import TrainableArguments, make_trainable
     from tttnn.adaptation.trainer import TestTimeTrainer
     from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows, split_document
 
@@ -78,7 +79,7 @@ __getattr__, __dir__ = door(
         "NgramCache": "ngram_cache",
         "NotFiniteError": "steps",
         "PRESETS": "presets",
-        "SIZES": "trainable",
+        "SIZES": "options",
         "ScoredText": "scoring",
         "TestTimeCallback": "callbacks",
         "TestTimeTrainer": "trainer",

@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from tttnn.adaptation.options import OPTIMIZER_ARGUMENTS
 
-# The arguments of `Trainer` that its optimizer is made of.
-OPTIMIZER_ARGUMENTS = (
-    *("optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon"),
-)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

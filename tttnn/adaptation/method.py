@@ -33,6 +33,8 @@ class Method:
     description: ClassVar[str]
     retrieves: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    # whether `candidates` may list several, to choose from on validation documents
+    chooses: ClassVar[bool] = False
     # dataclasses of the options that are its own, by the name of its argument that takes them
     own_options: ClassVar[dict[str, type]] = {}
 
@@ -70,6 +72,18 @@ class Method:
                 "Pass what `make_trainable` made of it, with the same arguments."
             )
         return self
+
+    def candidates(self) -> list["Method"]:
+        """
+        List the method with each of the settings that one pass scores, to choose from on validation documents.
+
+        With several, a record has a score for each, in this order, after the score before. `settings` then has lists
+        of the values to choose from, and the first of them varies fastest.
+
+        Returns:
+            `list[Method]`: by default this method alone.
+        """
+        return [self]
 
     def needs_neighbors(self, args: "TestTimeTrainingArguments") -> bool:
         """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from time import perf_counter
 from typing import Any
@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from tttnn.adaptation import Episode, Method, TokenNll, Window, in_model, prefix_token_id, scoring_windows
 from tttnn.errors import InputError
-from tttnn.records import DocumentRecord, nll_matrix
 
 
 @dataclass
@@ -54,7 +53,7 @@ class KnnArguments:
             raise InputError(f"`knn_k` is {self.knn_k}. Pass at least 1.")
 
     @property
-    def candidates(self) -> list[tuple[float, float]]:
+    def pairs(self) -> list[tuple[float, float]]:
         """Pairs of weight and temperature, temperature by temperature."""
         return [(weight, temperature) for temperature, weight in product(self.knn_temperature, self.knn_lambda)]
 
@@ -113,7 +112,7 @@ class KnnLM(Method):
     Args:
         knn (`KnnArguments`):
             One pair of lambda and temperature to evaluate. With several, to choose from, a record has a score for
-            each, in the order of `KnnArguments.candidates`, after the score before; metrics are those of the last.
+            each, in the order of `candidates`, after the score before; metrics are those of the last.
 
     Source: Khandelwal et al., [kNN-LM](https://huggingface.co/papers/1911.00172).
     """
@@ -121,6 +120,7 @@ class KnnLM(Method):
     name = "knn-lm"
     description = "the neighbors' hidden states vote for the next token"
     trains = False
+    chooses = True
     own_options = {"knn": KnnArguments}
 
     knn: KnnArguments = field(default_factory=KnnArguments)
@@ -128,6 +128,10 @@ class KnnLM(Method):
     def settings(self) -> dict[str, Any]:
         """Name the method and its weights."""
         return {**super().settings(), **vars(self.knn)}
+
+    def candidates(self) -> list[Method]:
+        """List the method with each pair of weight and temperature, temperature by temperature."""
+        return [replace(self, knn=KnnArguments([weight], [heat], self.knn.knn_k)) for weight, heat in self.knn.pairs]
 
     def score_adapted(self, episode: Episode) -> None:
         """Append the score under each pair of weight and temperature, all from one pass."""
@@ -145,7 +149,7 @@ class KnnLM(Method):
         """Give the nll of the scored tokens under each pair of weight and temperature."""
         stored = [(states, targets) for states, targets, _ in read_windows(model, neighbors)]
         datastore = Datastore(*map(torch.cat, zip(*stored, strict=True))) if stored else None
-        rows: list[list[np.ndarray]] = [[] for _ in self.knn.candidates]
+        rows: list[list[np.ndarray]] = [[] for _ in self.knn.pairs]
         for states, targets, from_model in read_windows(model, scored):
             votes = from_model.expand(len(self.knn.knn_temperature), -1)  # no datastore leaves the model as it is
             if datastore is not None:
@@ -159,29 +163,3 @@ class KnnLM(Method):
 
 def _log(value: float) -> float:
     return math.log(value) if value else -math.inf
-
-
-def best_candidate(records: list[DocumentRecord], knn: KnnArguments) -> KnnArguments:
-    """
-    Choose weight and temperature by pooled validation scores.
-
-    Args:
-        records (`list[DocumentRecord]`):
-            Of validation documents, from a trainer whose method is `KnnLM` with all candidates.
-        knn (`KnnArguments`):
-            The candidates.
-
-    Returns:
-        `KnnArguments`: with one pair: that of the lowest sum of nll.
-
-    Raises:
-        `ValueError`: If no document has a neighbor.
-    """
-    if all(record.status == "untrained" for record in records):
-        raise InputError(
-            f"None of the {len(records)} validation documents has a neighbor, so there is nothing to choose by. Check "
-            "the index and the filters."
-        )
-    sums = nll_matrix(records)[:, 1:].sum(axis=0)
-    weight, temperature = knn.candidates[int(sums.argmin())]
-    return KnnArguments([weight], [temperature], knn.knn_k)
