@@ -72,6 +72,11 @@ class Run:
             names.append(f"with {settings['mix']}")
         return ", ".join(names)
 
+    @property
+    def prompt(self) -> str:
+        """What the model has read before the scored text: `"context"`, the query, or `"none"`."""
+        return str(self.settings.get("prompt", "none"))
+
     def used_settings(self) -> dict[str, Any]:
         """Give the settings that matter to the run."""
         trainable = self.settings.get("trainable", "full")
@@ -186,10 +191,19 @@ def _label(runs: list[Run]) -> None:
         run.label = f"{names[run.folder]} {rest}".rstrip()
 
 
+def worse_than_before(runs: list[Run]) -> str:
+    """Name the count of documents whose last score is worse than their first, which the prompt alone may give."""
+    return "worse than the prompt alone" if all(run.prompt == "context" for run in runs) else "worse than before"
+
+
 def differing_settings(runs: list[Run]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Of the settings that differ, give the value of more than half of the runs, and each run's other values."""
     used = [run.used_settings() for run in runs]
-    names = [name for name in dict.fromkeys(name for settings in used for name in settings) if name != "method"]
+    names = [
+        name
+        for name in dict.fromkeys(name for settings in used for name in settings)
+        if name not in ("method", "prompt")
+    ]
     common: dict[str, Any] = {}
     apart: list[dict[str, Any]] = [{} for _ in runs]
     differing = [name for name in names if len({repr(settings[name]) for settings in used if name in settings}) > 1]
