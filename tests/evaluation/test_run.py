@@ -340,6 +340,16 @@ def test_two_processes_agree_with_one(launched, tmp_path, name):
 
 # a sweep
 
+
+@pytest.mark.parametrize("name", compare_methods.COMPARISONS)
+def test_every_comparison_has_options_of_its_method(name):
+    options, method = compare_methods.options_of(name, 3)
+    index = ["--index", "index"] if method.retrieves else []
+    words = ["--model", "model", "--dataset", "data", *index, *options]
+    evaluation = parse_evaluation(EvaluateArguments, [word.replace("RATE", "1e-4") for word in words])
+    assert isinstance(evaluation.method, method)
+
+
 NAMES = ["none", "nearest", "context", "knn-lm", "carried-optimizer", "dynamic"]
 
 
