@@ -6,7 +6,8 @@ Compare test-time training with its variants and other methods on the Pile's tas
 
 Each comparison is a run of `examples/pile_eval.py` in its own folder. All share documents, neighbors and windows.
 Learning rates and the weights of kNN-LM are chosen on the `--validation-limit` documents of each task that follow the
-sample, or on `--validation`. The sweep resumes after a kill. `--only` selects some of the comparisons.
+sample, or on `--validation`. The sweep resumes after a kill. `--only` selects some of the comparisons. With
+`--prompt none` leave out `prefix`, and with `--query document` also `query` and `both`.
 """
 
 import argparse
@@ -20,12 +21,20 @@ from pile_eval import PileArguments
 
 from tttnn.evaluation import evaluate_documents, parse_evaluation
 from tttnn.helptext import dashed
+from tttnn.methods import METHODS, Method
 
 
 # The options of each. NEIGHBORS stands for the number of neighbors, RATE for the rate that was chosen for `nearest`.
 COMPARISONS = {
     "none": "--method none",
+    "prefix": "--method prefix",
     "nearest": "--learning-rates 2e-5 5e-5 1e-4 2e-4 4e-4 --score-every-neighbor True",
+    "query": "--method query --learning-rates 2e-5 5e-5 1e-4 2e-4",
+    "both": "--train-on both --learning-rates 2e-5 5e-5 1e-4 2e-4",
+    "sift": "--selector sift --learning-rate RATE",
+    "hull": "--selector hull --learning-rate RATE",
+    "passages": "--passage-length 128 --learning-rate RATE",
+    "cache": "--mix cache --learning-rate RATE",
     "context": "--method context",
     "context+ttt": "--method context+ttt --learning-rates 2e-5 5e-5 1e-4",
     "lora": "--trainable lora --learning-rates 3e-4 1e-3 3e-3",
@@ -38,13 +47,17 @@ COMPARISONS = {
     "last-layers": "--trainable last-layers --learning-rates 1e-4 3e-4 1e-3",
     "layernorm": "--trainable layernorm --learning-rates 1e-4 1e-3 1e-2",
     "ia3": "--trainable ia3 --learning-rates 1e-3 1e-2 3e-2",
-    "prefix": "--trainable prefix --learning-rates 1e-3 1e-2 3e-2",
+    "prefix-tuning": "--trainable prefix --learning-rates 1e-3 1e-2 3e-2",
     "two-passes": "--num-train-epochs 2 --learning-rate RATE",
     "no-near-copies": "--drop-near-copies True --learning-rate RATE",
     "index-size": "--index-fraction 0.01 0.1 0.5 1.0 --learning-rate RATE",
 }
-WITHOUT_NEIGHBORS = ("none", "dynamic")
-WITH_CHOICE = ("--learning-rates", "knn-lm")
+
+
+def options_of(name: str, num_neighbors: int) -> tuple[list[str], type[Method]]:
+    """Give the options of a comparison, in which RATE may stand, and its method."""
+    options = COMPARISONS[name].replace("NEIGHBORS", str(num_neighbors)).split()
+    return options, METHODS[options[options.index("--method") + 1] if "--method" in options else "ttt"]
 
 
 def chosen_rate(folder: Path) -> str:
@@ -72,13 +85,13 @@ def main() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "carried-optimizer" in sweep.only:
         raise ValueError("A carried optimizer takes one process. Leave `carried-optimizer` out by --only.")
     for name in sweep.only:
-        options = COMPARISONS[name].replace("NEIGHBORS", str(sweep.num_neighbors)).split()
+        options, method = options_of(name, sweep.num_neighbors)
         if "RATE" in options:
             options[options.index("RATE")] = chosen_rate(sweep.output_dir)
-        if name not in WITHOUT_NEIGHBORS:
+        if method.retrieves:
             options += ["--index", sweep.index, "--num-neighbors", str(sweep.num_neighbors)]
             options += ["--embedder", sweep.embedder] if sweep.embedder else []
-        if any(word in options for word in WITH_CHOICE):
+        if "--learning-rates" in options or method.chooses:
             options += ["--validation-limit", str(sweep.validation_limit)]
             options += ["--validation", *sweep.validation] if sweep.validation else []
         print(f"== {name}: {' '.join(options)}", flush=True)

@@ -1,12 +1,16 @@
 """A contract for each of the internals of `transformers.Trainer` that `tttnn.adaptation.internals` relies on."""
 
+import copy
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
+import tttnn
 from tttnn.adaptation import internals
 
 
@@ -130,10 +134,45 @@ def test_without_fp16_there_is_no_scale(ready):
     assert internals.reset_scaler(ready) is None
 
 
-def test_trainer_switches_the_cache_of_a_model_off_which_ours_takes_back(make_trainer, model):
-    assert model.config.use_cache
+def test_trainer_switches_the_cache_of_a_model_off_which_ours_takes_back(make_trainer, model, tmp_path):
+    plain = copy.deepcopy(model)
+    assert model.config.use_cache and plain.config.use_cache
+    Trainer(plain, TrainingArguments(str(tmp_path / "plain"), use_cpu=True, report_to="none"))
+    assert not plain.config.use_cache
     make_trainer()
     assert model.config.use_cache
+
+
+def test_callbacks_are_listed_in_the_order_in_which_they_are_called(make_trainer):
+    calls = []
+
+    class Note(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            calls.append(self)
+
+    trainer = make_trainer(callbacks=[Note(), Note()])
+    internals.fire(trainer, "on_step_end")
+    assert [callback for callback in internals.callbacks(trainer) if isinstance(callback, Note)] == calls
+
+
+def test_the_loader_of_an_evaluation_is_shown_to_callbacks(trainer):
+    seen = []
+
+    class Note(TrainerCallback):
+        def on_step_end(self, *args, eval_dataloader, **kwargs):
+            seen.append(eval_dataloader)
+
+    trainer.add_callback(Note())
+    internals.show_dataloader(trainer, "a loader")
+    internals.fire(trainer, "on_step_end")
+    assert seen == ["a loader"]
+
+
+def test_no_other_file_uses_what_is_inside_of_trainer():
+    inside = re.compile(r"\bcallback_handler\b|\.accelerator\b|\btrainer\._\w+")
+    for path in Path(tttnn.__file__).parent.rglob("*.py"):
+        if path.name != "internals.py":
+            assert not inside.findall(path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.parametrize("caller", ["evaluate", "predict"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import GivenRetriever
 
-from tttnn.adaptation import Episode
-from tttnn.documents import Document
-from tttnn.methods import Context, ContextArguments, Dynamic, KnnLM, NoAdaptation, Prefix
+from tttnn.methods import Context, ContextArguments, Dynamic, KnnArguments, KnnLM, NoAdaptation, Prefix
+
+
+KNN = KnnLM(knn=KnnArguments([0.3], [10.0]))
 
 
 def scores(trainer, documents):
@@ -28,8 +29,8 @@ def test_the_first_score_is_not_mixed_and_the_others_are(make_trainer, documents
 @pytest.mark.parametrize(
     ("method", "prompt"),
     [
-        *((method, "context") for method in (None, Context(), Prefix(), NoAdaptation())),
-        *((method, "none") for method in (None, Context(), NoAdaptation())),
+        *((method, "context") for method in (None, Context(), KNN, Dynamic(), Prefix(), NoAdaptation())),
+        *((method, "none") for method in (None, Context(), KNN, Dynamic(), NoAdaptation())),
     ],
 )
 def test_the_mixture_costs_one_bit_at_most(make_trainer, documents, method, prompt):
@@ -51,19 +52,6 @@ def test_the_baseline_is_mixed_with_what_repeats_in_the_document(make_trainer):
     trainer = make_trainer(method=Prefix(), retriever=None, mix="cache")
     ((before, after),) = scores(trainer, ["abc def " * 12])
     assert after < before / 2
-
-
-def test_a_token_changes_no_earlier_score(make_trainer):
-    trainer, found = make_trainer(method=Prefix(), retriever=None, mix="cache"), []
-    for last in "fz":
-        episode = Episode(trainer, Document("0", "abc def " * 7 + "abc de" + last), 0)
-        found.append((episode.scored_text.token_ids, episode.mixed(episode.read(episode.scored_text.windows))))
-    (tokens, one), (others, other) = found
-    changed = next(place for place, pair in enumerate(zip(tokens, others, strict=False)) if pair[0] != pair[1])
-    assert 0 < changed
-    assert one.known == pytest.approx(other.known)
-    assert one.scored[:changed] == pytest.approx(other.scored[:changed])
-    assert one.scored[changed] != pytest.approx(other.scored[changed])
 
 
 def test_a_prompt_longer_than_the_window_is_mixed_all_the_same(make_trainer, documents):
@@ -131,16 +119,17 @@ def test_neighbors_with_which_nothing_is_done_are_refused(make_trainer, mix):
         make_trainer(method=Context(context=ContextArguments(0)), mix=mix)
 
 
-@pytest.mark.parametrize("method", [KnnLM(), Dynamic()])
-@pytest.mark.parametrize("mix", ["cache", "unadapted", "both"])
-def test_methods_without_a_score_for_each_token_refuse_it(make_trainer, method, mix):
-    with pytest.raises(ValueError, match=f"the method {method.name} can have none only"):
-        make_trainer(method=method, mix=mix)
+def test_every_pair_of_knn_lm_is_mixed(make_trainer, documents):
+    pairs = KnnLM(knn=KnnArguments([0.1, 0.3], [10.0]))
+    both = scores(make_trainer(method=pairs, mix="cache"), documents)
+    for place, weight in ((1, 0.1), (2, 0.3)):
+        alone = scores(make_trainer(method=KnnLM(knn=KnnArguments([weight], [10.0])), mix="cache"), documents)
+        assert [nll[place] for nll in both] == pytest.approx([nll[1] for nll in alone])
 
 
 @pytest.mark.parametrize("method", [NoAdaptation(), Prefix()])
 def test_methods_that_adapt_nothing_are_not_mixed_with_themselves(make_trainer, method):
-    with pytest.raises(ValueError, match=f"the method {method.name} can have none or cache only"):
+    with pytest.raises(ValueError, match=f"the method {method.name} adapts nothing"):
         make_trainer(method=method, retriever=None, mix="unadapted")
 
 

@@ -18,8 +18,10 @@ from transformers import AutoTokenizer
 from tttnn import Document
 from tttnn.embedding import Embedder
 from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
+from tttnn.evaluation.choose import best_candidate
 from tttnn.journal import Journal, read_journal
 from tttnn.methods import METHODS, KnnArguments
+from tttnn.records import DocumentRecord
 from tttnn.report import write_report
 from tttnn.report.intervals import Bootstrap
 
@@ -245,6 +247,26 @@ def test_the_weights_of_the_votes_are_chosen_on_validation_documents(setting, tm
     assert len(outcome.records[0].nll) == 2
 
 
+def record(nll, status="scored"):
+    return DocumentRecord(0, "", "", {}, 10, 2, status=status, nll=nll)
+
+
+def test_the_candidate_with_the_lowest_sum_is_chosen():
+    """The sums are 14, 12, 11 and 15."""
+    records = [record([9.0, 10.0, 2.0, 8.0, 9.0]), record([9.0, 4.0, 10.0, 3.0, 6.0])]
+    assert best_candidate(records, ["a", "b", "c", "d"]) == "c"
+
+
+def test_an_untrained_document_has_no_say_in_the_choice():
+    """Its one score stands for every candidate."""
+    assert best_candidate([record([9.0], "untrained"), record([9.0, 5.0, 4.0])], ["a", "b"]) == "b"
+
+
+def test_a_choice_without_any_adapted_document_is_refused():
+    with pytest.raises(ValueError, match="None of the 2 validation documents could be adapted to"):
+        best_candidate([record([9.0], "untrained")] * 2, ["a", "b"])
+
+
 @pytest.mark.parametrize(
     ("method", "options", "validation", "message"),
     [
@@ -317,6 +339,16 @@ def test_two_processes_agree_with_one(launched, tmp_path, name):
 
 
 # a sweep
+
+
+@pytest.mark.parametrize("name", compare_methods.COMPARISONS)
+def test_every_comparison_has_options_of_its_method(name):
+    options, method = compare_methods.options_of(name, 3)
+    index = ["--index", "index"] if method.retrieves else []
+    words = ["--model", "model", "--dataset", "data", *index, *options]
+    evaluation = parse_evaluation(EvaluateArguments, [word.replace("RATE", "1e-4") for word in words])
+    assert isinstance(evaluation.method, method)
+
 
 NAMES = ["none", "nearest", "context", "knn-lm", "carried-optimizer", "dynamic"]
 

@@ -9,8 +9,7 @@ from conftest import TEXTS
 from methods_program import make_method
 from reference import tokenize
 
-from tttnn.methods import KnnArguments, best_candidate
-from tttnn.records import DocumentRecord
+from tttnn.methods import KnnArguments, KnnLM
 
 
 PREFIX = 0  # <|endoftext|> of the tokenizer
@@ -115,26 +114,14 @@ def test_an_empty_text_beside_another_scores_nothing(make):
     assert trainer.records[0].nll == [0.0, 0.0]
 
 
-def record(nll, status="scored"):
-    return DocumentRecord(0, "", "", {}, 10, 2, status=status, nll=nll)
-
-
-def test_the_pair_with_the_lowest_sum_is_chosen():
-    """Pairs in the order of (0.1, 1), (0.5, 1), (0.1, 30), (0.5, 30); the sums are 14, 12, 11 and 15."""
-    knn = KnnArguments([0.1, 0.5], [1.0, 30.0], 7)
-    records = [record([9.0, 10.0, 2.0, 8.0, 9.0]), record([9.0, 4.0, 10.0, 3.0, 6.0])]
-    assert best_candidate(records, knn) == KnnArguments([0.1], [30.0], 7)
-
-
-def test_an_untrained_document_has_no_say_in_the_choice():
-    """Its one score stands for every pair."""
-    knn = KnnArguments([0.1, 0.5], [1.0])
-    assert best_candidate([record([9.0], "untrained"), record([9.0, 5.0, 4.0])], knn).knn_lambda == [0.5]
-
-
-def test_a_choice_without_any_neighbor_is_refused():
-    with pytest.raises(ValueError, match="None of the 2 validation documents has a neighbor"):
-        best_candidate([record([9.0], "untrained")] * 2, KnnArguments())
+def test_the_candidates_are_in_the_order_of_their_scores():
+    candidates = KnnLM(knn=KnnArguments([0.1, 0.5], [1.0, 30.0], 7)).candidates()
+    assert [candidate.knn for candidate in candidates] == [
+        KnnArguments([0.1], [1.0], 7),
+        KnnArguments([0.5], [1.0], 7),
+        KnnArguments([0.1], [30.0], 7),
+        KnnArguments([0.5], [30.0], 7),
+    ]
 
 
 @pytest.mark.parametrize(

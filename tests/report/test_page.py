@@ -133,7 +133,47 @@ def test_a_report_gives_no_verdict_on_three_documents(two_runs, tmp_path):
     write_report(two_runs, tmp_path / "report", bootstrap=FEW)
     (row,) = re.findall(r"\| second +\|.*of.*", (tmp_path / "report" / "report.md").read_text())
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["second", "3 of 3", "1.0000", "1.2500", "-0.2500 (-0.2500 to -0.2500)", "too few documents"]
+    assert cells == [
+        "second",
+        "3 of 3",
+        "1.0000",
+        "1.2500",
+        "-0.2500 (-0.2500 to -0.2500)",
+        "0 (0 %)",
+        "too few documents",
+    ]
+
+
+def test_documents_worse_than_the_baseline_are_counted(tmp_path):
+    first = write_run(tmp_path / "first", [make_record(index, [2.0, 1.0]) for index in range(4)])
+    records = [make_record(index, [2.0, after]) for index, after in enumerate([0.5, 1.5, 1.0, 3.0])]
+    write_report([first, write_run(tmp_path / "second", records)], tmp_path / "report", bootstrap=FEW)
+    page = (tmp_path / "report" / "report.md").read_text().split("## Paired")[1]
+    header, row = (
+        next(line for line in page.splitlines() if name in line) for name in ("documents worse", "| second")
+    )
+    cells = dict(zip(map(str.strip, header.split("|")), map(str.strip, row.split("|")), strict=True))
+    assert cells["documents worse than first"] == "2 (50 %)"
+    (item,) = json.loads((tmp_path / "report" / "results.json").read_text())["comparisons"]
+    assert item["worse"] == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name"),
+    [
+        (["context"], "worse than the prompt alone"),
+        (["none"], "worse than before"),
+        (["context", "none"], "worse than before"),
+    ],
+)
+def test_the_table_of_runs_shows_the_prompt_and_what_worse_is_compared_with(tmp_path, prompts, name):
+    records = [make_record(0, [1.0, 2.0]), make_record(1, [2.0, 1.0])]
+    folders = [write_run(tmp_path / f"run-{prompt}", records, prompt=prompt) for prompt in prompts]
+    page = write_report(folders, tmp_path / "report", bootstrap=FEW)[0].read_text().split("## Runs")[1]
+    header, _, *rows = [line.split("|") for line in page.splitlines() if line.startswith("|")][: 2 + len(prompts)]
+    names = [cell.strip() for cell in header]
+    assert [row[names.index("prompt")].strip() for row in rows] == prompts
+    assert [row[names.index(name)].strip() for row in rows] == ["1 (50 %)"] * len(prompts)
 
 
 def test_the_baseline_is_a_choice(two_runs, tmp_path):

@@ -235,11 +235,11 @@ def test_each_learning_rate_is_listed_with_its_score(tmp_path):
     assert [trial.bits_per_byte for trial in trials] == pytest.approx([1.75, 1.5])
 
 
-def test_each_pair_of_knn_lm_is_listed_in_the_order_of_its_scores(tmp_path):
+def test_each_candidate_of_a_method_is_listed_in_the_order_of_its_scores(tmp_path):
     settings = {"method": "knn-lm", "knn_lambda": [0.1, 0.2], "knn_temperature": [1.0, 10.0]}
     chosen = {"method": "knn-lm", "knn_lambda": [0.1], "knn_temperature": [10.0]}
     folder = write_run(tmp_path / "run", [make_record(0, [2.0, 1.0])], **chosen)
     write_run(folder, [make_record(5, [2.0, 1.9, 1.8, 1.5, 1.7])], "validation", **settings)
     trials = trials_of(read_runs([folder])[0][0])
-    assert [trial.name for trial in trials if trial.chosen] == ["lambda 0.1, temperature 10"]
+    assert [trial.name for trial in trials if trial.chosen] == ["knn_lambda 0.1, knn_temperature 10"]
     assert [trial.bits_per_byte for trial in trials] == pytest.approx([1.9, 1.8, 1.5, 1.7])

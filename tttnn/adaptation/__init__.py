@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.mixture import mix_online
     from tttnn.adaptation.ngram_cache import NgramCache
     from tttnn.adaptation.options import (
+        SIZES,
         NeighborStepArguments,
         RetrievalArguments,
         RunArguments,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, score
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
-    from tttnn.adaptation.trainable import SIZES, TrainableArguments, make_trainable
+    from tttnn.adaptation.trainable import TrainableArguments, make_trainable
     from tttnn.adaptation.trainer import TestTimeTrainer
     from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows, split_document
 
@@ -79,7 +80,7 @@ __getattr__, __dir__ = door(
         "NgramCache": "ngram_cache",
         "NotFiniteError": "steps",
         "PRESETS": "presets",
-        "SIZES": "trainable",
+        "SIZES": "options",
         "ScoredText": "scoring",
         "TestTimeCallback": "callbacks",
         "TestTimeTrainer": "trainer",

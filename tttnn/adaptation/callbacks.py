@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
 from tttnn.errors import StateError
 from tttnn.journal import Journal
@@ -105,7 +106,7 @@ class TestTimeCallback(TrainerCallback):
 
 def dispatch(trainer: "TestTimeTrainer", event: str, **kwargs: Any) -> None:
     """Send one of our events to the callbacks that know it; `CallbackHandler.call_event` fails on the others."""
-    for callback in trainer.callback_handler.callbacks:
+    for callback in internals.callbacks(trainer):
         if isinstance(callback, TestTimeCallback):
             getattr(callback, event)(
                 trainer.args,

@@ -49,7 +49,7 @@ class Episode:
         neighbors (`list[Neighbor]`): the selected neighbors, in the order of training.
         weights (`list[float]`): a factor for the loss of each neighbor.
         unadapted_nll (`TokenNll`): the first score of each token; set by `add_score`, as the next.
-        token_nll (`TokenNll`): the last score of each token by the model, without the mixture.
+        token_nll (`TokenNll`): the last score of each token, before the mixture.
     """
 
     unadapted_nll: TokenNll
@@ -231,13 +231,13 @@ class Episode:
             in_parts = trainer.reads_in_parts and not rolls
             return score(self.model, windows, batch_size, context=context, in_parts=in_parts)
 
-    def add_score(self, nll: TokenNll | float, start: float, scored_text: ScoredText | None = None) -> None:
+    def add_score(self, nll: TokenNll, start: float, scored_text: ScoredText | None = None) -> None:
         """
         Append a score. Every one but the first is mixed as `mix` asks for.
 
         Args:
-            nll (`TokenNll` or `float`):
-                Of each token; or nats of the whole scored text, which cannot be mixed.
+            nll (`TokenNll`):
+                Of each token, by the model as the method uses it.
             start (`float`):
                 `time.perf_counter()` when scoring began.
             scored_text (`ScoredText`, *optional*):
@@ -246,18 +246,15 @@ class Episode:
         Raises:
             `RuntimeError`: If it is not finite.
         """
-        record, mixes = self.record, self.trainer.args.mix != "none"
-        total = nll.total if isinstance(nll, TokenNll) else nll
-        if not math.isfinite(total):
-            raise_not_finite(f"score of document {record.index} ('{record.id}')", total)
-        record.unmixed_nll += [total] * mixes
-        if isinstance(nll, TokenNll):
-            self.token_nll = nll
-            if not record.nll:
-                self.unadapted_nll = nll
-            elif mixes:
-                total = self.mixed(nll).total
-        record.nll.append(total)
+        record = self.record
+        if not math.isfinite(nll.total):
+            raise_not_finite(f"score of document {record.index} ('{record.id}')", nll.total)
+        self.token_nll = nll
+        if not record.nll:
+            self.unadapted_nll = nll
+        if self.trainer.args.mix != "none":
+            record.unmixed_nll.append(nll.total)
+        record.nll.append((self.mixed(nll) if record.nll else nll).total)
         record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
         record.seconds["score"] += perf_counter() - start
 
@@ -278,12 +275,15 @@ class Episode:
 
         Args:
             nll (`TokenNll`):
-                Of each token, by the model.
+                Of each token, by the model as the method uses it.
 
         Returns:
-            `TokenNll`: of each token, by the mixture. Of the prompt, those that every part has read.
+            `TokenNll`: of each token, by the mixture. Of the prompt, those that every part has read. Without a mixture
+            `nll` itself.
         """
         mix, mixed, num_known = self.trainer.args.mix, np.concatenate(nll), len(nll.known)
+        if mix == "none":
+            return nll
         if mix in ("cache", "both"):
             # a prompt longer than the window is read in part; the cache has read all of it
             log_probabilities, match_lengths = (values[len(values) - len(mixed) :] for values in self._cached)

@@ -1,8 +1,11 @@
 """
-What tttnn relies on inside of `transformers.Trainer`, all in one place.
+What tttnn uses inside of `transformers.Trainer`: the accelerator, the callback handler and names with an underscore.
 
 Each function names the internals that it uses; `tests/adaptation/test_internals.py` holds them, one contract test for
-each, so that a new version of transformers that changes one is noticed there.
+each, so that a new version of transformers that changes one is noticed there. It also holds that no other file uses
+any. Other files use what `Trainer` documents (its arguments, events, `state`, `control` and `log`), and
+`TestTimeTrainer` overrides methods: `get_eval_dataloader`, `get_test_dataloader`, `evaluation_loop`, `compute_loss`,
+`compute_loss_context_manager`, `get_decay_parameter_names` and `create_model_card`.
 """
 
 from collections.abc import Iterator
@@ -10,14 +13,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from tttnn.adaptation.options import OPTIMIZER_ARGUMENTS
 
-# The arguments of `Trainer` that its optimizer is made of.
-OPTIMIZER_ARGUMENTS = (
-    *("optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon"),
-)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,6 +161,24 @@ def restore_use_cache(model: "PreTrainedModel", config: dict[str, Any]) -> None:
         model.config.use_cache = config["use_cache"]
     else:
         vars(model.config).pop("use_cache", None)
+
+
+def callbacks(trainer: "TestTimeTrainer") -> list[TrainerCallback]:
+    """
+    List the callbacks, in the order in which they are called.
+
+    Relies on: `callback_handler.callbacks`.
+    """
+    return cast("list[TrainerCallback]", trainer.callback_handler.callbacks)
+
+
+def show_dataloader(trainer: "TestTimeTrainer", dataloader: Any) -> None:  # noqa: ANN401
+    """
+    Let events of an evaluation pass its loader to callbacks.
+
+    Relies on: `callback_handler.eval_dataloader`.
+    """
+    trainer.callback_handler.eval_dataloader = dataloader
 
 
 def is_sharded(trainer: "TestTimeTrainer") -> bool:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tttnn.adaptation.episode import Episode
-from tttnn.adaptation.options import MIXES, NeighborStepArguments, RetrievalArguments, StepArguments
+from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, StepArguments
 from tttnn.adaptation.requirements import is_peft, num_positions
 from tttnn.adaptation.trainable import THROUGH_PEFT, TrainableArguments
 from tttnn.errors import InputError
@@ -33,8 +33,8 @@ class Method:
     description: ClassVar[str]
     retrieves: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    # values of `mix` that it can serve: none where it has no score for each token
-    mixes: ClassVar[tuple[str, ...]] = MIXES
+    # whether `candidates` may list several, to choose from on validation documents
+    chooses: ClassVar[bool] = False
     # dataclasses of the options that are its own, by the name of its argument that takes them
     own_options: ClassVar[dict[str, type]] = {}
 
@@ -66,17 +66,24 @@ class Method:
         Raises:
             `ValueError`: If it does not suit them.
         """
-        if trainer.args.mix not in self.mixes:
-            raise InputError(
-                f"`mix` is {trainer.args.mix!r}, and the method {self.name} can have {' or '.join(self.mixes)} only: "
-                "it has no score for each token, or adapts nothing. Choose another mixture or method."
-            )
         if self.trainable is not None and (self.trainable.trainable in THROUGH_PEFT) != is_peft(trainer.model):
             raise InputError(
                 f"`trainable` is {self.trainable.trainable!r}, but the model is a {type(trainer.model).__name__}. "
                 "Pass what `make_trainable` made of it, with the same arguments."
             )
         return self
+
+    def candidates(self) -> list["Method"]:
+        """
+        List the method with each of the settings that one pass scores, to choose from on validation documents.
+
+        With several, a record has a score for each, in this order, after the score before. `settings` then has lists
+        of the values to choose from, and the first of them varies fastest.
+
+        Returns:
+            `list[Method]`: by default this method alone.
+        """
+        return [self]
 
     def needs_neighbors(self, args: "TestTimeTrainingArguments") -> bool:
         """

@@ -19,6 +19,13 @@ PROMPTS = ("context", "none")
 MIXES = ("none", "cache", "unadapted", "both")
 MAX_WINDOW_LENGTH = 8192
 TRAIN_ON = ("neighbors", "query", "both")
+# Which choice of `trainable` each size belongs to.
+SIZES = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
+# The arguments of `Trainer` that its optimizer is made of.
+OPTIMIZER_ARGUMENTS = (
+    *("optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon"),
+)
 WIDE = 200  # candidates where more than the nearest may be chosen
 
 

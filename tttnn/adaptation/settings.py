@@ -4,6 +4,7 @@ from dataclasses import fields
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from tttnn.adaptation import internals
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
 from tttnn.neighbors import Selector, describe_retriever
@@ -53,7 +54,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         "optimizer": repr(trainer.optimizer.defaults),
         "early_stopping": [],
     }
-    for callback in trainer.callback_handler.callbacks:
+    for callback in internals.callbacks(trainer):
         if isinstance(callback, TestTimeCallback):
             for name, value in callback.settings().items():
                 settings[name] = [*settings.get(name, []), value]

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tttnn.adaptation.options import SIZES
 from tttnn.adaptation.requirements import num_positions
 from tttnn.errors import InputError
 
-
-# Which choice of `trainable` each size belongs to.
-SIZES = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
 
 THROUGH_PEFT = ("lora", "ia3", "layernorm", "prefix")
 

@@ -225,7 +225,7 @@ class TestTimeTrainer(Trainer):
         Raises:
             `RuntimeError`: If there is no retriever, or a loss or score is not finite.
         """
-        self.callback_handler.eval_dataloader = dataloader
+        internals.show_dataloader(self, dataloader)
         if self.method.needs_neighbors(self.args) and isinstance(self.retriever, Prepared):
             self.retriever.prepare(num_candidates(self.args, self.retriever))
         failure: NotFiniteError | None = None

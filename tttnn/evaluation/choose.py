@@ -3,15 +3,13 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 from transformers.utils import logging
 
 from tttnn.adaptation import Method, NotFiniteError, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.documents import Document
 from tttnn.errors import InputError
-from tttnn.methods import KnnLM, best_candidate
-from tttnn.records import digest, summarize
+from tttnn.records import DocumentRecord, digest, nll_matrix, summarize
 
 
 logger = logging.get_logger(__name__)
@@ -23,10 +21,11 @@ def check_validation(
     rates: list[float], method: Method, documents: list[Document], validation: list[Document]
 ) -> None:
     """Make sure that what is chosen is chosen on documents that are not tested on."""
-    weighs = isinstance(method, KnnLM)
-    chooses = bool(rates) or (isinstance(method, KnnLM) and len(method.knn.candidates) > 1)
+    varied = _varied(method)
+    chooses = bool(rates or varied)
     if chooses and not validation:
-        options = "one `--knn-lambda` and one `--knn-temperature`" if weighs else "`--learning-rate`"
+        named = ["`--learning-rate`"] * bool(rates)
+        options = " and ".join([*named, *(f"one `--{name.replace('_', '-')}`" for name in varied)])
         raise InputError(
             "There is something to choose, and it is chosen on validation documents. Pass `--validation`, or set "
             f"{options}."
@@ -53,13 +52,26 @@ def choose(
     validation: list[Document],
 ) -> tuple[TestTimeTrainingArguments, Method]:
     """
-    Choose the learning rate, or the weights of kNN-LM, by the pooled score of validation documents.
+    Choose the learning rate, and one of the method's candidates, by the pooled score of validation documents.
 
     Training that diverges at a rate rules the rate out; if it does so at every rate, that is an error.
     """
     tell = logger.warning if args.process_index == 0 else logger.debug
-    if isinstance(method, KnnLM):
-        return args, _choose_weights(make_trainer(args, method), method, validation, tell)
+    if rates:
+        args = _choose_rate(make_trainer, rates, args, method, validation, tell)
+    if len(method.candidates()) > 1:
+        method = _choose_candidate(make_trainer(args, method), method, validation, tell)
+    return args, method
+
+
+def _choose_rate(
+    make_trainer: MakeTrainer,
+    rates: list[float],
+    args: TestTimeTrainingArguments,
+    method: Method,
+    validation: list[Document],
+    tell: Callable[[str], None],
+) -> TestTimeTrainingArguments:
     scores: dict[float, float] = {}
     for rate in rates:
         trial = _with_rate(args, rate)
@@ -86,20 +98,40 @@ def choose(
     )
     if best in (min(scores), max(scores)) and len(scores) > 2:
         tell("That is the end of the rates that were tried: one beyond it may be better still.")
-    return _with_rate(args, best), method
+    return _with_rate(args, best)
 
 
-def _choose_weights(
-    trainer: TestTimeTrainer, method: KnnLM, validation: list[Document], tell: Callable[[str], None]
-) -> KnnLM:
-    knn = method.knn
+def _choose_candidate(
+    trainer: TestTimeTrainer, method: Method, validation: list[Document], tell: Callable[[str], None]
+) -> Method:
     trainer.evaluate(validation, metric_key_prefix="validation")  # type: ignore[arg-type]
-    best = best_candidate(trainer.records, knn)
-    weight, temperature = best.knn_lambda[0], best.knn_temperature[0]
-    tell(f"Chosen on {len(validation)} validation documents: lambda {weight}, temperature {temperature}.")
-    if weight == max(knn.knn_lambda) or temperature in (min(knn.knn_temperature), max(knn.knn_temperature)):
-        tell("That is at the end of what was tried: values beyond it may be better still.")
-    return replace(method, knn=best)
+    best = best_candidate(trainer.records, method.candidates())
+    settings, at_end = best.settings(), []
+    for name, values in _varied(method).items():
+        if settings[name][0] in (min(values), max(values)) and len(values) > 2:
+            at_end.append(name)
+    chosen = ", ".join(f"{name} {settings[name][0]}" for name in _varied(method))
+    tell(f"Chosen on {len(validation)} validation documents: {chosen}.")
+    if at_end:
+        tell(f"At the end of what was tried: {', '.join(at_end)}. A value beyond it may be better still.")
+    return best
+
+
+def best_candidate(records: list[DocumentRecord], candidates: list[Method]) -> Method:
+    """Choose the candidate with the lowest sum of nll; a record has their scores after the score before."""
+    if all(record.status == "untrained" for record in records):
+        raise InputError(
+            f"None of the {len(records)} validation documents could be adapted to, so there is nothing to choose by. "
+            "Check the index and the filters."
+        )
+    return candidates[int(nll_matrix(records)[:, 1:].sum(axis=0).argmin())]
+
+
+def _varied(method: Method) -> dict[str, list[float]]:
+    """Give the values of each setting of which a method has several to choose from."""
+    if len(method.candidates()) == 1:
+        return {}
+    return {name: value for name, value in method.settings().items() if isinstance(value, list) and len(value) > 1}
 
 
 def _with_rate(args: TestTimeTrainingArguments, rate: float) -> TestTimeTrainingArguments:

@@ -22,7 +22,7 @@ from tttnn.adaptation import (
 )
 from tttnn.errors import InputError
 from tttnn.helptext import HelpFormatter, dashed, misspelled, suggestion
-from tttnn.methods import METHODS, KnnLM, Method
+from tttnn.methods import METHODS, Method
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -223,7 +223,7 @@ def parse_evaluation(
 def _groups(method: type[Method]) -> list[type]:
     """List the dataclasses of a method's options."""
     index = [IndexArguments] * method.retrieves
-    choice = [RateArguments] * method.trains + [ValidationArguments] * (method.trains or issubclass(method, KnnLM))
+    choice = [RateArguments] * method.trains + [ValidationArguments] * (method.trains or method.chooses)
     return [*index, *method.options(), *choice, ScoringArguments, RunArguments, _trainer_options()]
 
 

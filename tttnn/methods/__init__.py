@@ -3,7 +3,7 @@
 from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments, make_trainable
 from tttnn.methods.context import Context, ContextAndTraining, ContextArguments
 from tttnn.methods.dynamic import Dynamic
-from tttnn.methods.knn_lm import KnnArguments, KnnLM, best_candidate
+from tttnn.methods.knn_lm import KnnArguments, KnnLM
 from tttnn.methods.none import NoAdaptation, Prefix
 from tttnn.methods.query import Query
 
@@ -22,7 +22,6 @@ __all__ = [
     "Query",
     "TestTimeTraining",
     "TrainableArguments",
-    "best_candidate",
     "make_trainable",
 ]
 

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
+
 from tttnn.adaptation import (
     Episode,
     Method,
     TestTimeTrainer,
+    TokenNll,
     TrainableArguments,
     Window,
     scoring_windows,
@@ -30,7 +33,6 @@ class Dynamic(Method):
     name = "dynamic"
     description = "score a window, take a step on it, continue with the next; no neighbors"
     retrieves = False
-    mixes = ("none",)
     own_options = {"trainable": TrainableArguments}
 
     def prepared_for(self, trainer: TestTimeTrainer) -> Method:
@@ -46,7 +48,7 @@ class Dynamic(Method):
         """Score and train window by window (see `Method.score_after`)."""
         size = episode.trainer.args.gradient_accumulation_steps
         windows = _windows(episode)
-        nll = _nll(episode, windows[:size])
+        scores = [_read(episode, windows[:size])]
         scored = size
         # the windows of a group, all scored by now, make a step, and then those of the next group are scored
         num_groups = -(-len(windows) // size)
@@ -55,11 +57,12 @@ class Dynamic(Method):
         if not chunks:
             episode.record.status = "scored"  # a text of one window leaves nothing to train for
         for _ in episode.train_on(chunks):
-            nll += _nll(episode, windows[scored : scored + size])
+            scores.append(_read(episode, windows[scored : scored + size]))
             scored += size
         # more than one group is left if a callback stopped the training
-        nll += _nll(episode, windows[scored:])
-        episode.add_score(nll, perf_counter())
+        scores.append(_read(episode, windows[scored:]))
+        known, of_text = (np.concatenate(parts) for parts in zip(*scores, strict=True))
+        episode.add_score(TokenNll(known, of_text), perf_counter())
 
 
 def _windows(episode: Episode) -> list[Window]:
@@ -69,8 +72,8 @@ def _windows(episode: Episode) -> list[Window]:
     return scoring_windows(text.token_ids, text.prefix_id, text.max_length, text.prompt_ids, stride, fill=False)
 
 
-def _nll(episode: Episode, windows: list[Window]) -> float:
+def _read(episode: Episode, windows: list[Window]) -> TokenNll:
     start = perf_counter()
-    nll = episode.read(windows).total
+    nll = episode.read(windows)
     episode.record.seconds["score"] += perf_counter() - start
     return nll

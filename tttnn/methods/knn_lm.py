@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tttnn.adaptation import Episode, Method, Window, in_model, prefix_token_id, scoring_windows
+from tttnn.adaptation import Episode, Method, TokenNll, Window, in_model, prefix_token_id, scoring_windows
 from tttnn.errors import InputError
-from tttnn.records import DocumentRecord, nll_matrix
 
 
 @dataclass
@@ -53,7 +53,7 @@ class KnnArguments:
             raise InputError(f"`knn_k` is {self.knn_k}. Pass at least 1.")
 
     @property
-    def candidates(self) -> list[tuple[float, float]]:
+    def pairs(self) -> list[tuple[float, float]]:
         """Pairs of weight and temperature, temperature by temperature."""
         return [(weight, temperature) for temperature, weight in product(self.knn_temperature, self.knn_lambda)]
 
@@ -112,7 +112,7 @@ class KnnLM(Method):
     Args:
         knn (`KnnArguments`):
             One pair of lambda and temperature to evaluate. With several, to choose from, a record has a score for
-            each, in the order of `KnnArguments.candidates`, after the score before; metrics are those of the last.
+            each, in the order of `candidates`, after the score before; metrics are those of the last.
 
     Source: Khandelwal et al., [kNN-LM](https://huggingface.co/papers/1911.00172).
     """
@@ -120,7 +120,7 @@ class KnnLM(Method):
     name = "knn-lm"
     description = "the neighbors' hidden states vote for the next token"
     trains = False
-    mixes = ("none",)
+    chooses = True
     own_options = {"knn": KnnArguments}
 
     knn: KnnArguments = field(default_factory=KnnArguments)
@@ -128,6 +128,10 @@ class KnnLM(Method):
     def settings(self) -> dict[str, Any]:
         """Name the method and its weights."""
         return {**super().settings(), **vars(self.knn)}
+
+    def candidates(self) -> list[Method]:
+        """List the method with each pair of weight and temperature, temperature by temperature."""
+        return [replace(self, knn=KnnArguments([weight], [heat], self.knn.knn_k)) for weight, heat in self.knn.pairs]
 
     def score_adapted(self, episode: Episode) -> None:
         """Append the score under each pair of weight and temperature, all from one pass."""
@@ -137,51 +141,25 @@ class KnnLM(Method):
         windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, trainer.max_length)]
         with trainer.compute_loss_context_manager(), in_model(episode.record):
             nlls = self._mixed_nlls(episode.model, windows, episode.scored_text.windows)
-        episode.add_score(nlls[0], start)
-        episode.record.nll += nlls[1:]
+        *others, last = nlls
+        episode.record.nll += [episode.mixed(nll).total for nll in others]
+        episode.add_score(last, start)
 
-    def _mixed_nlls(self, model: PreTrainedModel, neighbors: list[Window], scored: list[Window]) -> list[float]:
-        """Give the nll of the scored windows under each pair of weight and temperature."""
+    def _mixed_nlls(self, model: PreTrainedModel, neighbors: list[Window], scored: list[Window]) -> list[TokenNll]:
+        """Give the nll of the scored tokens under each pair of weight and temperature."""
         stored = [(states, targets) for states, targets, _ in read_windows(model, neighbors)]
         datastore = Datastore(*map(torch.cat, zip(*stored, strict=True))) if stored else None
-        totals = [0.0] * len(self.knn.candidates)
+        rows: list[list[np.ndarray]] = [[] for _ in self.knn.pairs]
         for states, targets, from_model in read_windows(model, scored):
             votes = from_model.expand(len(self.knn.knn_temperature), -1)  # no datastore leaves the model as it is
             if datastore is not None:
                 votes = datastore.log_probabilities(states, targets, self.knn.knn_temperature, self.knn.knn_k)
             # on the host, because float64 is not on every device
             from_model, votes = from_model.double().cpu(), votes.double().cpu()
-            for place, (row, weight) in enumerate(product(votes, self.knn.knn_lambda)):
-                mixed = torch.logaddexp(from_model + math.log1p(-weight), row + _log(weight))
-                totals[place] -= mixed.sum().item()
-        return totals
+            for parts, (vote, weight) in zip(rows, product(votes, self.knn.knn_lambda), strict=True):
+                parts.append(-torch.logaddexp(from_model + math.log1p(-weight), vote + _log(weight)).numpy())
+        return [TokenNll(np.zeros(0), np.concatenate([np.zeros(0), *parts])) for parts in rows]
 
 
 def _log(value: float) -> float:
     return math.log(value) if value else -math.inf
-
-
-def best_candidate(records: list[DocumentRecord], knn: KnnArguments) -> KnnArguments:
-    """
-    Choose weight and temperature by pooled validation scores.
-
-    Args:
-        records (`list[DocumentRecord]`):
-            Of validation documents, from a trainer whose method is `KnnLM` with all candidates.
-        knn (`KnnArguments`):
-            The candidates.
-
-    Returns:
-        `KnnArguments`: with one pair: that of the lowest sum of nll.
-
-    Raises:
-        `ValueError`: If no document has a neighbor.
-    """
-    if all(record.status == "untrained" for record in records):
-        raise InputError(
-            f"None of the {len(records)} validation documents has a neighbor, so there is nothing to choose by. Check "
-            "the index and the filters."
-        )
-    sums = nll_matrix(records)[:, 1:].sum(axis=0)
-    weight, temperature = knn.candidates[int(sums.argmin())]
-    return KnnArguments([weight], [temperature], knn.knn_k)

@@ -19,7 +19,15 @@ class NoAdaptation(Method):
     description = "the model as it comes"
     retrieves = False
     trains = False
-    mixes = ("none", "cache")
+
+    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+        """Refuse to mix the model with itself."""
+        if trainer.args.mix in ("unadapted", "both"):
+            raise InputError(
+                f"`mix` is {trainer.args.mix!r}, and the method {self.name} adapts nothing: the model would be mixed "
+                "with itself. Pass 'cache' or 'none', or choose another method."
+            )
+        return super().prepared_for(trainer)
 
     def score_after(self, episode: Episode) -> None:
         """Leave the score before as the last one, unless it is to be mixed."""

@@ -7,7 +7,7 @@ import numpy as np
 from tttnn.citation import CITATION
 from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.results import contaminated
-from tttnn.report.runs import Run
+from tttnn.report.runs import Run, worse_than_before
 from tttnn.report.study import Study
 from tttnn.report.tables import count_documents, difference, score_cells, share
 
@@ -25,7 +25,7 @@ def model_card(study: Study) -> list[Block]:
     """Write the evaluation section of a model card: what was evaluated, how, results, limits, citation."""
     grouping = study.grouping
     header = ["run", "method", "documents", "bits per byte before", "after", "ratio"]
-    header += [f"difference, {study.interval_name} interval", "documents worse"]
+    header += [f"difference, {study.interval_name} interval", f"documents {worse_than_before(study.runs)}"]
     rows = [
         [run.label, run.method, str(total.documents), *score_cells(total), share(total.worse, total.documents)]
         for run, total in zip(study.runs, study.totals, strict=True)
@@ -70,6 +70,7 @@ def _how(run: Run) -> str:
         words.append(f"an index of {used['num_indexed']} documents")
     if "query" in used:
         words.append(f"query {used['query']}")
+    words.append("the query in context" if run.prompt == "context" else "no prompt")
     words.append(f"windows of {used.get('max_length')} tokens")
     if used.get("drop_near_copies"):
         words.append("near-copies dropped")

@@ -47,6 +47,7 @@ def study_json(study: Study) -> str:
         {
             "label": run.label,
             "method": run.method,
+            "prompt": run.prompt,
             "settings_apart": settings_apart,
             "total": _row(total),
             "pooled": None if pooled is None else _row(pooled),
@@ -86,10 +87,12 @@ def study_csv(study: Study) -> str:
     phases = list(study.totals[0].seconds)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "method", "group", "is_total", *names, *counts, *(f"seconds_{name}" for name in phases)])
+    writer.writerow(
+        ["run", "method", "prompt", "group", "is_total", *names, *counts, *(f"seconds_{name}" for name in phases)]
+    )
     for run, total, groups in zip(study.runs, study.totals, study.groups, strict=True):
         for result in [*groups, total]:
             row = finite(_row(result))
             cells = [row[name] for name in (*names, *counts)] + [row["seconds"][name] for name in phases]
-            writer.writerow([run.label, run.method, result.group, int(result is total), *cells])
+            writer.writerow([run.label, run.method, run.prompt, result.group, int(result is total), *cells])
     return text.getvalue()

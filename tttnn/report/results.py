@@ -91,6 +91,7 @@ class Comparison:
     baseline_after: float = math.nan
     low: float = math.nan  # the interval of the difference
     high: float = math.nan
+    worse: int = 0  # documents with more bits per byte than the baseline's
     other_bytes: int = 0  # documents of which the two scored a different number of bytes
     other_before: int = 0  # documents whose scores before differ
     # settings that the score before depends on and that differ: of the run, and of the baseline
@@ -180,13 +181,15 @@ class Grouping:
         comparison.baseline_after = _mean(scores, weights, lambda pair: _bits(pair.before, pair.bytes_before))
         comparison.after = _mean(scores, weights, lambda pair: _bits(pair.after, pair.bytes_after))
         comparison.low, comparison.high = self.bootstrap.interval(scores, weights)
+        comparison.worse = sum(of_run[key].bits_per_byte() > of_baseline[key].bits_per_byte() for key in keys)
         comparison.other_bytes = sum(of_run[key].num_bytes != of_baseline[key].num_bytes for key in keys)
         # another batch size changes a score by less
         comparison.other_before = sum(
             not math.isclose(of_run[key].nll[0], of_baseline[key].nll[0], rel_tol=1e-5, abs_tol=1e-4) for key in keys
         )
         if comparison.other_bytes or comparison.other_before:
-            for name in ("model", "revision", "weights", "tokenizer", "query", "max_length", "bf16", "fp16"):
+            names = ("model", "revision", "weights", "tokenizer", "query", "prompt", "window_length", "stride")
+            for name in (*names, "max_length", "bf16", "fp16"):
                 values = run.settings.get(name), baseline.settings.get(name)
                 if values[0] != values[1]:
                     comparison.causes[name] = values

@@ -8,23 +8,25 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, StepArguments
+from tttnn.adaptation.options import (
+    OPTIMIZER_ARGUMENTS,
+    SIZES,
+    NeighborStepArguments,
+    RetrievalArguments,
+    StepArguments,
+)
 from tttnn.errors import InputError
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES, read_journal
 from tttnn.records import DocumentRecord
 
 
-# Settings that matter to one choice of `trainable` only.
-ONLY_FOR = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
 # Settings that matter only to a run that retrieves, to one that takes steps, and to one that does both.
 RETRIEVING = {
     *("retriever", "index", "num_indexed", "passage_length"),
     *(option.name for option in fields(RetrievalArguments)),
 }
-STEPPING = {"trainable", "optimizer", "early_stopping", *ONLY_FOR, *(option.name for option in fields(StepArguments))}
+STEPPING = {"trainable", "optimizer", "early_stopping", *SIZES, *(option.name for option in fields(StepArguments))}
 STEPPING_ON_NEIGHBORS = {option.name for option in fields(NeighborStepArguments)}
-# Settings that `optimizer` repeats.
-IN_OPTIMIZER = {"learning_rate", "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"}
 
 
 @dataclass
@@ -70,10 +72,15 @@ class Run:
             names.append(f"with {settings['mix']}")
         return ", ".join(names)
 
+    @property
+    def prompt(self) -> str:
+        """What the model has read before the scored text: `"context"`, the query, or `"none"`."""
+        return str(self.settings.get("prompt", "none"))
+
     def used_settings(self) -> dict[str, Any]:
         """Give the settings that matter to the run."""
         trainable = self.settings.get("trainable", "full")
-        unused = {name for name, choice in ONLY_FOR.items() if choice != trainable}
+        unused = {name for name, choice in SIZES.items() if choice != trainable}
         unused |= set() if self.retrieves else RETRIEVING
         unused |= set() if self.trains else STEPPING
         unused |= set() if self.retrieves and self.trains else STEPPING_ON_NEIGHBORS
@@ -184,14 +191,23 @@ def _label(runs: list[Run]) -> None:
         run.label = f"{names[run.folder]} {rest}".rstrip()
 
 
+def worse_than_before(runs: list[Run]) -> str:
+    """Name the count of documents whose last score is worse than their first, which the prompt alone may give."""
+    return "worse than the prompt alone" if all(run.prompt == "context" for run in runs) else "worse than before"
+
+
 def differing_settings(runs: list[Run]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Of the settings that differ, give the value of more than half of the runs, and each run's other values."""
     used = [run.used_settings() for run in runs]
-    names = [name for name in dict.fromkeys(name for settings in used for name in settings) if name != "method"]
+    names = [
+        name
+        for name in dict.fromkeys(name for settings in used for name in settings)
+        if name not in ("method", "prompt")
+    ]
     common: dict[str, Any] = {}
     apart: list[dict[str, Any]] = [{} for _ in runs]
     differing = [name for name in names if len({repr(settings[name]) for settings in used if name in settings}) > 1]
-    if IN_OPTIMIZER & set(differing):
+    if set(OPTIMIZER_ARGUMENTS) & set(differing):  # which `optimizer` repeats
         differing = [name for name in differing if name != "optimizer"]
     for name in differing:
         values = [repr(settings[name]) for settings in used if name in settings]

@@ -11,7 +11,7 @@ from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
 from tttnn.report.pictures.costs import phase_seconds
 from tttnn.report.published import Published, published_for
 from tttnn.report.results import Comparison, Result, contaminated
-from tttnn.report.runs import Run, differing_settings
+from tttnn.report.runs import Run, differing_settings, worse_than_before
 from tttnn.report.study import Study
 from tttnn.report.tables import NONE, count_documents, difference, figure, score_cells, share
 from tttnn.report.trials import trials_of
@@ -37,10 +37,10 @@ def overview(study: Study) -> list[Block]:
     """Begin the page: what is reported, and the table of runs."""
     bootstrap, total = study.grouping.bootstrap, study.totals[0].group
     common, apart = differing_settings(study.runs)
-    header = ["run", "method", "documents", "bytes", "bits per byte before", "after", "ratio"]
+    header = ["run", "method", "prompt", "documents", "bytes", "bits per byte before", "after", "ratio"]
     header += [
         f"difference, {study.interval_name} interval",
-        "worse",
+        worse_than_before(study.runs),
         "untrained",
         "with near-copies",
         "own neighbors",
@@ -50,12 +50,13 @@ def overview(study: Study) -> list[Block]:
         cells = [str(result.documents), str(result.num_bytes), *score_cells(result)]
         copies = [str(result.near_copies), str(result.own_neighbors)] if run.retrieves else [NONE, NONE]
         counts = [share(result.worse, result.documents), str(result.untrained), *copies]
-        rows.append([run.label, run.method, *cells, *counts, settings_text(settings) or NONE])
+        rows.append([run.label, run.method, run.prompt, *cells, *counts, settings_text(settings) or NONE])
     text = (
         f"Bits per byte of {len(study.runs)} {'run' if len(study.runs) == 1 else 'runs'} before and after adaptation; "
         f"lower is better. {MEANS[total]} Intervals are paired bootstraps over documents, {bootstrap.num_samples} "
         f"draws, seed {bootstrap.seed}. They cover the choice of documents and no other source of chance, and they "
-        "are too narrow for ten documents or fewer. Worse counts documents with a higher score after than before. "
+        "are too narrow for ten documents or fewer. With the prompt in context the score before is that of the prompt "
+        "alone: the original model has read it. Worse counts documents with a higher score after than before. "
         "Untrained documents could not be trained on; they count in every mean with the score of the original model. "
         "Own neighbors counts documents of which a part is among their own neighbors."
     )
@@ -78,7 +79,11 @@ def comparison(study: Study) -> list[Block]:
         "for the number of comparisons."
     )
     header = ["run", "documents matched", "after", f"after, {study.baseline.label}"]
-    header += [f"difference, {study.interval_name} interval", "verdict"]
+    header += [
+        f"difference, {study.interval_name} interval",
+        f"documents worse than {study.baseline.label}",
+        "verdict",
+    ]
     rows = [
         [
             item.label,
@@ -86,6 +91,7 @@ def comparison(study: Study) -> list[Block]:
             figure(item.after),
             figure(item.baseline_after),
             difference(item.difference, item.low, item.high),
+            share(item.worse, item.documents),
             _verdict(item),
         ]
         for item in study.comparisons
@@ -133,7 +139,7 @@ def group_table(study: Study, run: Run, results: list[Result]) -> list[Block]:
     """Lay out one run by task or group, and for tasks of the Pile the published figures beside it."""
     published = published_for(run) if study.grouping.is_pile else None
     header = [str(study.grouping.kind), "documents", "bits per byte before", "after", "ratio"]
-    header += [f"difference, {study.interval_name} interval", "worse", "seconds"]
+    header += [f"difference, {study.interval_name} interval", worse_than_before([run]), "seconds"]
     if published:
         kind = "published" if published.is_same else "another model, published"
         header += [f"{kind}: before", "after", "ratio"]

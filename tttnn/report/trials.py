@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from tttnn.errors import InputError
@@ -20,11 +21,14 @@ class Trial:
 
 
 def trials_of(run: Run) -> list[Trial]:
-    """List the learning rates, or pairs of lambda and temperature, that were tried for a run."""
+    """List the learning rates, and the candidates of the method, that were tried for a run."""
     trials: list[Trial] = []
     for name, (settings, records) in run.trials.items():
-        if settings.get("method") == "knn-lm":
-            trials += _knn_trials(run, settings, records)
+        # of what a method chooses, a trial has a list of values, and the run a list of the chosen one
+        lists = {key: values for key, values in settings.items() if isinstance(values, list) and len(values) > 1}
+        varied = {key: values for key, values in lists.items() if _is_one(run.settings.get(key))}
+        if varied:
+            trials += _candidate_trials(run, varied, records)
             continue
         rate = settings.get("learning_rate")
         score = summarize(records)["bits_per_byte"] if any(record.num_bytes for record in records) else math.nan
@@ -33,22 +37,25 @@ def trials_of(run: Run) -> list[Trial]:
     return trials
 
 
-def _knn_trials(run: Run, settings: dict[str, Any], records: list[DocumentRecord]) -> list[Trial]:
-    """List the pairs, whose scores a record has in this order after the score before."""
-    pairs = [(weight, heat) for heat in settings["knn_temperature"] for weight in settings["knn_lambda"]]
+def _candidate_trials(run: Run, varied: dict[str, list[Any]], records: list[DocumentRecord]) -> list[Trial]:
+    """List the candidates, whose scores a record has after the score before; the first setting varies fastest."""
+    candidates = [values[::-1] for values in product(*reversed(varied.values()))]
     sums, num_bytes = nll_matrix(records)[:, 1:].sum(axis=0), sum(record.num_bytes for record in records)
-    if len(sums) != len(pairs):
+    if len(sums) != len(candidates):
         raise InputError(
-            f"The validation journal of '{run.folder}' has {len(sums)} scores for {len(pairs)} pairs of lambda and "
-            "temperature. Move it away and run the evaluation again."
+            f"The validation journal of '{run.folder}' has {len(sums)} scores for {len(candidates)} values of "
+            f"{' and '.join(varied)}. Move it away and run the evaluation again."
         )
-    chosen = run.settings.get("knn_lambda"), run.settings.get("knn_temperature")
     return [
         Trial(
-            f"lambda {weight:g}, temperature {temperature:g}",
+            ", ".join(f"{name} {value:g}" for name, value in zip(varied, values, strict=True)),
             len(records),
             total / num_bytes / math.log(2) if num_bytes else math.nan,
-            chosen == ([weight], [temperature]),
+            all(run.settings[name] == [value] for name, value in zip(varied, values, strict=True)),
         )
-        for (weight, temperature), total in zip(pairs, sums.tolist(), strict=True)
+        for values, total in zip(candidates, sums.tolist(), strict=True)
     ]
+
+
+def _is_one(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 1
