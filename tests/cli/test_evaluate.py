@@ -245,6 +245,12 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
     }
 
 
+def test_mixed_precision_needs_no_word_about_the_cpu(evaluation, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert run_main(*evaluation[:-1], "--bf16", "True", "--limit", 1) == 0
+    assert journal_in(tmp_path / "run")[0]["bf16"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

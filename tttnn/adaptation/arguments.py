@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils.import_utils import is_torch_xla_available
 
 from tttnn.adaptation.options import (
     NeighborStepArguments,
@@ -142,6 +144,8 @@ class TestTimeTrainingArguments(
                 f"`train_on` is {self.train_on!r} and `query` is 'document': the query would be the text that is "
                 "scored. Pass `query='prefix'`, or train on the neighbors only."
             )
+        if self.bf16 and not torch.accelerator.is_available() and not is_torch_xla_available():
+            self.use_cpu = True  # transformers refuses bfloat16 on a CPU that was not asked for
         TrainingArguments.__post_init__(self)
         if self.per_device_train_batch_size != 1:
             raise InputError(
