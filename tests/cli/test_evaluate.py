@@ -256,7 +256,7 @@ def test_mixed_precision_needs_no_word_about_the_cpu(evaluation, tmp_path, monke
     [
         (["--model", "/missing/model"], "/missing/model"),
         (["--dataset", "/missing/test.jsonl"], "There is no file or folder at '/missing/test.jsonl'"),
-        (["--preset", "tttln"], "There is no preset 'tttln'. Pass one of tttlm."),
+        (["--preset", "tttln"], "There is no preset 'tttln'. Pass one of 'tttlm', or a file of `tttnn tune`"),
         (["--num-neighbors", "0"], "`num_neighbors` is 0"),
         (["--num-neighbors", "11"], "the index holds 10 documents"),
         (["--top-k", "3"], "`top_k` is 3, fewer than the 4 of `num_neighbors`"),

@@ -210,7 +210,7 @@ class Episode:
 
     def read(self, windows: list[Window], context: Sequence[int] = ()) -> TokenNll:
         """
-        Score the targets of windows with the model as it is now, and record nothing but the time in it.
+        Score the targets of windows with the model as it is now; record only the time in it and the tokens read.
 
         Args:
             windows (`list[Window]`):
@@ -224,8 +224,10 @@ class Episode:
         trainer = self.trainer
         rolls = trainer.args.prompt == "none" and not context
         batch_size = trainer.args.per_device_eval_batch_size if rolls else 1
+        in_parts = trainer.reads_in_parts and not rolls
+        self.record.num_read_tokens += len(context) * (min(len(windows), 1) if in_parts else len(windows))
+        self.record.num_read_tokens += sum(len(window.input_ids) for window in windows)
         with trainer.compute_loss_context_manager(), in_model(self.record):
-            in_parts = trainer.reads_in_parts and not rolls
             return score(self.model, windows, batch_size, context=context, in_parts=in_parts)
 
     def add_score(self, nll: TokenNll | float, start: float, scored_text: ScoredText | None = None) -> None:

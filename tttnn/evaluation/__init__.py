@@ -8,7 +8,8 @@ from tttnn.doors import door
 if TYPE_CHECKING:
     from tttnn.evaluation.options import EvaluateArguments, Evaluation, parse_evaluation
     from tttnn.evaluation.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
-    from tttnn.evaluation.run import Outcome, evaluate_documents
+    from tttnn.evaluation.run import Outcome, evaluate_documents, load_model
+    from tttnn.evaluation.tune import tune_on_index
 
 __all__ = [
     "EvaluateArguments",
@@ -16,11 +17,13 @@ __all__ = [
     "Outcome",
     "TEST_FRACTION",
     "evaluate_documents",
+    "load_model",
     "parse_evaluation",
     "parse_tasks",
     "pile_weights",
     "select_documents",
     "task_of",
+    "tune_on_index",
 ]
 
 __getattr__, __dir__ = door(
@@ -31,10 +34,12 @@ __getattr__, __dir__ = door(
         "Outcome": "run",
         "TEST_FRACTION": "pile",
         "evaluate_documents": "run",
+        "load_model": "run",
         "parse_evaluation": "options",
         "parse_tasks": "pile",
         "pile_weights": "pile",
         "select_documents": "pile",
         "task_of": "pile",
+        "tune_on_index": "tune",
     },
 )

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from transformers import HfArgumentParser
 
 from tttnn.adaptation import (
-    PRESETS,
     SIZES,
     NeighborStepArguments,
     RetrievalArguments,
@@ -19,6 +18,7 @@ from tttnn.adaptation import (
     StepArguments,
     TestTimeTrainingArguments,
     TrainableArguments,
+    preset_settings,
 )
 from tttnn.errors import InputError
 from tttnn.helptext import HelpFormatter, dashed, misspelled, suggestion
@@ -47,7 +47,11 @@ class EvaluateArguments:
         },
     )
     preset: str | None = field(
-        default=None, metadata={"help": "Start from a published setting: tttlm. Other options override it."}
+        default=None,
+        metadata={
+            "help": "Start from a published setting, tttlm, or from those of a file of `tttnn tune`, FILE.json. Other "
+            "options override them."
+        },
     )
     limit: int | None = field(default=None, metadata={"help": "Evaluate only the first N documents."})
     split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
@@ -185,8 +189,7 @@ def parse_evaluation(
     first.add_argument("--method", default="ttt")
     first.add_argument("--preset")
     chosen = first.parse_known_args(argv)[0]
-    if chosen.preset is not None and chosen.preset not in PRESETS:
-        raise InputError(f"There is no preset {chosen.preset!r}. Pass one of {', '.join(PRESETS)}.")
+    settings, tuning = ({}, None) if chosen.preset is None else preset_settings(chosen.preset)
     # an unknown method is refused by the parser, which knows its name
     method = METHODS.get(chosen.method, METHODS["ttt"])
     groups: list[Any] = [kind, *_groups(method)]
@@ -201,10 +204,9 @@ def parse_evaluation(
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    if chosen.preset is not None:
-        # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
-        names = {item.name for group in groups for item in fields(group)}
-        parser.set_defaults(**{name: value for name, value in PRESETS[chosen.preset].items() if name in names})
+    # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
+    names = {item.name for group in groups for item in fields(group)}
+    parser.set_defaults(**{name: value for name, value in settings.items() if name in names})
     unknown = misspelled(argv, parser._option_string_actions)
     if unknown is not None:
         hint = suggestion(unknown, parser._option_string_actions)
@@ -217,7 +219,9 @@ def parse_evaluation(
     rates = parsed.get(RateArguments, RateArguments()).learning_rates or []
     validation = parsed.get(ValidationArguments, ValidationArguments())
     own = {"trainable": TrainableArguments()} | {name: parsed[item] for name, item in method.own_options.items()}
-    return Evaluation(parsed[kind], parsed.get(IndexArguments), rates, validation, _arguments(parsed), method(**own))
+    args = _arguments(parsed)
+    args.tuning = tuning
+    return Evaluation(parsed[kind], parsed.get(IndexArguments), rates, validation, args, method(**own))
 
 
 def _groups(method: type[Method]) -> list[type]:
@@ -234,7 +238,7 @@ def _trainer_options() -> type:
     types = get_type_hints(TestTimeTrainingArguments)
     hidden: list[Any] = []
     for item in fields(TestTimeTrainingArguments):
-        if item.name not in names:
+        if item.init and item.name not in names:
             default: Any = {"default": item.default}
             if item.default is MISSING:
                 default = {"default_factory": item.default_factory}

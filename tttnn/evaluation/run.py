@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tttnn.adaptation import (
     JournalCallback,
@@ -64,15 +64,38 @@ def load_trainer_arguments(evaluation: Evaluation[Any]) -> dict[str, Any]:
             cache=NeighborCache(),
             passage_length=index.passage_length,
         )
+    model, tokenizer = load_model(inputs.model, inputs.model_revision, inputs.dtype)
+    return {"model": model, "processing_class": tokenizer, "retriever": retriever}
+
+
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a model and its tokenizer.
+
+    Args:
+        name (`str`):
+            Hub id or folder.
+        revision (`str`, *optional*):
+            Branch, tag or commit.
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Precision of the weights.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: both.
+
+    Raises:
+        `ValueError`: If they cannot be loaded.
+    """
     try:
-        model = AutoModelForCausalLM.from_pretrained(inputs.model, revision=inputs.model_revision, dtype=inputs.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(inputs.model, revision=inputs.model_revision)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+        return model, AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The model '{inputs.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
+            f"The model '{name}' cannot be loaded: {error} Check its name and `--model-revision`; without a "
             "connection, pass a folder, or a model that is in the cache."
         ) from error
-    return {"model": model, "processing_class": tokenizer, "retriever": retriever}
 
 
 def evaluate_documents(

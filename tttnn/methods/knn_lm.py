@@ -137,6 +137,8 @@ class KnnLM(Method):
         windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, trainer.max_length)]
         with trainer.compute_loss_context_manager(), in_model(episode.record):
             nlls = self._mixed_nlls(episode.model, windows, episode.scored_text.windows)
+        read = (*windows, *episode.scored_text.windows)
+        episode.record.num_read_tokens += sum(len(window.input_ids) for window in read)
         episode.add_score(nlls[0], start)
         episode.record.nll += nlls[1:]
 
