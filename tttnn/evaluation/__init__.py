@@ -6,12 +6,13 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.evaluation.options import EvaluateArguments, Evaluation, parse_evaluation
+    from tttnn.evaluation.options import Budget, EvaluateArguments, Evaluation, parse_evaluation
     from tttnn.evaluation.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
     from tttnn.evaluation.run import Outcome, evaluate_documents, load_model
     from tttnn.evaluation.tune import tune_on_index
 
 __all__ = [
+    "Budget",
     "EvaluateArguments",
     "Evaluation",
     "Outcome",
@@ -29,6 +30,7 @@ __all__ = [
 __getattr__, __dir__ = door(
     __name__,
     {
+        "Budget": "options",
         "EvaluateArguments": "options",
         "Evaluation": "options",
         "Outcome": "run",
