@@ -6,7 +6,8 @@ The Pile evaluation of test-time training on nearest neighbors: bits per byte, t
 `--dataset` takes Pile-format data, rows of {"text", "meta": {"pile_set_name"}}: `.jsonl` or `.jsonl.zst` files, or a
 Hub data set. The authors' sample of each task is evaluated: shuffled with seed 1216, the first fifth. `--limit` takes
 only its first documents. `--preset tttlm` uses the authors' settings, and `--method` runs another method. Settings are
-chosen on `--validation` documents, or on the `--validation-limit` documents of each task that follow the sample.
+chosen on `--validation` documents, or on the `--validation-limit` documents of each task that follow the sample; or by
+`--preset FILE.json` of `tttnn tune` and by `--budget`.
 Several processes share the documents: `torchrun --nproc-per-node 2 ...`.
 """
 

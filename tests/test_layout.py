@@ -14,7 +14,18 @@ import tttnn
 
 PACKAGE = Path(tttnn.__file__).parent
 
-GROUND = {"documents", "neighbors", "records", "journal", "files", "errors", "doors", "helptext", "citation"}
+GROUND = {
+    "documents",
+    "neighbors",
+    "records",
+    "intervals",
+    "journal",
+    "files",
+    "errors",
+    "doors",
+    "helptext",
+    "citation",
+}
 # What each room may import beside itself and the ground floor. A name with a dot is one file of a room.
 MAY_IMPORT = {
     "embedding": set(),

@@ -47,6 +47,7 @@ def test_the_wheel_holds_every_module(wheel):
     [
         "tttnn/py.typed",
         "tttnn/metrics/bits_per_byte/bits_per_byte.py",
+        "tttnn/methods/budget.json",
         "tttnn/report/page.html",
         "tttnn/report/published.json",
     ],

@@ -63,6 +63,8 @@ class DocumentRecord:
             Mean loss per token of each chunk of the query at the time of its step, in nats.
         num_scored_tokens (`int`):
             Tokens predicted, over all scoring passes.
+        num_read_tokens (`int`):
+            Tokens that the model read for them, prompt and neighbors in context included.
         num_trained_tokens (`int`):
             Tokens of all training chunks.
         seconds (`dict[str, float]`):
@@ -90,6 +92,7 @@ class DocumentRecord:
     train_loss: list[float] = field(default_factory=list)
     query_train_loss: list[float] = field(default_factory=list)
     num_scored_tokens: int = 0
+    num_read_tokens: int = 0
     num_trained_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
 

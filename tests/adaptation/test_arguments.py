@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -187,6 +188,17 @@ def test_candidates_are_as_many_as_neighbors_and_twice_with_a_filter():
     assert make(num_neighbors=7, exclude="id").num_candidates == 14
     assert make(num_neighbors=7, drop_near_copies=True).num_candidates == 14
     assert make(num_neighbors=7, exclude="id", top_k=9).num_candidates == 9
+
+
+def test_bfloat16_runs_on_a_machine_without_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = TestTimeTrainingArguments(bf16=True)
+    assert (args.use_cpu, args.device.type) == (True, "cpu")
+
+
+def test_without_mixed_precision_the_device_is_left_to_transformers(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert not TestTimeTrainingArguments().use_cpu
 
 
 # --- command lines and files ---

@@ -245,12 +245,18 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
     }
 
 
+def test_mixed_precision_needs_no_word_about_the_cpu(evaluation, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert run_main(*evaluation[:-1], "--bf16", "True", "--limit", 1) == 0
+    assert journal_in(tmp_path / "run")[0]["bf16"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--model", "/missing/model"], "/missing/model"),
         (["--dataset", "/missing/test.jsonl"], "There is no file or folder at '/missing/test.jsonl'"),
-        (["--preset", "tttln"], "There is no preset 'tttln'. Pass one of tttlm."),
+        (["--preset", "tttln"], "There is no preset 'tttln'. Pass one of 'tttlm', or a file of `tttnn tune`"),
         (["--num-neighbors", "0"], "`num_neighbors` is 0"),
         (["--num-neighbors", "11"], "the index holds 10 documents"),
         (["--top-k", "3"], "`top_k` is 3, fewer than the 4 of `num_neighbors`"),

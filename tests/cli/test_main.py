@@ -18,7 +18,7 @@ from tttnn.cli import main
 from tttnn.errors import HubError, InputError, InputTypeError, StateError
 
 
-COMMANDS = ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "evaluate", "report"]
+COMMANDS = ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "evaluate", "report"]
 
 
 def test_the_entry_point_is_this_command():

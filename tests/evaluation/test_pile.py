@@ -480,3 +480,14 @@ def test_a_launched_script_prints_the_table_of_a_plain_one(
     output = run_script(pile_eval, monkeypatch, capsys, [*parts, "--output_dir", tmp_path, "--dataset", *dataset])
     assert list(table_in(output)) == ["arxiv", "enron", "github", "weighted_mean", "pooled, unweighted"]
     assert table_in(outputs["accelerate"]) == table_in(output)
+
+
+def test_a_budget_chooses_among_the_methods_that_take_the_options(
+    parts, pile_eval, dataset, tmp_path, monkeypatch, capsys
+):
+    """The parts name a learning rate, so that a method without steps is out."""
+    words = [*parts, "--dataset", *dataset, "--tasks", "github", "--limit", 1, "--fraction", 1]
+    run_script(pile_eval, monkeypatch, capsys, [*words, "--budget", "balanced", "--output_dir", tmp_path / "run"])
+    settings = json.loads((tmp_path / "run" / "journal-eval.jsonl").read_text().splitlines()[0])["settings"]
+    assert settings["method"] in ("ttt", "context+ttt")
+    assert (settings["num_neighbors"], settings["learning_rate"]) == (3, 1e-3)

@@ -19,11 +19,11 @@ from tttnn import Document
 from tttnn.embedding import Embedder
 from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
 from tttnn.evaluation.choose import best_candidate
+from tttnn.intervals import Bootstrap
 from tttnn.journal import Journal, read_journal
 from tttnn.methods import METHODS, KnnArguments
 from tttnn.records import DocumentRecord
 from tttnn.report import write_report
-from tttnn.report.intervals import Bootstrap
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

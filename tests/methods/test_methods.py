@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from tttnn import NeighborEarlyStoppingCallback
 from tttnn.adaptation.scoring import lay_out_context
-from tttnn.methods import ContextArguments, KnnArguments, TrainableArguments, make_trainable
+from tttnn.methods import METHODS, ContextArguments, KnnArguments, TrainableArguments, make_trainable
 
 
 PREFIX = 0  # <|endoftext|> of the tokenizer
@@ -303,3 +303,17 @@ def test_every_method_has_the_score_before_of_test_time_training(make, name):
     own = {"knn": KnnArguments([0.5], [10.0])} if name == "knn-lm" else {}
     expected = nll_of(make("ttt", max_length=40), LONG)[0]
     assert nll_of(make(name, max_length=40, method_options=own), LONG)[0] == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tokens_that_are_read_are_counted_as_the_model_sees_them(name, model, make_trainer, documents):
+    seen = []
+
+    def look(module, args, kwargs):
+        if not module.training:
+            seen.append(kwargs["input_ids"].numel())
+
+    trainer = make_trainer(method=METHODS[name](), max_length=16)
+    with model.register_forward_pre_hook(look, with_kwargs=True):
+        trainer.evaluate(documents)
+    assert sum(record.num_read_tokens for record in trainer.records) == sum(seen) > 0

@@ -2,9 +2,9 @@
 
 import math
 
+from tttnn.intervals import Bootstrap
 from tttnn.journal import Journal
 from tttnn.records import DocumentRecord
-from tttnn.report.intervals import Bootstrap
 from tttnn.report.runs import Run
 
 

@@ -7,7 +7,7 @@ import pytest
 from made_runs import FEW, make_record, make_run, write_run, write_two_runs
 from scipy import stats
 
-from tttnn.report.intervals import Bootstrap, PairedScores
+from tttnn.intervals import Bootstrap, PairedScores
 from tttnn.report.pictures.costs import pareto_front, rank_correlation
 from tttnn.report.results import Grouping, contaminated
 from tttnn.report.study import read_study
@@ -176,7 +176,7 @@ def test_a_difference_of_runs_has_the_interval_of_a_paired_bootstrap_of_scipy():
 def test_draws_are_the_same_however_they_are_parted(monkeypatch):
     scores = {"all": PairedScores.of([make_record(i, [2.0, 1.0 + i / 7]) for i in range(6)])}
     whole = FEW.interval(scores)
-    monkeypatch.setattr("tttnn.report.intervals.CHUNK", 13)
+    monkeypatch.setattr("tttnn.intervals.CHUNK", 13)
     assert FEW.interval(scores) == pytest.approx(whole)
 
 

@@ -21,18 +21,20 @@ if TYPE_CHECKING:
         ScoringArguments,
         StepArguments,
     )
-    from tttnn.adaptation.presets import PRESETS
+    from tttnn.adaptation.presets import PRESETS, preset_settings
     from tttnn.adaptation.progress import DocumentProgressCallback
     from tttnn.adaptation.requirements import context_length
-    from tttnn.adaptation.restore import restored
+    from tttnn.adaptation.restore import random_states_kept, restored
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, score
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
     from tttnn.adaptation.trainable import TrainableArguments, make_trainable
     from tttnn.adaptation.trainer import TestTimeTrainer
+    from tttnn.adaptation.tuning import CurveRow, Tuning, read_tuning
     from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows, split_document
 
 __all__ = [
+    "CurveRow",
     "DocumentProgressCallback",
     "Episode",
     "Episodes",
@@ -55,6 +57,7 @@ __all__ = [
     "TestTimeTrainingArguments",
     "TokenNll",
     "TrainableArguments",
+    "Tuning",
     "Window",
     "context_length",
     "in_model",
@@ -62,6 +65,9 @@ __all__ = [
     "make_trainable",
     "mix_online",
     "prefix_token_id",
+    "preset_settings",
+    "random_states_kept",
+    "read_tuning",
     "restored",
     "score",
     "scoring_windows",
@@ -71,6 +77,7 @@ __all__ = [
 __getattr__, __dir__ = door(
     __name__,
     {
+        "CurveRow": "tuning",
         "DocumentProgressCallback": "progress",
         "Episode": "episode",
         "Episodes": "episodes",
@@ -88,6 +95,7 @@ __getattr__, __dir__ = door(
         "TestTimeTrainingArguments": "arguments",
         "TokenNll": "scoring",
         "TrainableArguments": "trainable",
+        "Tuning": "tuning",
         "Window": "windows",
         "context_length": "requirements",
         "in_model": "steps",
@@ -95,6 +103,9 @@ __getattr__, __dir__ = door(
         "make_trainable": "trainable",
         "mix_online": "mixture",
         "prefix_token_id": "windows",
+        "preset_settings": "presets",
+        "random_states_kept": "restore",
+        "read_tuning": "tuning",
         "restored": "restore",
         "score": "scoring",
         "scoring_windows": "windows",

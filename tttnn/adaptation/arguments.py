@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils.import_utils import is_torch_xla_available
 
 from tttnn.adaptation.options import (
     NeighborStepArguments,
@@ -12,7 +14,8 @@ from tttnn.adaptation.options import (
     ScoringArguments,
     StepArguments,
 )
-from tttnn.adaptation.presets import PRESETS
+from tttnn.adaptation.presets import preset_settings
+from tttnn.adaptation.tuning import Tuning
 from tttnn.errors import InputError
 
 
@@ -132,6 +135,11 @@ class TestTimeTrainingArguments(
     # ranks reach the final gather as far apart as their documents' lengths make them
     ddp_timeout: int = field(default=7 * 24 * 3600, metadata={"help": "Seconds that ranks wait for each other."})
 
+    # set by `from_preset`: what the model and the index are checked by, and a card names
+    tuning: Tuning | None = field(
+        init=False, repr=False, default=None, metadata={"help": "The file of `tttnn tune` that the settings are from."}
+    )
+
     def __post_init__(self) -> None:
         for item in fields(TrainingArguments):
             value = getattr(self, item.name)
@@ -144,6 +152,8 @@ class TestTimeTrainingArguments(
                 f"`train_on` is {self.train_on!r} and `query` is 'document': the query would be the text that is "
                 "scored. Pass `query='prefix'`, or train on the neighbors only."
             )
+        if self.bf16 and not torch.accelerator.is_available() and not is_torch_xla_available():
+            self.use_cpu = True  # transformers refuses bfloat16 on a CPU that was not asked for
         TrainingArguments.__post_init__(self)
         if self.per_device_train_batch_size != 1:
             raise InputError(
@@ -154,12 +164,13 @@ class TestTimeTrainingArguments(
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "TestTimeTrainingArguments":  # noqa: ANN401
         """
-        Make the arguments of a published setting.
+        Make the arguments of a published setting, or of one that `tttnn tune` chose.
 
         Args:
             name (`str`):
                 `"tttlm"`: what the method's authors ran with GPT-2. For GPT-Neo add
-                `learning_rate=5e-6, max_length=2048`.
+                `learning_rate=5e-6, max_length=2048`. Or the path of a file that `tttnn tune` wrote, which ends with
+                `.json`; a trainer then refuses another model or index than those it was measured with.
             overrides (*optional*):
                 Fields to set otherwise.
 
@@ -167,10 +178,11 @@ class TestTimeTrainingArguments(
             `TestTimeTrainingArguments`: the arguments.
 
         Raises:
-            `ValueError`: If there is no such preset.
+            `ValueError`: If there is no such preset, or the file is damaged or of another version.
 
         Source: [TTT-NN](https://huggingface.co/papers/2305.18466), sections 3 and 4, and its public code.
         """
-        if name not in PRESETS:
-            raise InputError(f"There is no preset {name!r}. Pass one of {', '.join(map(repr, PRESETS))}.")
-        return cls(**{**PRESETS[name], **overrides})
+        settings, tuning = preset_settings(name)
+        args = cls(**{**settings, **overrides})
+        args.tuning = tuning
+        return args

@@ -50,4 +50,6 @@ def _settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         return extract_hyperparameters_from_trainer(trainer) if trainer.state.epoch else {}
     names = ("learning_rate", "optim", "weight_decay", "max_grad_norm", "num_train_epochs", "seed")
     settings = {name: getattr(trainer.args, name) for name in names}
+    if tuning := trainer.args.tuning:
+        settings["preset"] = f"{tuning.name}, chosen on {tuning.num_documents} documents of the index by `tttnn tune`"
     return settings | {"max_length": trainer.max_length, "trained tokens": trainer.adaptation.num_trained_tokens}

@@ -213,7 +213,7 @@ class Episode:
 
     def read(self, windows: list[Window], context: Sequence[int] = ()) -> TokenNll:
         """
-        Score the targets of windows with the model as it is now, and record nothing but the time in it.
+        Score the targets of windows with the model as it is now; record only the time in it and the tokens read.
 
         Args:
             windows (`list[Window]`):
@@ -227,8 +227,10 @@ class Episode:
         trainer = self.trainer
         rolls = trainer.args.prompt == "none" and not context
         batch_size = trainer.args.per_device_eval_batch_size if rolls else 1
+        in_parts = trainer.reads_in_parts and not rolls
+        self.record.num_read_tokens += len(context) * (min(len(windows), 1) if in_parts else len(windows))
+        self.record.num_read_tokens += sum(len(window.input_ids) for window in windows)
         with trainer.compute_loss_context_manager(), in_model(self.record):
-            in_parts = trainer.reads_in_parts and not rolls
             return score(self.model, windows, batch_size, context=context, in_parts=in_parts)
 
     def add_score(self, nll: TokenNll, start: float, scored_text: ScoredText | None = None) -> None:
@@ -246,6 +248,22 @@ class Episode:
         Raises:
             `RuntimeError`: If it is not finite.
         """
+        self.append_score(nll)
+        record = self.record
+        record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
+        record.seconds["score"] += perf_counter() - start
+
+    def append_score(self, nll: TokenNll) -> None:
+        """
+        Append a score as `add_score`, and count no token and no second for it.
+
+        Args:
+            nll (`TokenNll`):
+                Of each token, by the model as the method uses it.
+
+        Raises:
+            `RuntimeError`: If it is not finite.
+        """
         record = self.record
         if not math.isfinite(nll.total):
             raise_not_finite(f"score of document {record.index} ('{record.id}')", nll.total)
@@ -255,8 +273,6 @@ class Episode:
         if self.trainer.args.mix != "none":
             record.unmixed_nll.append(nll.total)
         record.nll.append((self.mixed(nll) if record.nll else nll).total)
-        record.num_scored_tokens += len((scored_text or self.scored_text).token_ids)
-        record.seconds["score"] += perf_counter() - start
 
     def repeat_score(self, times: int) -> None:
         """

@@ -1,6 +1,9 @@
-"""Published settings, by name."""
+"""Published settings, by name, and those of files that `tttnn tune` wrote."""
 
 from typing import Any
+
+from tttnn.adaptation.tuning import Tuning, read_tuning
+from tttnn.errors import InputError
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -30,3 +33,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adam_epsilon": 1e-8,
     }
 }
+
+
+def preset_settings(name: str) -> tuple[dict[str, Any], Tuning | None]:
+    """
+    Give the settings of a preset.
+
+    Args:
+        name (`str`):
+            A key of `PRESETS`, or the path of a file of `tttnn tune`, which ends with `.json`.
+
+    Returns:
+        `tuple[dict[str, Any], Tuning | None]`: the settings, and what the file holds.
+
+    Raises:
+        `ValueError`: If there is no such preset, or the file is damaged or of another version.
+    """
+    if name in PRESETS:
+        return PRESETS[name], None
+    if not name.endswith(".json"):
+        raise InputError(
+            f"There is no preset {name!r}. Pass one of {', '.join(map(repr, PRESETS))}, or a file of `tttnn tune`, "
+            "whose name ends with .json."
+        )
+    tuning = read_tuning(name)
+    return tuning.settings, tuning

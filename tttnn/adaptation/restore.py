@@ -249,6 +249,21 @@ def restored(model: torch.nn.Module) -> Iterator[Snapshot]:
 
 
 @contextmanager
+def random_states_kept() -> Iterator[None]:
+    """
+    Have the random generators of Python, NumPy and torch on the way out as they were.
+
+    Yields:
+        `None`
+    """
+    states = _random_states()
+    try:
+        yield
+    finally:
+        _set_random_states(states)
+
+
+@contextmanager
 def prepared_for_training(model: PreTrainedModel, disable_dropout: bool) -> Iterator[None]:
     """
     Set what training wants otherwise than generation: no key-value cache and, if asked, no dropout in train mode.

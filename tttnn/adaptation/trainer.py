@@ -41,7 +41,7 @@ from tttnn.adaptation.windows import prefix_token_id
 from tttnn.documents import as_documents
 from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
-from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector
+from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector, describe_retriever
 from tttnn.records import DocumentRecord
 from tttnn.selection import SELECTORS, check_exclude
 
@@ -91,7 +91,8 @@ class TestTimeTrainer(Trainer):
             Class and keyword arguments of an optimizer of your own.
 
     Raises:
-        `ValueError`: If the model, the tokenizer or the processes cannot serve.
+        `ValueError`: If the model, the tokenizer or the processes cannot serve, or the arguments are from a file of
+            `tttnn tune` that was measured with another model or index.
         `TypeError`: If `args` are not `TestTimeTrainingArguments`.
 
     Source: [TTT-NN](https://huggingface.co/papers/2305.18466).
@@ -142,6 +143,8 @@ class TestTimeTrainer(Trainer):
         )
         internals.restore_use_cache(model, config)
         self.retriever: Retriever | None = retriever
+        if args.tuning is not None:
+            args.tuning.check(model.config._name_or_path, describe_retriever(retriever)["index"])
         if selector is not None and args.selector != "nearest":
             raise InputError(f"`args.selector` is {args.selector!r}, and `selector` is passed too. Pass one of them.")
         self.selector: Selector = selector or SELECTORS[args.selector]

@@ -1,6 +1,7 @@
-"""The command that evaluates a model."""
+"""The commands that evaluate a model, and choose settings for it."""
 
 import argparse
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from tttnn.helptext import Parser
 
 
 if TYPE_CHECKING:
-    from tttnn.adaptation import TestTimeTrainingArguments
+    from tttnn.adaptation import TestTimeTrainingArguments, Tuning
     from tttnn.documents import Document
 
 
@@ -61,6 +62,90 @@ def evaluate(argv: Sequence[str]) -> None:
         if args.score_every_neighbor:
             print(plot_curve(outcome.records, folder / (outcome.name.replace("eval", "curve", 1) + ".png")))
     print(f"The results are in {folder}. For a report: tttnn report {shlex.quote(str(folder))}")
+
+
+def add_tune(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add `tttnn tune`."""
+    parser = commands.add_parser(
+        "tune",
+        help="choose settings on documents of the index itself",
+        description="Measure what neighbors gain on documents drawn from the index, without their own passages and "
+        "near-copies, and choose the learning rate and the number of neighbors. No test document is touched. `tttnn "
+        "evaluate --preset FILE` uses the settings, and `--budget` the curve. An interrupted run resumes when it is "
+        "started again.",
+    )
+    parser.set_defaults(run=_tune)
+    parser.add_argument("model", metavar="MODEL", help="Hub id or folder of a causal language model")
+    parser.add_argument("index", metavar="INDEX", help="Hub id or folder of an index")
+    parser.add_argument("--output-dir", default="tttnn_tuning", help="where the journals go")
+    parser.add_argument("--output", metavar="FILE", help="file to write (default: tuned.json in the output folder)")
+    parser.add_argument("--num-documents", type=int, default=24, help="rows of the index to measure on")
+    parser.add_argument("--max-document-bytes", type=int, default=4000, help="cut longer rows to that many bytes")
+    parser.add_argument(
+        "--learning-rates", type=float, nargs="+", default=[2e-5, 1e-4], help="learning rates to choose from"
+    )
+    parser.add_argument("--num-neighbors", type=int, default=20, help="try every number of neighbors up to this one")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens in a training chunk")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the draw and of the steps")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights"
+    )
+    parser.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
+    parser.add_argument("--use-cpu", action="store_true", help="run on the CPU even if there is a GPU")
+    parser.add_argument("--model-revision", help="branch, tag or commit of the model")
+    parser.add_argument("--index-revision", help="branch, tag or commit of the index")
+    parser.add_argument("--embedder", help="the index's embedder, if its name or path has changed")
+    parser.add_argument("--trust-index", action="store_true", help="open a --factory index that was built elsewhere")
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from tttnn.adaptation import TestTimeTrainingArguments
+    from tttnn.evaluation import load_model, tune_on_index
+    from tttnn.retrieval import NeighborCache, NeighborRetriever
+
+    names = ("output_dir", "num_neighbors", "max_length", "seed", "bf16", "use_cpu")
+    args = TestTimeTrainingArguments(report_to="none", **{name: getattr(arguments, name) for name in names})
+    retriever = NeighborRetriever.from_pretrained(
+        arguments.index,
+        revision=arguments.index_revision,
+        embedder=arguments.embedder,
+        trust_index=arguments.trust_index,
+        cache=NeighborCache(),
+    )
+    model, tokenizer = load_model(arguments.model, arguments.model_revision, arguments.dtype)
+    output = Path(arguments.output or Path(arguments.output_dir, "tuned.json"))
+    tuning = tune_on_index(
+        model,
+        tokenizer,
+        retriever,
+        args,
+        arguments.num_documents,
+        arguments.max_document_bytes,
+        arguments.learning_rates,
+        output,
+    )
+    if args.process_index == 0:
+        _print_tuning(tuning, output)
+
+
+def _print_tuning(tuning: "Tuning", output: Path) -> None:
+    from tttnn.report import markdown_table
+
+    header = ["method", "neighbors", "learning rate", "bits per byte", "difference", "95 % interval"]
+    rows = []
+    for row in tuning.curve:
+        low, high = row.interval or (math.nan, math.nan)
+        settings = [str(row.settings.get(name, "")) for name in ("num_neighbors", "learning_rate")]
+        scores = [f"{row.bits_per_byte:.4f}", f"{row.difference:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+        costs = [f"{row.tokens_read:.0f}", f"{row.tokens_trained:.0f}", f"{row.seconds or 0:.2f}"]
+        rows.append([row.method, *settings, *scores, *costs])
+    print(markdown_table([*header, "tokens read", "trained", "seconds"], rows))
+    chosen = next(row for row in tuning.curve if row.method == "ttt" and row.settings == tuning.settings)
+    if chosen.interval is None or not chosen.interval[1] < 0:
+        print("No number of neighbors is better than the prompt alone beyond what chance may explain.")
+    number, rate = tuning.settings["num_neighbors"], tuning.settings["learning_rate"]
+    print(f"Chosen on {tuning.num_documents} documents of the index: {number} neighbors, learning rate {rate:g}.")
+    print(f"The settings are in {output}. To use them: tttnn evaluate --preset {shlex.quote(str(output))}")
 
 
 def _check_loggers(args: "TestTimeTrainingArguments") -> None:

@@ -6,35 +6,42 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.evaluation.options import EvaluateArguments, Evaluation, parse_evaluation
+    from tttnn.evaluation.options import Budget, EvaluateArguments, Evaluation, parse_evaluation
     from tttnn.evaluation.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
-    from tttnn.evaluation.run import Outcome, evaluate_documents
+    from tttnn.evaluation.run import Outcome, evaluate_documents, load_model
+    from tttnn.evaluation.tune import tune_on_index
 
 __all__ = [
+    "Budget",
     "EvaluateArguments",
     "Evaluation",
     "Outcome",
     "TEST_FRACTION",
     "evaluate_documents",
+    "load_model",
     "parse_evaluation",
     "parse_tasks",
     "pile_weights",
     "select_documents",
     "task_of",
+    "tune_on_index",
 ]
 
 __getattr__, __dir__ = door(
     __name__,
     {
+        "Budget": "options",
         "EvaluateArguments": "options",
         "Evaluation": "options",
         "Outcome": "run",
         "TEST_FRACTION": "pile",
         "evaluate_documents": "run",
+        "load_model": "run",
         "parse_evaluation": "options",
         "parse_tasks": "pile",
         "pile_weights": "pile",
         "select_documents": "pile",
         "task_of": "pile",
+        "tune_on_index": "tune",
     },
 )

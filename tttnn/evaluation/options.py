@@ -3,14 +3,14 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from transformers import HfArgumentParser
 
 from tttnn.adaptation import (
-    PRESETS,
     SIZES,
     NeighborStepArguments,
     RetrievalArguments,
@@ -19,10 +19,12 @@ from tttnn.adaptation import (
     StepArguments,
     TestTimeTrainingArguments,
     TrainableArguments,
+    Tuning,
+    preset_settings,
 )
 from tttnn.errors import InputError
 from tttnn.helptext import HelpFormatter, dashed, misspelled, suggestion
-from tttnn.methods import METHODS, Method
+from tttnn.methods import METHODS, BudgetChoice, Method, default_curve, parse_budget
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,7 +49,20 @@ class EvaluateArguments:
         },
     )
     preset: str | None = field(
-        default=None, metadata={"help": "Start from a published setting: tttlm. Other options override it."}
+        default=None,
+        metadata={
+            "help": "Start from a published setting, tttlm, or from those of a file of `tttnn tune`, FILE.json. Other "
+            "options override them."
+        },
+    )
+    budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the method and its settings when the model is loaded: SECONDS in the model per document, "
+            "without retrieval and the score before; fast: the best without a step; balanced: the cheapest with two "
+            "thirds of the best gain; best. By the curve of --preset FILE.json, or a default one. --method and other "
+            "options override it, and leave out the methods that do not take them."
+        },
     )
     limit: int | None = field(default=None, metadata={"help": "Evaluate only the first N documents."})
     split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
@@ -131,6 +146,28 @@ Inputs = TypeVar("Inputs", bound=EvaluateArguments)
 
 
 @dataclass(frozen=True)
+class Budget:
+    """
+    A choice that is open until the model is loaded.
+
+    Args:
+        value (`str` or `float`):
+            Seconds per document, or one of the words of `parse_budget`.
+        curve (`Tuning`):
+            What is chosen from.
+        methods (`list[str]`):
+            Methods that take all options that were passed.
+        settle (`Callable[[BudgetChoice], Evaluation]`):
+            Makes the evaluation of a choice; options that were passed override its settings.
+    """
+
+    value: str | float
+    curve: Tuning
+    methods: list[str]
+    settle: "Callable[[BudgetChoice], Evaluation[Any]]"
+
+
+@dataclass(frozen=True)
 class Evaluation(Generic[Inputs]):
     """
     What is evaluated, on what, and how.
@@ -148,6 +185,9 @@ class Evaluation(Generic[Inputs]):
             The trainer's arguments.
         method (`Method`):
             The method, with its own options.
+        budget (`Budget`, *optional*):
+            What chooses the method and its settings when the model is loaded; until then `method` is one of those it
+            may choose.
     """
 
     inputs: Inputs
@@ -156,6 +196,7 @@ class Evaluation(Generic[Inputs]):
     validation: ValidationArguments
     args: TestTimeTrainingArguments
     method: Method
+    budget: Budget | None = None
 
 
 def parse_evaluation(
@@ -175,23 +216,71 @@ def parse_evaluation(
             Begins the help.
 
     Returns:
-        `Evaluation`: the options, in dataclasses by use, and the method.
+        `Evaluation`: the options, in dataclasses by use, and the method; with `--budget`, which needs the model, what
+        settles them.
 
     Raises:
         `ValueError`: If a value is out of range, or an option is none of the method's.
     """
     argv = dashed(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", default="ttt")
+    first.add_argument("--method")
     first.add_argument("--preset")
+    first.add_argument("--budget")
     chosen = first.parse_known_args(argv)[0]
-    if chosen.preset is not None and chosen.preset not in PRESETS:
-        raise InputError(f"There is no preset {chosen.preset!r}. Pass one of {', '.join(PRESETS)}.")
+    settings, tuning = ({}, None) if chosen.preset is None else preset_settings(chosen.preset)
+    parse = partial(_parse, kind, argv, prog=prog, description=description, settings=settings, tuning=tuning)
+    if chosen.budget is None:
+        return parse(chosen.method or "ttt")
+    value = parse_budget(chosen.budget)
+    if chosen.preset is not None and tuning is None:
+        raise InputError(
+            f"`--budget` chooses settings, and `--preset {chosen.preset}` is published ones. Pass one of them, or a "
+            "file of `tttnn tune` as the preset."
+        )
+    curve = tuning or default_curve()
+    names = [chosen.method] if chosen.method else [*dict.fromkeys(row.method for row in curve.curve)]
+    with_index = any(METHODS[name].retrieves for name in names if name in METHODS)
+    # an option of some methods only, such as `--trainable`, leaves the others out
+    fitting = [
+        name
+        for name in names
+        if name in METHODS
+        and misspelled(argv, _make_parser([kind, *_groups(METHODS[name], with_index)])._option_string_actions) is None
+    ]
+    evaluation = parse((fitting or names)[0], with_index=with_index)
+    return replace(evaluation, budget=Budget(value, curve, fitting, partial(_settle, parse, with_index, settings)))
+
+
+def _settle(
+    parse: Callable[..., Evaluation[Inputs]], with_index: bool, settings: dict[str, Any], choice: BudgetChoice
+) -> Evaluation[Inputs]:
+    """Parse the options again with what a budget chose as defaults."""
+    defaults = {**settings, **choice.settings, "method": choice.method}
+    evaluation = parse(choice.method, with_index=with_index, settings=defaults)
+    return evaluation if evaluation.method.retrieves else replace(evaluation, index=None)
+
+
+def _make_parser(groups: list[Any], **options: Any) -> HfArgumentParser:
+    return HfArgumentParser(groups, allow_abbrev=False, **options)
+
+
+def _parse(
+    kind: type[Inputs],
+    argv: list[str],
+    name: str,
+    prog: str | None,
+    description: str,
+    settings: dict[str, Any],
+    tuning: Tuning | None,
+    with_index: bool = False,
+) -> Evaluation[Inputs]:
+    """Parse the options of a method, with `settings` in the place of defaults."""
     # an unknown method is refused by the parser, which knows its name
-    method = METHODS.get(chosen.method, METHODS["ttt"])
-    groups: list[Any] = [kind, *_groups(method)]
+    method = METHODS.get(name, METHODS["ttt"])
+    groups: list[Any] = [kind, *_groups(method, with_index)]
     index = "--index INDEX " if method.retrieves else ""
-    parser = HfArgumentParser(
+    parser = _make_parser(
         groups,
         prog=prog,
         usage=f"{prog or '%(prog)s'} --model MODEL {index}--dataset DATASET [--method METHOD] [options]",
@@ -199,16 +288,14 @@ def parse_evaluation(
         epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false turns a flag off. "
         "The options shown are those of the method: `--method METHOD --help` shows another's.",
         formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
-    if chosen.preset is not None:
-        # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
-        names = {item.name for group in groups for item in fields(group)}
-        parser.set_defaults(**{name: value for name, value in PRESETS[chosen.preset].items() if name in names})
+    # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
+    names = {item.name for group in groups for item in fields(group)}
+    parser.set_defaults(**{name: value for name, value in settings.items() if name in names})
     unknown = misspelled(argv, parser._option_string_actions)
     if unknown is not None:
         hint = suggestion(unknown, parser._option_string_actions)
-        raise InputError(f"{unknown!r} is no option of the method {chosen.method}.{hint} `--help` shows its options.")
+        raise InputError(f"{unknown!r} is no option of the method {name}.{hint} `--help` shows its options.")
     *values, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if rest:
         raise InputError(f"{rest[0]!r} belongs to no option. Put a value after its option.")
@@ -217,12 +304,14 @@ def parse_evaluation(
     rates = parsed.get(RateArguments, RateArguments()).learning_rates or []
     validation = parsed.get(ValidationArguments, ValidationArguments())
     own = {"trainable": TrainableArguments()} | {name: parsed[item] for name, item in method.own_options.items()}
-    return Evaluation(parsed[kind], parsed.get(IndexArguments), rates, validation, _arguments(parsed), method(**own))
+    args = _arguments(parsed)
+    args.tuning = tuning
+    return Evaluation(parsed[kind], parsed.get(IndexArguments), rates, validation, args, method(**own))
 
 
-def _groups(method: type[Method]) -> list[type]:
-    """List the dataclasses of a method's options."""
-    index = [IndexArguments] * method.retrieves
+def _groups(method: type[Method], with_index: bool = False) -> list[type]:
+    """List the dataclasses of a method's options; `with_index` where another may be chosen, which retrieves."""
+    index = [IndexArguments] * (method.retrieves or with_index)
     choice = [RateArguments] * method.trains + [ValidationArguments] * (method.trains or method.chooses)
     return [*index, *method.options(), *choice, ScoringArguments, RunArguments, _trainer_options()]
 
@@ -234,7 +323,7 @@ def _trainer_options() -> type:
     types = get_type_hints(TestTimeTrainingArguments)
     hidden: list[Any] = []
     for item in fields(TestTimeTrainingArguments):
-        if item.name not in names:
+        if item.init and item.name not in names:
             default: Any = {"default": item.default}
             if item.default is MISSING:
                 default = {"default_factory": item.default_factory}

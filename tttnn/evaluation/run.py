@@ -1,10 +1,13 @@
 """What `tttnn evaluate` and `examples/pile_eval.py` share: loading, choices on validation documents, runs."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from accelerate.utils import broadcast_object_list
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from tttnn.adaptation import (
     JournalCallback,
@@ -18,14 +21,18 @@ from tttnn.adaptation import (
 from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.evaluation.choose import check_validation, choose
-from tttnn.evaluation.options import Evaluation
+from tttnn.evaluation.options import Budget, Evaluation
 from tttnn.files import write_json
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES
+from tttnn.methods import BudgetChoice, choose_budget
 from tttnn.neighbors import Retriever
-from tttnn.records import DocumentRecord
+from tttnn.records import DocumentRecord, digest
 from tttnn.retrieval import NeighborCache, NeighborRetriever
 
 
+logger = logging.get_logger(__name__)
+
+BUDGET = "budget.json"  # what a budget chose, so that a resumed run has the same settings
 MAX_QUERIES = 200  # for which distances to random documents are measured
 
 
@@ -64,15 +71,38 @@ def load_trainer_arguments(evaluation: Evaluation[Any]) -> dict[str, Any]:
             cache=NeighborCache(),
             passage_length=index.passage_length,
         )
+    model, tokenizer = load_model(inputs.model, inputs.model_revision, inputs.dtype)
+    return {"model": model, "processing_class": tokenizer, "retriever": retriever}
+
+
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a model and its tokenizer.
+
+    Args:
+        name (`str`):
+            Hub id or folder.
+        revision (`str`, *optional*):
+            Branch, tag or commit.
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Precision of the weights.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: both.
+
+    Raises:
+        `ValueError`: If they cannot be loaded.
+    """
     try:
-        model = AutoModelForCausalLM.from_pretrained(inputs.model, revision=inputs.model_revision, dtype=inputs.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(inputs.model, revision=inputs.model_revision)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+        return model, AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The model '{inputs.model}' cannot be loaded: {error} Check `--model` and `--model-revision`; without a "
+            f"The model '{name}' cannot be loaded: {error} Check its name and `--model-revision`; without a "
             "connection, pass a folder, or a model that is in the cache."
         ) from error
-    return {"model": model, "processing_class": tokenizer, "retriever": retriever}
 
 
 def evaluate_documents(
@@ -96,11 +126,18 @@ def evaluate_documents(
         `ValueError`: If there is something to choose and no validation document, or the other way around, or a
             document is on both sides.
     """
-    index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
-    check_validation(rates, method, documents, validation)
+    if evaluation.budget is None:
+        check_validation(evaluation.rates, evaluation.method, documents, validation)
     loaded = load_trainer_arguments(evaluation)
-    loaded["model"] = make_trainable(loaded["model"], method.trainable or TrainableArguments(), args.seed)
+    trainable = evaluation.method.trainable or TrainableArguments()
+    loaded["model"] = make_trainable(loaded["model"], trainable, evaluation.args.seed)
+    if evaluation.budget is not None:
+        evaluation = settle_budget(evaluation, evaluation.budget, loaded["model"], loaded["processing_class"])
+        check_validation(evaluation.rates, evaluation.method, documents, validation)
+    index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
     whole = loaded.pop("retriever")
+    if not method.retrieves:
+        whole = None  # it was loaded for a method that a budget did not choose
 
     def make_trainer(
         args: TestTimeTrainingArguments, method: Method, retriever: Retriever | None = whole
@@ -128,6 +165,28 @@ def evaluate_documents(
         distances = whole.random_distances(queries[:MAX_QUERIES])
         write_json(Path(args.output_dir or ".") / RANDOM_DISTANCES, {"distances": distances})
     return outcomes
+
+
+def settle_budget(
+    evaluation: Evaluation[Any],
+    budget: Budget,
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+) -> Evaluation[Any]:
+    """Choose by the budget, or as an earlier start of the run did; all processes take the choice of the first."""
+    args, path = evaluation.args, Path(evaluation.args.output_dir or ".") / BUDGET
+    asked = {"budget": budget.value, "methods": budget.methods, "curve": digest(repr(budget.curve))}
+    known = json.loads(path.read_bytes()) if path.is_file() else {}
+    if known.get("asked") == asked:
+        choice = BudgetChoice(known["method"], known["settings"], known["reason"])
+    else:
+        choice = choose_budget(budget.value, model, processing_class, args, budget.curve, budget.methods)
+    (choice,) = broadcast_object_list([choice])
+    if args.process_index == 0:
+        logger.warning(choice.reason)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"asked": asked, **choice._asdict()})
+    return budget.settle(choice)
 
 
 def _subsets(whole: NeighborRetriever, fractions: list[float], top_k: int) -> dict[str, NeighborRetriever]:

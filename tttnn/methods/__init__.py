@@ -1,6 +1,16 @@
 """How a document can be scored: test-time training on nearest neighbors, and what it is compared with."""
 
 from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments, make_trainable
+from tttnn.methods.budget import (
+    BudgetChoice,
+    Speed,
+    choose_budget,
+    choose_row,
+    default_curve,
+    measure_speed,
+    parse_budget,
+    with_budget,
+)
 from tttnn.methods.context import Context, ContextAndTraining, ContextArguments
 from tttnn.methods.dynamic import Dynamic
 from tttnn.methods.knn_lm import KnnArguments, KnnLM
@@ -10,6 +20,7 @@ from tttnn.methods.query import Query
 
 __all__ = [
     "METHODS",
+    "BudgetChoice",
     "Context",
     "ContextAndTraining",
     "ContextArguments",
@@ -20,9 +31,16 @@ __all__ = [
     "NoAdaptation",
     "Prefix",
     "Query",
+    "Speed",
     "TestTimeTraining",
     "TrainableArguments",
+    "choose_budget",
+    "choose_row",
+    "default_curve",
     "make_trainable",
+    "measure_speed",
+    "parse_budget",
+    "with_budget",
 ]
 
 # By the name that `tttnn evaluate --method` takes.

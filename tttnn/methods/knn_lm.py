@@ -141,8 +141,11 @@ class KnnLM(Method):
         windows = [window for chunk in chunks for window in scoring_windows(chunk, prefix_id, trainer.max_length)]
         with trainer.compute_loss_context_manager(), in_model(episode.record):
             nlls = self._mixed_nlls(episode.model, windows, episode.scored_text.windows)
+        read = (*windows, *episode.scored_text.windows)
+        episode.record.num_read_tokens += sum(len(window.input_ids) for window in read)
         *others, last = nlls
-        episode.record.nll += [episode.mixed(nll).total for nll in others]
+        for nll in others:
+            episode.append_score(nll)
         episode.add_score(last, start)
 
     def _mixed_nlls(self, model: PreTrainedModel, neighbors: list[Window], scored: list[Window]) -> list[TokenNll]:

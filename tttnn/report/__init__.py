@@ -6,7 +6,7 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.report.intervals import Bootstrap, PairedScores
+    from tttnn.intervals import Bootstrap, PairedScores
     from tttnn.report.pictures.scores import plot_curve
     from tttnn.report.pictures.style import import_figure
     from tttnn.report.tables import document_table, markdown_table, pooled_line, task_table
@@ -27,8 +27,8 @@ __all__ = [
 __getattr__, __dir__ = door(
     __name__,
     {
-        "Bootstrap": "intervals",
-        "PairedScores": "intervals",
+        "Bootstrap": ".intervals",
+        "PairedScores": ".intervals",
         "document_table": "tables",
         "import_figure": "pictures.style",
         "markdown_table": "tables",

@@ -10,8 +10,8 @@ import numpy as np
 
 from tttnn.errors import InputError
 from tttnn.evaluation.pile import TASK_OF_SET, TASKS, pile_weights, task_of
+from tttnn.intervals import Bootstrap, PairedScores
 from tttnn.records import SECONDS, DocumentRecord
-from tttnn.report.intervals import Bootstrap, PairedScores
 from tttnn.report.runs import Run
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tttnn.errors import InputError
-from tttnn.report.intervals import Bootstrap
+from tttnn.intervals import Bootstrap
 from tttnn.report.results import Comparison, Grouping, Result, contaminated
 from tttnn.report.runs import Run, read_runs
 

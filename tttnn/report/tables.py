@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from tttnn.intervals import Bootstrap
 from tttnn.records import DocumentRecord
-from tttnn.report.intervals import Bootstrap
 from tttnn.report.results import POOLED, Result, pool
 
 

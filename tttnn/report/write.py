@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from tttnn.intervals import Bootstrap
 from tttnn.report.card import model_card
 from tttnn.report.export import study_csv, study_json
-from tttnn.report.intervals import Bootstrap
 from tttnn.report.page import Block, Heading, Paragraph, Picture, html_page, import_jinja2, markdown_page
 from tttnn.report.pictures.costs import plot_distance_gain, plot_distances, plot_index_sizes, plot_pareto, plot_seconds
 from tttnn.report.pictures.scores import plot_changes, plot_task_curves, plot_tasks

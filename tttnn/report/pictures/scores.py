@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tttnn.intervals import Bootstrap
 from tttnn.records import DocumentRecord, nll_matrix
-from tttnn.report.intervals import Bootstrap
 from tttnn.report.pictures.style import COLORS, GRAY, NothingToDraw, line_style, panels, picture, short, whole_numbers
 from tttnn.report.results import Grouping, Result
 from tttnn.report.runs import Run

@@ -1,0 +1,346 @@
+"""One dial in the place of a method and its settings: what gains most within a budget, by a measured curve."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tttnn.adaptation import (
+    CurveRow,
+    Episode,
+    Method,
+    TestTimeTrainer,
+    TestTimeTrainingArguments,
+    Tuning,
+    Window,
+    random_states_kept,
+    read_tuning,
+)
+from tttnn.documents import Document
+from tttnn.errors import InputError
+
+
+WORDS = ("fast", "balanced", "best")
+DEFAULT_CURVE = Path(__file__).with_name("budget.json")
+SHARE = 2 / 3  # of the best gain, that `balanced` asks for
+TRIES = 2  # the best of which counts
+PROBE_WORDS = ("the", "old", "captain", "saw", "a", "white", "whale", "at", "break", "of", "day", "and", "called")
+
+
+class Speed(NamedTuple):
+    """
+    Seconds that a model takes for a token.
+
+    Args:
+        read (`float`):
+            Of a forward pass.
+        trained (`float`):
+            Of a training step.
+    """
+
+    read: float
+    trained: float
+
+    def predict(self, row: CurveRow) -> float:
+        """
+        Predict the seconds of a document.
+
+        Args:
+            row (`CurveRow`):
+                Says how many tokens are read and trained.
+
+        Returns:
+            `float`: seconds in the model, without retrieval.
+        """
+        return row.tokens_read * self.read + row.tokens_trained * self.trained
+
+
+class BudgetChoice(NamedTuple):
+    """
+    What was chosen for a budget.
+
+    Args:
+        method (`str`):
+            A key of `METHODS`.
+        settings (`dict[str, Any]`):
+            Fields of `TestTimeTrainingArguments`.
+        reason (`str`):
+            What was chosen and why, in one line.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    reason: str
+
+
+def parse_budget(budget: str | float) -> str | float:
+    """
+    Read a budget.
+
+    Args:
+        budget (`str` or `float`):
+            Seconds per document, or `"fast"`, `"balanced"` or `"best"`.
+
+    Returns:
+        `str` or `float`: one of these words, or the seconds.
+
+    Raises:
+        `ValueError`: If it is neither.
+    """
+    if budget in WORDS:
+        return budget
+    try:
+        seconds = float(budget)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"`budget` is {budget!r}. Pass seconds per document, above 0, or one of {', '.join(WORDS)}.")
+    return seconds
+
+
+@cache
+def default_curve() -> Tuning:
+    """
+    Read the curve that comes with the package.
+
+    Returns:
+        `Tuning`: of no model and no index in particular.
+    """
+    return read_tuning(DEFAULT_CURVE)
+
+
+def measure_speed(
+    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, args: TestTimeTrainingArguments
+) -> Speed:
+    """
+    Time a forward pass and a training step of `max_length` tokens, on the device and in the precision of `args`.
+
+    The model is left as it was: weights, gradients (dropped, as by `restored`), modes, device and random generators.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        args (`TestTimeTrainingArguments`):
+            How it will be run.
+
+    Returns:
+        `Speed`: the better of two tries of each.
+    """
+    args, device = copy.copy(args), model.device
+    args.learning_rate, args.gradient_accumulation_steps, args.num_train_epochs = 0.0, 1, 1
+    # nothing is logged, and no bar is shown
+    args.report_to, args.logging_strategy, args.disable_tqdm = [], "no", True
+    with random_states_kept():
+        try:
+            trainer = TestTimeTrainer(model, args, processing_class=processing_class)
+            text = " ".join(itertools.islice(itertools.cycle(PROBE_WORDS), trainer.max_length))
+            encoded = processing_class(text, add_special_tokens=False, verbose=False)["input_ids"]
+            token_ids = encoded[: trainer.max_length]
+            with trainer.episodes():
+                episode = Episode(trainer, Document("probe", text), 0, query="document")
+                window = Window(token_ids[:-1], token_ids[1:])
+                read = _best_seconds(trainer, lambda: episode.read([window])) / len(window.input_ids)
+                trained = _best_seconds(trainer, lambda: [*episode.train_on([[token_ids]])]) / len(token_ids)
+        finally:
+            model.to(device)  # type: ignore[arg-type]
+    return Speed(read, trained)
+
+
+def _best_seconds(trainer: TestTimeTrainer, work: Callable[[], object]) -> float:
+    """Time some work on the trainer's device."""
+    seconds = []
+    for _ in range(TRIES):
+        start = perf_counter()
+        work()
+        if trainer.args.device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(perf_counter() - start)
+    return min(seconds)
+
+
+def choose_row(budget: str | float, rows: Sequence[CurveRow], prefix: CurveRow, speed: Speed) -> CurveRow:
+    """
+    Choose among the rows of a curve.
+
+    Args:
+        budget (`str` or `float`):
+            Seconds per document: of the rows that fit, the one of the lowest bits per byte. `"fast"`: the same of the
+            rows without a step. `"balanced"`: the cheapest row with two thirds of the best gain. `"best"`: the row of
+            the lowest bits per byte.
+        rows (`Sequence[CurveRow]`):
+            At least one.
+        prefix (`CurveRow`):
+            What gains are measured from.
+        speed (`Speed`):
+            Seconds for a token.
+
+    Returns:
+        `CurveRow`: one of `rows`; of equal ones the cheapest.
+
+    Raises:
+        `ValueError`: If no row fits.
+    """
+    by_cost = sorted(rows, key=speed.predict)
+
+    def lowest(some: Iterable[CurveRow]) -> CurveRow:
+        return min(some, key=lambda row: row.bits_per_byte)
+
+    if budget == "best":
+        return lowest(by_cost)
+    if budget == "balanced":
+        best = prefix.bits_per_byte - lowest(by_cost).bits_per_byte
+        enough = SHARE * best if best > 0 else best
+        return next(row for row in by_cost if prefix.bits_per_byte - row.bits_per_byte >= enough)
+    if budget == "fast":
+        without_step = [row for row in by_cost if row.tokens_trained == 0]
+        if not without_step:
+            raise InputError(
+                f"`budget` is 'fast', which takes no step, and {_name(rows[0])} does. Pass balanced, best or seconds."
+            )
+        return lowest(without_step)
+    fitting = [row for row in by_cost if speed.predict(row) <= float(budget)]
+    if not fitting:
+        raise InputError(
+            f"`budget` is {budget:g} seconds per document, and the cheapest choice, {_name(by_cost[0])}, takes "
+            f"{speed.predict(by_cost[0]):.3g} here. Pass at least that, or choose another model or device."
+        )
+    return lowest(fitting)
+
+
+def choose_budget(
+    budget: str | float,
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    args: TestTimeTrainingArguments | None = None,
+    curve: Tuning | str | Path | None = None,
+    methods: Sequence[str] | None = None,
+) -> BudgetChoice:
+    """
+    Choose a method and its settings by a budget.
+
+    The costs of a choice are counted in tokens that are read and trained for a document. A short probe of the model
+    says how long a token takes here. Retrieval, and the score before that an evaluation adds, are not counted.
+
+    Args:
+        budget (`str` or `float`):
+            Seconds per document, or `"fast"`, `"balanced"` or `"best"` (see `choose_row`).
+        model (`PreTrainedModel`):
+            The model.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        args (`TestTimeTrainingArguments`, *optional*):
+            How it will be run: device and precision.
+        curve (`Tuning`, `str` or `Path`, *optional*):
+            What was measured, or the file of `tttnn tune`. By default the file that `args` are from, else the curve
+            that comes with the package.
+        methods (`Sequence[str]`, *optional*):
+            Choose among these. By default among all of the curve.
+
+    Returns:
+        `BudgetChoice`: the method, its settings, and why.
+
+    Raises:
+        `ValueError`: If the budget is none, nothing fits it, the curve has no row of these methods, or it was measured
+            with another model.
+    """
+    from tttnn.methods import METHODS  # which imports this module
+
+    budget = parse_budget(budget)
+    args = TestTimeTrainingArguments() if args is None else args
+    if isinstance(curve, str | Path):
+        curve = read_tuning(curve)
+    curve = curve or args.tuning or default_curve()
+    curve.check(model.config._name_or_path, None)
+    rows = [row for row in curve.curve if row.method in METHODS and (methods is None or row.method in methods)]
+    if not rows:
+        raise InputError(
+            f"The curve of '{curve.name}' has no row of the method {', '.join(methods or [])}, but of "
+            f"{', '.join(dict.fromkeys(row.method for row in curve.curve))}. Choose one of these, or no budget."
+        )
+    speed = measure_speed(model, processing_class, args)
+    row = choose_row(budget, rows, curve.prefix, speed)
+    return BudgetChoice(row.method, row.settings, _reason(budget, row, curve, speed))
+
+
+def _reason(budget: str | float, row: CurveRow, curve: Tuning, speed: Speed) -> str:
+    rules = {
+        "fast": "the best without a step",
+        "balanced": "the cheapest with two thirds of the best gain",
+        "best": "the lowest bits per byte",
+    }
+    rule = rules[budget] if isinstance(budget, str) else f"the best that fits {budget:g} seconds"
+    origin = "the default curve" if curve is default_curve() else f"'{curve.name}'"
+    guess = "" if row.measured else ", which was not measured yet"
+    return (
+        f"Budget {budget if isinstance(budget, str) else f'{budget:g}'}: {_name(row)}, {rule} in {origin}{guess}. "
+        f"Predicted: {speed.predict(row):.3g} seconds in the model per document."
+    )
+
+
+def _name(row: CurveRow) -> str:
+    """Name a row by its method and settings."""
+    settings = ", ".join(f"{name} {value:g}" for name, value in row.settings.items() if isinstance(value, int | float))
+    return f"{row.method} ({settings})" if settings else row.method
+
+
+def with_budget(
+    budget: str | float,
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    args: TestTimeTrainingArguments | None = None,
+    *,
+    curve: Tuning | str | Path | None = None,
+    method: str | None = None,
+    **overrides: Any,
+) -> tuple[Method, TestTimeTrainingArguments]:
+    """
+    Make a method and arguments for a trainer by a budget.
+
+    Args:
+        budget (`str` or `float`):
+            Seconds per document, or `"fast"`, `"balanced"` or `"best"` (see `choose_row`).
+        model (`PreTrainedModel`):
+            The model.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        args (`TestTimeTrainingArguments`, *optional*):
+            Everything that the budget does not set.
+        curve (`Tuning`, `str` or `Path`, *optional*):
+            As in `choose_budget`.
+        method (`str`, *optional*):
+            Choose among the settings of this method. `TestTimeTrainer.adapt` takes steps: for it pass `"ttt"`.
+        overrides (*optional*):
+            Fields of the arguments to set otherwise than the budget does.
+
+    Returns:
+        `tuple[Method, TestTimeTrainingArguments]`: for `TestTimeTrainer(method=..., args=...)`.
+
+    Raises:
+        `ValueError`: As `choose_budget`; or if a value is out of range.
+
+    Example:
+
+    ```python
+    from tttnn.methods import with_budget
+
+    method, args = with_budget("balanced", model, tokenizer, num_neighbors=2)
+    ```
+    """
+    from tttnn.methods import METHODS
+
+    args = TestTimeTrainingArguments() if args is None else args
+    methods = None if method is None else [method]
+    choice = choose_budget(budget, model, processing_class, args, curve, methods)
+    chosen = replace(args, **{**choice.settings, **overrides})
+    chosen.tuning = args.tuning
+    return METHODS[choice.method](), chosen
