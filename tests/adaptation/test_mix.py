@@ -91,6 +91,15 @@ def test_the_scores_without_the_mixture_are_recorded(make_trainer, documents, mi
         assert len(other.nll) == len(other.unmixed_nll)
 
 
+def test_a_curve_counts_the_neighbors_that_are_trained_on_by_then(make_trainer, documents):
+    curve = scores(make_trainer(score_every_neighbor=True, mix="cache"), documents)
+    for number in (1, 3):
+        for points, (_, after) in zip(
+            curve, scores(make_trainer(num_neighbors=number, mix="cache"), documents), strict=True
+        ):
+            assert points[number] == pytest.approx(after)
+
+
 def test_a_model_that_did_not_change_is_mixed_with_itself(make_trainer, documents):
     options = {"learning_rate": 0.0, "weight_decay": 0.0, "mix": "unadapted"}
     for before, after in scores(make_trainer(**options), documents):

@@ -27,11 +27,11 @@ def test_a_tuning_prints_a_table_and_where_the_file_is(tuning, tmp_path, capsys)
     assert run_main(*tuning) == 0
     output = capsys.readouterr().out.splitlines()
     methods = [line.split("|")[1].strip() for line in output if line.startswith("| ")]
-    assert methods == ["method", "prefix", "context", "ttt", "ttt", "context+ttt"]
+    assert methods == ["method", "prefix", *["context"] * 2, *["ttt"] * 4, *["context+ttt"] * 2]
     path = tmp_path / "t" / "tuned.json"
     assert output[-1] == f"The settings are in {path}. To use them: tttnn evaluate --preset {path}"
     settings = json.loads(path.read_text())["settings"]
-    assert f"{settings['num_neighbors']} neighbors, learning rate 0.001." in output[-2]
+    assert f"{settings['num_neighbors']} neighbors, learning rate 0.001, mix {settings['mix']}." in output[-2]
 
 
 def test_an_evaluation_takes_the_file_and_refuses_another_index(

@@ -35,7 +35,7 @@ def parse(*options):
     return parse_evaluation(EvaluateArguments, words, prog="tttnn evaluate")
 
 
-TTT = BudgetChoice("ttt", {"num_neighbors": 3, "learning_rate": 1e-3}, "")
+TTT = BudgetChoice("ttt", {"num_neighbors": 3, "learning_rate": 1e-3}, {}, "")
 
 
 def test_a_choice_settles_the_method_and_its_settings(curve):
@@ -67,7 +67,7 @@ def test_options_leave_out_the_methods_that_do_not_take_them(curve, options, met
 
 
 def test_a_method_without_neighbors_leaves_the_index_alone(curve):
-    settled = parse("--budget", "best", "--preset", curve).budget.settle(BudgetChoice("prefix", {}, ""))
+    settled = parse("--budget", "best", "--preset", curve).budget.settle(BudgetChoice("prefix", {}, {}, ""))
     assert (settled.method.name, settled.index) == ("prefix", None)
 
 

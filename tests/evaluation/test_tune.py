@@ -116,27 +116,34 @@ def test_passages_of_the_same_document_are_no_neighbors(tune, embedder, tmp_path
 
 def test_the_curve_has_a_row_for_each_method_and_number_of_neighbors(tune):
     tuning = tune(learning_rates=(1e-3, 1e-2))
-    rows = [(row.method, row.settings.get("learning_rate"), row.settings.get("num_neighbors")) for row in tuning.curve]
+    names = ("learning_rate", "num_neighbors", "mix")
+    rows = [(row.method, *(row.settings.get(name) for name in names)) for row in tuning.curve]
+    mixes = ("none", "both")
     assert rows == [
-        ("prefix", None, None),
-        ("context", None, 3),
-        *(("ttt", rate, number) for rate in (1e-3, 1e-2) for number in (1, 2, 3)),
-        ("context+ttt", 2e-5, 3),
+        ("prefix", None, None, None),
+        *(("context", None, 3, mix) for mix in mixes),
+        *(("ttt", rate, number, mix) for rate in (1e-3, 1e-2) for number in (1, 2, 3) for mix in mixes),
+        *(("context+ttt", 2e-5, 3, mix) for mix in mixes),
     ]
-    best = min(tuning.curve[2:-1], key=lambda row: row.bits_per_byte)
+    best = min(tuning.curve[3:-2], key=lambda row: row.bits_per_byte)
     assert tuning.settings == best.settings
     assert tuning.settings["max_length"] == 16
 
 
+@pytest.mark.parametrize("mix", ["none", "both"])
 def test_scores_are_those_of_a_run_with_the_settings_of_the_row(
-    tune, model, tokenizer, whole_rows, make_trainer, tmp_path
+    tune, model, tokenizer, whole_rows, make_trainer, tmp_path, mix
 ):
     tuning = tune()
     documents = sample_documents(whole_rows.index, tokenizer, 4, 4000, seed=42)
-    settings = {"num_neighbors": 2, "max_length": 16, "learning_rate": 1e-3, "top_k": 23}
+    settings = {"num_neighbors": 2, "max_length": 16, "learning_rate": 1e-3, "top_k": 23, "mix": mix}
     trainer = make_trainer(retriever=whole_rows, exclude="id", drop_near_copies=True, **settings)
     metrics = trainer.evaluate(documents)
-    (row,) = (row for row in tuning.curve if row.method == "ttt" and row.settings["num_neighbors"] == 2)
+    (row,) = (
+        row
+        for row in tuning.curve
+        if row.method == "ttt" and (row.settings["num_neighbors"], row.settings["mix"]) == (2, mix)
+    )
     assert row.bits_per_byte == pytest.approx(metrics["eval_bits_per_byte"], rel=1e-6)
     assert tuning.prefix.bits_per_byte == pytest.approx(metrics["eval_bits_per_byte_before"], rel=1e-6)
     assert row.difference == pytest.approx(row.bits_per_byte - tuning.prefix.bits_per_byte, abs=1e-9)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence, Sized
-from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
@@ -69,6 +68,7 @@ class Episode:
         self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
         self.neighbors: list[Neighbor] = []
         self.weights: list[float] = []
+        self._predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def model(self) -> PreTrainedModel:
@@ -78,7 +78,7 @@ class Episode:
     @property
     def distinct_neighbors(self) -> list[Neighbor]:
         """Each neighbor once, also one that is trained on several times."""
-        return [*{id(neighbor): neighbor for neighbor in self.neighbors}.values()]
+        return _distinct(self.neighbors)
 
     def retrieve(self) -> None:
         """
@@ -302,7 +302,7 @@ class Episode:
             return nll
         if mix in ("cache", "both"):
             # a prompt longer than the window is read in part; the cache has read all of it
-            log_probabilities, match_lengths = (values[len(values) - len(mixed) :] for values in self._cached)
+            log_probabilities, match_lengths = (values[len(values) - len(mixed) :] for values in self._cached())
             mixed = mix_online(mixed, log_probabilities, match_lengths, num_known)
         if mix in ("unadapted", "both"):
             # neighbors in the context may leave less of the window to the prompt
@@ -312,13 +312,21 @@ class Episode:
             mixed = mix_online(before, -mixed, np.zeros(number, dtype=np.int64), num_known)
         return TokenNll(mixed[:num_known], mixed[num_known:])
 
-    @cached_property
     def _cached(self) -> tuple[np.ndarray, np.ndarray]:
         """Predict prompt and scored text, each token before it is counted, by the n-grams of neighbors and of both."""
-        cache = NgramCache(len(self.model.get_input_embeddings().weight))  # type: ignore[arg-type]
-        for neighbor in self.distinct_neighbors:
-            cache.add(encode(self.trainer.processing_class, neighbor.text))
-        return cache.read([], [*self.scored_text.prompt_ids, *self.scored_text.token_ids])
+        # in a curve those that are trained on by now
+        number = len(self.record.train_loss) or len(self.neighbors)
+        if number not in self._predictions:
+            cache = NgramCache(len(self.model.get_input_embeddings().weight))  # type: ignore[arg-type]
+            for neighbor in _distinct(self.neighbors[:number]):
+                cache.add(encode(self.trainer.processing_class, neighbor.text))
+            token_ids = [*self.scored_text.prompt_ids, *self.scored_text.token_ids]
+            self._predictions[number] = cache.read([], token_ids)
+        return self._predictions[number]
+
+
+def _distinct(neighbors: list[Neighbor]) -> list[Neighbor]:
+    return [*{id(neighbor): neighbor for neighbor in neighbors}.values()]
 
 
 def num_candidates(args: RetrievalArguments, retriever: Retriever) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ class CurveRow:
             Tokens of the training chunks of a document. Mean.
         seconds (`float`, *optional*):
             To retrieve, train and score once. Mean over the documents.
-        measured (`bool`, *optional*, defaults to `True`):
-            False for a row that is a guess.
+        options (`dict[str, Any]`, *optional*):
+            The method's own options, by name.
     """
 
     method: str
@@ -49,7 +49,7 @@ class CurveRow:
     tokens_read: float
     tokens_trained: float
     seconds: float | None
-    measured: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _check_fields(path: Path, kind: type[Tuning] | type[CurveRow], content: Any)
     """Refuse content with a field that is unknown, or without one that is needed."""
     if not isinstance(content, dict):
         raise InputError(f"'{path}' is damaged: {content!r:.80} is no set of fields. Run `tttnn tune` again.")
-    known = {item.name: item.default is MISSING for item in fields(kind)}
+    known = {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(kind)}
     unknown = [name for name in content if name not in known]
     missing = [name for name, is_needed in known.items() if is_needed and name not in content]
     if unknown or missing:

@@ -131,11 +131,11 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _print_tuning(tuning: "Tuning", output: Path) -> None:
     from tttnn.report import markdown_table
 
-    header = ["method", "neighbors", "learning rate", "bits per byte", "difference", "95 % interval"]
+    header = ["method", "neighbors", "learning rate", "mix", "bits per byte", "difference", "95 % interval"]
     rows = []
     for row in tuning.curve:
         low, high = row.interval or (math.nan, math.nan)
-        settings = [str(row.settings.get(name, "")) for name in ("num_neighbors", "learning_rate")]
+        settings = [str(row.settings.get(name, "")) for name in ("num_neighbors", "learning_rate", "mix")]
         scores = [f"{row.bits_per_byte:.4f}", f"{row.difference:+.4f}", f"{low:+.4f} to {high:+.4f}"]
         costs = [f"{row.tokens_read:.0f}", f"{row.tokens_trained:.0f}", f"{row.seconds or 0:.2f}"]
         rows.append([row.method, *settings, *scores, *costs])
@@ -144,7 +144,10 @@ def _print_tuning(tuning: "Tuning", output: Path) -> None:
     if chosen.interval is None or not chosen.interval[1] < 0:
         print("No number of neighbors is better than the prompt alone beyond what chance may explain.")
     number, rate = tuning.settings["num_neighbors"], tuning.settings["learning_rate"]
-    print(f"Chosen on {tuning.num_documents} documents of the index: {number} neighbors, learning rate {rate:g}.")
+    print(
+        f"Chosen on {tuning.num_documents} documents of the index: {number} neighbors, learning rate {rate:g}, mix "
+        f"{tuning.settings['mix']}."
+    )
     print(f"The settings are in {output}. To use them: tttnn evaluate --preset {shlex.quote(str(output))}")
 
 

@@ -59,8 +59,8 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "Choose the method and its settings when the model is loaded: SECONDS in the model per document, "
-            "without retrieval and the score before; fast: the best without a step; balanced: the cheapest with two "
-            "thirds of the best gain; best. By the curve of --preset FILE.json, or a default one. --method and other "
+            "without retrieval and the score before; fast: the cheapest with half of the best gain; balanced: with "
+            "two thirds; best: the best. By the curve of --preset FILE.json, or a default one. --method and other "
             "options override it, and leave out the methods that do not take them."
         },
     )
@@ -256,7 +256,7 @@ def _settle(
     parse: Callable[..., Evaluation[Inputs]], with_index: bool, settings: dict[str, Any], choice: BudgetChoice
 ) -> Evaluation[Inputs]:
     """Parse the options again with what a budget chose as defaults."""
-    defaults = {**settings, **choice.settings, "method": choice.method}
+    defaults = {**settings, **choice.settings, **choice.options, "method": choice.method}
     evaluation = parse(choice.method, with_index=with_index, settings=defaults)
     return evaluation if evaluation.method.retrieves else replace(evaluation, index=None)
 

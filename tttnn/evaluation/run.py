@@ -178,7 +178,7 @@ def settle_budget(
     asked = {"budget": budget.value, "methods": budget.methods, "curve": digest(repr(budget.curve))}
     known = json.loads(path.read_bytes()) if path.is_file() else {}
     if known.get("asked") == asked:
-        choice = BudgetChoice(known["method"], known["settings"], known["reason"])
+        choice = BudgetChoice(known["method"], known["settings"], known["options"], known["reason"])
     else:
         choice = choose_budget(budget.value, model, processing_class, args, budget.curve, budget.methods)
     (choice,) = broadcast_object_list([choice])

@@ -74,12 +74,12 @@ def tune_on_index(
     output: str | Path | None = None,
 ) -> Tuning:
     """
-    Measure methods on documents of the index, and choose the learning rate and the number of neighbors of `ttt`.
+    Measure methods on documents of the index, and choose the rate, the number of neighbors and the mixture of `ttt`.
 
     A document is a row of the index. Its first half is the query, in context, and the rest is scored. Neighbors with
     its id, which are the row itself and passages of the same document, and near-copies are dropped. The methods are
-    `prefix`, `context`, `ttt` after every neighbor at each learning rate, and `context+ttt`. Each has a journal in
-    `args.output_dir`, from which an interrupted run resumes.
+    `prefix`, `context`, `ttt` after every neighbor at each learning rate, and `context+ttt`, each but the first with
+    and without the mixture `"both"`. Each has a journal in `args.output_dir`, from which an interrupted run resumes.
 
     Args:
         model (`PreTrainedModel`):
@@ -127,6 +127,7 @@ def tune_on_index(
         trial = copy.copy(args)
         trial.learning_rate = args.learning_rate if rate is None else rate
         trial.score_every_neighbor = every
+        trial.mix = "none" if isinstance(method, Prefix) else "both"  # a record has the scores without it too
         trainer = TestTimeTrainer(
             model, trial, retriever, processing_class=processing_class, method=method, callbacks=[JournalCallback()]
         )
@@ -135,7 +136,7 @@ def tune_on_index(
 
     base = run(Prefix()).records
     shared = {"num_neighbors": args.num_neighbors, "max_length": args.max_length}
-    curve = [_row("prefix", {}, base, base), _row("context", shared, base, run(Context()).records)]
+    curve = [_row("prefix", {}, base, base), *_rows("context", shared, base, run(Context()).records)]
     for rate in learning_rates:
         try:
             trainer = run(TestTimeTraining(), f"ttt-{rate:g}", rate, every=True)
@@ -148,7 +149,7 @@ def tune_on_index(
     if not rows:
         raise InputError(f"Training diverged at every one of the learning rates {[*learning_rates]}. Pass lower ones.")
     both = {**shared, "learning_rate": CONTEXT_RATE}
-    curve.append(_row("context+ttt", both, base, run(ContextAndTraining(), rate=CONTEXT_RATE).records))
+    curve += _rows("context+ttt", both, base, run(ContextAndTraining(), rate=CONTEXT_RATE).records)
     best = min(rows, key=lambda row: row.bits_per_byte)
     path = Path(args.output_dir or ".", TUNED) if output is None else Path(output)
     versions = {"tttnn": version("tttnn"), "torch": torch.__version__, "transformers": transformers.__version__}
@@ -205,8 +206,9 @@ def _rows_of_training(
         trained[place, 1 : len(lengths) + 1] = np.cumsum(lengths)
         trained[place, len(lengths) + 1 :] = sum(lengths)
     return [
-        _row("ttt", {**settings, "num_neighbors": point}, base, records, point, trained[:, point])
+        row
         for point in range(1, number + 1)
+        for row in _rows("ttt", {**settings, "num_neighbors": point}, base, records, point, trained[:, point])
     ]
 
 
@@ -214,6 +216,11 @@ def _num_trained(trainer: TestTimeTrainer, text: str) -> int:
     """Count the tokens of a neighbor that are trained on."""
     number, chunks = len(_encode(trainer.processing_class, text)), trainer.args.chunks_per_neighbor
     return number if chunks is None else min(number, int(chunks) * trainer.max_length)
+
+
+def _rows(method: str, settings: dict[str, Any], *measured: Any) -> list[CurveRow]:
+    """Give a row without a mixture and one with it, of records that hold both."""
+    return [_row(method, {**settings, "mix": mix}, *measured) for mix in ("none", "both")]
 
 
 def _row(
@@ -225,7 +232,10 @@ def _row(
     trained: np.ndarray | None = None,
 ) -> CurveRow:
     """Pool the scores of one point of the records, beside those of `prefix`, and say what it costs."""
-    scores = nll_matrix(records)
+    if settings.get("mix") == "none":
+        scores = nll_matrix([replace(record, nll=record.unmixed_nll) for record in records])
+    else:
+        scores = nll_matrix(records)
     after = scores[:, min(point, scores.shape[1] - 1)]
     before, num_bytes = nll_matrix(base)[:, -1], np.array([record.num_bytes for record in base], dtype=np.float64)
     if trained is None:

@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -28,9 +28,8 @@ from tttnn.documents import Document
 from tttnn.errors import InputError
 
 
-WORDS = ("fast", "balanced", "best")
 DEFAULT_CURVE = Path(__file__).with_name("budget.json")
-SHARE = 2 / 3  # of the best gain, that `balanced` asks for
+SHARES = {"fast": 1 / 2, "balanced": 2 / 3, "best": 1.0}  # of the best gain, that a word asks for
 TRIES = 2  # the best of which counts
 PROBE_WORDS = ("the", "old", "captain", "saw", "a", "white", "whale", "at", "break", "of", "day", "and", "called")
 
@@ -72,12 +71,15 @@ class BudgetChoice(NamedTuple):
             A key of `METHODS`.
         settings (`dict[str, Any]`):
             Fields of `TestTimeTrainingArguments`.
+        options (`dict[str, Any]`):
+            The method's own options, by name.
         reason (`str`):
             What was chosen and why, in one line.
     """
 
     method: str
     settings: dict[str, Any]
+    options: dict[str, Any]
     reason: str
 
 
@@ -95,14 +97,14 @@ def parse_budget(budget: str | float) -> str | float:
     Raises:
         `ValueError`: If it is neither.
     """
-    if budget in WORDS:
+    if budget in SHARES:
         return budget
     try:
         seconds = float(budget)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise InputError(f"`budget` is {budget!r}. Pass seconds per document, above 0, or one of {', '.join(WORDS)}.")
+        raise InputError(f"`budget` is {budget!r}. Pass seconds per document, above 0, or one of {', '.join(SHARES)}.")
     return seconds
 
 
@@ -174,9 +176,9 @@ def choose_row(budget: str | float, rows: Sequence[CurveRow], prefix: CurveRow, 
 
     Args:
         budget (`str` or `float`):
-            Seconds per document: of the rows that fit, the one of the lowest bits per byte. `"fast"`: the same of the
-            rows without a step. `"balanced"`: the cheapest row with two thirds of the best gain. `"best"`: the row of
-            the lowest bits per byte.
+            Seconds per document: of the rows that fit, the one of the lowest bits per byte. Otherwise the cheapest row
+            that has a part of the best row's gain: half of it (`"fast"`), two thirds (`"balanced"`) or all
+            (`"best"`).
         rows (`Sequence[CurveRow]`):
             At least one.
         prefix (`CurveRow`):
@@ -195,20 +197,11 @@ def choose_row(budget: str | float, rows: Sequence[CurveRow], prefix: CurveRow, 
     def lowest(some: Iterable[CurveRow]) -> CurveRow:
         return min(some, key=lambda row: row.bits_per_byte)
 
-    if budget == "best":
-        return lowest(by_cost)
-    if budget == "balanced":
+    if isinstance(budget, str):
         best = prefix.bits_per_byte - lowest(by_cost).bits_per_byte
-        enough = SHARE * best if best > 0 else best
+        enough = SHARES[budget] * best if best > 0 else best
         return next(row for row in by_cost if prefix.bits_per_byte - row.bits_per_byte >= enough)
-    if budget == "fast":
-        without_step = [row for row in by_cost if row.tokens_trained == 0]
-        if not without_step:
-            raise InputError(
-                f"`budget` is 'fast', which takes no step, and {_name(rows[0])} does. Pass balanced, best or seconds."
-            )
-        return lowest(without_step)
-    fitting = [row for row in by_cost if speed.predict(row) <= float(budget)]
+    fitting = [row for row in by_cost if speed.predict(row) <= budget]
     if not fitting:
         raise InputError(
             f"`budget` is {budget:g} seconds per document, and the cheapest choice, {_name(by_cost[0])}, takes "
@@ -269,27 +262,27 @@ def choose_budget(
         )
     speed = measure_speed(model, processing_class, args)
     row = choose_row(budget, rows, curve.prefix, speed)
-    return BudgetChoice(row.method, row.settings, _reason(budget, row, curve, speed))
+    return BudgetChoice(row.method, row.settings, row.options, _reason(budget, row, curve, speed))
 
 
 def _reason(budget: str | float, row: CurveRow, curve: Tuning, speed: Speed) -> str:
     rules = {
-        "fast": "the best without a step",
+        "fast": "the cheapest with half of the best gain",
         "balanced": "the cheapest with two thirds of the best gain",
         "best": "the lowest bits per byte",
     }
     rule = rules[budget] if isinstance(budget, str) else f"the best that fits {budget:g} seconds"
     origin = "the default curve" if curve is default_curve() else f"'{curve.name}'"
-    guess = "" if row.measured else ", which was not measured yet"
     return (
-        f"Budget {budget if isinstance(budget, str) else f'{budget:g}'}: {_name(row)}, {rule} in {origin}{guess}. "
+        f"Budget {budget if isinstance(budget, str) else f'{budget:g}'}: {_name(row)}, {rule} in {origin}. "
         f"Predicted: {speed.predict(row):.3g} seconds in the model per document."
     )
 
 
 def _name(row: CurveRow) -> str:
     """Name a row by its method and settings."""
-    settings = ", ".join(f"{name} {value:g}" for name, value in row.settings.items() if isinstance(value, int | float))
+    shown = {name: value for name, value in (row.settings | row.options).items() if value not in (None, "none")}
+    settings = ", ".join(f"{name} {value}" for name, value in shown.items())
     return f"{row.method} ({settings})" if settings else row.method
 
 
@@ -343,4 +336,10 @@ def with_budget(
     choice = choose_budget(budget, model, processing_class, args, curve, methods)
     chosen = replace(args, **{**choice.settings, **overrides})
     chosen.tuning = args.tuning
-    return METHODS[choice.method](), chosen
+    method_type = METHODS[choice.method]
+    own = {
+        name: group(**{item.name: choice.options[item.name] for item in fields(group) if item.name in choice.options})
+        for name, group in method_type.own_options.items()
+        if any(item.name in choice.options for item in fields(group))
+    }
+    return method_type(**own), chosen
