@@ -1,5 +1,5 @@
 """
-The main job in about five minutes on two CPU cores: index a corpus, adapt a model to each test document, report.
+The main job in some minutes on two CPU cores: index a corpus, adapt a model to each test document, report.
 
     python examples/quickstart.py
 
