@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,15 @@ class DocumentRecord:
             `float`: NaN for a document without bytes.
         """
         return self.nll[position] / self.num_bytes / math.log(2) if self.num_bytes else math.nan
+
+    def unmixed(self) -> "DocumentRecord":
+        """
+        Give the record as it would be without the mixture.
+
+        Returns:
+            `DocumentRecord`: with `unmixed_nll` in the place of `nll`; a copy where nothing is mixed in.
+        """
+        return replace(self, nll=self.unmixed_nll or self.nll)
 
     def to_json(self) -> str:
         """Write the record as a line of JSON, with null for NaN."""

@@ -19,8 +19,9 @@ def long_index(embedder, tmp_path_factory):
 @pytest.fixture
 def tuning(model_folder, long_index, embedder_folder, tmp_path):
     """The words of a small tuning; later options override earlier ones."""
-    options = ["--num-documents", 3, "--num-neighbors", 2, "--max-length", 16, "--learning-rates", 1e-3, "--use-cpu"]
-    return ["tune", model_folder, long_index, "--embedder", embedder_folder, "--output-dir", tmp_path / "t", *options]
+    options = ["--num-documents", 3, "--num-neighbors", 2, "--max-length", 16, "--learning-rates", 1e-3]
+    folders = ["--embedder", embedder_folder, "--output-dir", tmp_path / "t"]
+    return ["tune", model_folder, long_index, *folders, *options, "--use-cpu", "True"]
 
 
 def test_a_tuning_prints_a_table_and_where_the_file_is(tuning, tmp_path, capsys):

@@ -314,8 +314,8 @@ class Episode:
 
     def _cached(self) -> tuple[np.ndarray, np.ndarray]:
         """Predict prompt and scored text, each token before it is counted, by the n-grams of neighbors and of both."""
-        # in a curve those that are trained on by now
-        number = len(self.record.train_loss) or len(self.neighbors)
+        # in a curve those that are trained on by now; a second pass brings none
+        number = min(len(self.record.train_loss) or len(self.neighbors), len(self.neighbors))
         if number not in self._predictions:
             cache = NgramCache(len(self.model.get_input_embeddings().weight))  # type: ignore[arg-type]
             for neighbor in _distinct(self.neighbors[:number]):

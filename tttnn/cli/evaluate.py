@@ -5,7 +5,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tttnn.errors import InputError
 from tttnn.helptext import Parser
@@ -90,12 +90,19 @@ def add_tune(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights"
     )
-    parser.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
-    parser.add_argument("--use-cpu", action="store_true", help="run on the CPU even if there is a GPU")
+    switch: dict[str, Any] = {"nargs": "?", "const": True, "default": False, "type": _switch}  # as in `evaluate`
+    parser.add_argument("--bf16", **switch, help="mixed precision with bfloat16")
+    parser.add_argument("--use-cpu", **switch, help="run on the CPU even if there is a GPU")
     parser.add_argument("--model-revision", help="branch, tag or commit of the model")
     parser.add_argument("--index-revision", help="branch, tag or commit of the index")
     parser.add_argument("--embedder", help="the index's embedder, if its name or path has changed")
     parser.add_argument("--trust-index", action="store_true", help="open a --factory index that was built elsewhere")
+
+
+def _switch(word: str) -> bool:
+    from transformers.hf_argparser import string_to_bool
+
+    return string_to_bool(word)
 
 
 def _tune(arguments: argparse.Namespace) -> None:

@@ -232,10 +232,7 @@ def _row(
     trained: np.ndarray | None = None,
 ) -> CurveRow:
     """Pool the scores of one point of the records, beside those of `prefix`, and say what it costs."""
-    if settings.get("mix") == "none":
-        scores = nll_matrix([replace(record, nll=record.unmixed_nll) for record in records])
-    else:
-        scores = nll_matrix(records)
+    scores = nll_matrix([record.unmixed() for record in records] if settings.get("mix") == "none" else records)
     after = scores[:, min(point, scores.shape[1] - 1)]
     before, num_bytes = nll_matrix(base)[:, -1], np.array([record.num_bytes for record in base], dtype=np.float64)
     if trained is None:

@@ -29,7 +29,7 @@ from tttnn.errors import InputError
 
 
 DEFAULT_CURVE = Path(__file__).with_name("budget.json")
-SHARES = {"fast": 1 / 2, "balanced": 2 / 3, "best": 1.0}  # of the best gain, that a word asks for
+GAINS = {"fast": 1 / 2, "balanced": 2 / 3, "best": 1.0}  # of the best gain, that a word asks for
 TRIES = 2  # the best of which counts
 PROBE_WORDS = ("the", "old", "captain", "saw", "a", "white", "whale", "at", "break", "of", "day", "and", "called")
 
@@ -97,14 +97,14 @@ def parse_budget(budget: str | float) -> str | float:
     Raises:
         `ValueError`: If it is neither.
     """
-    if budget in SHARES:
+    if budget in GAINS:
         return budget
     try:
         seconds = float(budget)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise InputError(f"`budget` is {budget!r}. Pass seconds per document, above 0, or one of {', '.join(SHARES)}.")
+        raise InputError(f"`budget` is {budget!r}. Pass seconds per document, above 0, or one of {', '.join(GAINS)}.")
     return seconds
 
 
@@ -199,7 +199,7 @@ def choose_row(budget: str | float, rows: Sequence[CurveRow], prefix: CurveRow, 
 
     if isinstance(budget, str):
         best = prefix.bits_per_byte - lowest(by_cost).bits_per_byte
-        enough = SHARES[budget] * best if best > 0 else best
+        enough = GAINS[budget] * best if best > 0 else best
         return next(row for row in by_cost if prefix.bits_per_byte - row.bits_per_byte >= enough)
     fitting = [row for row in by_cost if speed.predict(row) <= budget]
     if not fitting:

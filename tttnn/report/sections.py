@@ -135,6 +135,26 @@ def _warnings(item: Comparison) -> list[str]:
     return warnings
 
 
+def mixtures(study: Study) -> list[Block]:
+    """Show what mixtures change: the scores of their runs with and without them."""
+    rows = []
+    for run, mixed in zip(study.runs, study.totals, strict=True):
+        if not all(record.unmixed_nll for record in run.records):
+            continue
+        plain = study.grouping.total([record.unmixed() for record in run.records])
+        for name, result in (("none", plain), (str(run.settings.get("mix")), mixed)):
+            cells = [*score_cells(result), share(result.worse, result.documents)]
+            rows.append([run.label, name, *cells])
+    if not rows:
+        return []
+    text = (
+        "The scores after adaptation with other predictions mixed in, and without them. Worse counts documents with a "
+        "higher score after than before."
+    )
+    header = ["run", "mix", "bits per byte before", "after", "ratio", f"difference, {study.interval_name} interval"]
+    return [Heading("Mixtures"), Paragraph(text), Table([*header, "worse"], rows)]
+
+
 def group_table(study: Study, run: Run, results: list[Result]) -> list[Block]:
     """Lay out one run by task or group, and for tasks of the Pile the published figures beside it."""
     published = published_for(run) if study.grouping.is_pile else None

@@ -11,7 +11,16 @@ from tttnn.report.page import Block, Heading, Paragraph, Picture, html_page, imp
 from tttnn.report.pictures.costs import plot_distance_gain, plot_distances, plot_index_sizes, plot_pareto, plot_seconds
 from tttnn.report.pictures.scores import plot_changes, plot_task_curves, plot_tasks
 from tttnn.report.pictures.style import NothingToDraw, import_figure
-from tttnn.report.sections import choices, comparison, group_table, near_copies, overview, reproduction, speed
+from tttnn.report.sections import (
+    choices,
+    comparison,
+    group_table,
+    mixtures,
+    near_copies,
+    overview,
+    reproduction,
+    speed,
+)
 from tttnn.report.study import Study, read_study
 
 
@@ -82,6 +91,7 @@ def _page(study: Study, folder: Path) -> Iterator[Block]:
     caption = f"Change in bits per byte of each run, with {study.interval_name} intervals over documents"
     yield draw("changes", caption, lambda path: plot_changes(labels, study.totals, path, confidence))
     yield from comparison(study)
+    yield from mixtures(study)
     yield from _groups(study, draw)
     yield from near_copies(study)
     yield Heading("Neighbors")
