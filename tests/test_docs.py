@@ -279,7 +279,20 @@ def table_rows(text):
 
 
 @pytest.mark.parametrize(
-    "command", ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "evaluate", "report"]
+    "command",
+    [
+        "build-index",
+        "add",
+        "import-tttlm",
+        "push",
+        "pull",
+        "info",
+        "retrieve",
+        "tune",
+        "train-experts",
+        "evaluate",
+        "report",
+    ],
 )
 def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()

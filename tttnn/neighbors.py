@@ -92,7 +92,7 @@ class Prepared(Protocol):
 
 @runtime_checkable
 class Embedded(Protocol):
-    """A retriever that gives vectors, for selectors that compare neighbors with each other."""
+    """A retriever that gives vectors, for selectors and methods that compare them."""
 
     def vectors(self, query: str, neighbors: list[Neighbor]) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -102,7 +102,7 @@ class Embedded(Protocol):
             query (`str`):
                 A query.
             neighbors (`list[Neighbor]`):
-                Some of its neighbors, as `retrieve` gave them.
+                Some or none of its neighbors, as `retrieve` gave them.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: the vector of the query, float32 of shape `(dimension,)`, and those of the

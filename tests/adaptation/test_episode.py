@@ -182,7 +182,7 @@ def test_a_selector_by_name_and_another_one_beside_it_are_refused(make_trainer, 
 
 @pytest.mark.parametrize("name", ["sift", "hull"])
 def test_a_retriever_without_vectors_serves_the_nearest_only(make_trainer, documents, name):
-    with pytest.raises(ValueError, match="The selector needs vectors, and GivenRetriever has no method `vectors`"):
+    with pytest.raises(ValueError, match="Vectors are needed, and GivenRetriever has no method `vectors`"):
         make_trainer(retriever=GivenRetriever(documents), selector=name).evaluate(documents)
     make_trainer(retriever=GivenRetriever(documents)).evaluate(documents)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXTS
+from made_experts import made_experts
 from methods_program import SCENARIOS, choose_rate, evaluate
 from reference import Settings, adapted_nll
 from transformers import AutoTokenizer
@@ -31,7 +32,7 @@ sys.path.insert(0, str(EXAMPLES))
 import compare_methods  # noqa: E402  (the examples are not installed)
 
 
-RETRIEVING = ["ttt", "context", "context+ttt", "knn-lm"]
+RETRIEVING = ["ttt", "context", "context+ttt", "experts", "experts+ttt", "knn-lm"]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,19 @@ def parts(tiny_models, tokenizer, embedder, retriever, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def experts(tiny_models, tmp_path_factory):
+    """Experts, which are looked at when options are parsed."""
+    EXPERTS.append(str(made_experts(tmp_path_factory.mktemp("made") / "experts", tiny_models["gpt2"], "digest", 32)))
+
+
+EXPERTS = []
+
+
 def words_of(method, *options, index="index"):
     retrieving = ["--index", index] if method in RETRIEVING else []
-    return ["--model", "model", "--dataset", "data", "--method", method, *retrieving, *map(str, options)]
+    own = ["--experts", *EXPERTS] if "experts" in METHODS[method].own_options else []
+    return ["--model", "model", "--dataset", "data", "--method", method, *retrieving, *own, *map(str, options)]
 
 
 def parse(method, *options, **keywords):
@@ -107,7 +118,7 @@ def test_a_method_with_neighbors_needs_an_index(method, capsys):
 
 def test_an_unknown_method_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
-        parse("magic")
+        parse_evaluation(EvaluateArguments, ["--model", "m", "--dataset", "d", "--method", "magic"])
     assert "invalid choice: 'magic' (choose from" in capsys.readouterr().err
 
 
@@ -119,15 +130,16 @@ def test_the_method_is_also_read_after_an_equals_sign():
 @pytest.mark.parametrize("method", METHODS)
 def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
     users_of = {
-        "--order": {"ttt", "context+ttt"},
-        "--num-train-epochs": {"ttt", "context+ttt"},
-        "--learning-rate": {"ttt", "query", "context+ttt", "dynamic"},
+        "--order": {"ttt", "context+ttt", "experts+ttt"},
+        "--num-train-epochs": {"ttt", "context+ttt", "experts+ttt"},
+        "--learning-rate": {"ttt", "query", "context+ttt", "experts+ttt", "dynamic"},
         "--trainable": {"ttt", "query", "context+ttt", "dynamic"},
         "--num-neighbors": set(RETRIEVING),
         "--index-fraction": set(RETRIEVING),
         "--context-length": {"context", "context+ttt"},
+        "--experts": {"experts", "experts+ttt"},
         "--knn-lambda": {"knn-lm"},
-        "--validation": {"ttt", "query", "context+ttt", "dynamic", "knn-lm"},
+        "--validation": {"ttt", "query", "context+ttt", "experts+ttt", "dynamic", "knn-lm"},
         "--max-length": set(METHODS),
         "--query": set(METHODS),
     }

@@ -9,9 +9,11 @@ condition also has a method that breaks it on purpose, and that must be caught.
 import math
 from time import perf_counter
 
+import numpy as np
 import pytest
 import torch
 from conftest import GivenRetriever
+from made_experts import made_experts
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -21,7 +23,7 @@ from tttnn import TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.adaptation import Episode, Method, TokenNll
 from tttnn.adaptation.options import MIXES, PROMPTS
 from tttnn.errors import InputError
-from tttnn.methods import METHODS
+from tttnn.methods import METHODS, ExpertArguments, make_trainable
 
 
 WORDS = ["<|endoftext|>", *"abcdefghijklmno"]  # each is one token
@@ -40,12 +42,34 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=whole, bos_token=WORDS[0], eos_token=WORDS[0])
 
 
+class VectorRetriever(GivenRetriever):
+    """Also gives vectors, from which methods with experts choose; the query's is that of the second expert."""
+
+    def vectors(self, query, neighbors):
+        return np.float32([0, 1]), np.zeros((len(neighbors), 2), np.float32)
+
+    def describe(self):
+        return {"index": "given"}
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.4}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, **sizes))
+
+
+def method_of(name, folder):
+    """Make a method of `METHODS`, in the last of its settings; one with experts gets random ones."""
+    own = {}
+    if METHODS[name].own_options.get("experts") is ExpertArguments:
+        own["experts"] = ExpertArguments(str(made_experts(folder / "experts", tiny_model(), "given", 2)), 2)
+    return METHODS[name](**own).candidates()[-1]
+
+
 class Run:
     """A trainer that keeps the score of each token, and every forward pass that its model makes."""
 
     def __init__(self, method, tokenizer, folder, monkeypatch, mix="none", prompt="context"):
-        torch.manual_seed(0)
-        sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.4}
         args = TestTimeTrainingArguments(
             output_dir=str(folder),
             mix=mix,
@@ -58,10 +82,10 @@ class Run:
             disable_tqdm=True,
         )
         self.trainer = TestTimeTrainer(
-            model=GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, **sizes)),
+            model=tiny_model() if method.trainable is None else make_trainable(tiny_model(), method.trainable),
             args=args,
             method=method,
-            retriever=GivenRetriever(NEIGHBORS),
+            retriever=VectorRetriever(NEIGHBORS),
             processing_class=tokenizer,
         )
         self.tokenizer = tokenizer
@@ -174,7 +198,7 @@ CONDITIONS = [
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_condition(check, prompt, mix, name, tokenizer, tmp_path, monkeypatch):
     try:
-        run = Run(METHODS[name]().candidates()[-1], tokenizer, tmp_path, monkeypatch, mix, prompt)
+        run = Run(method_of(name, tmp_path), tokenizer, tmp_path, monkeypatch, mix, prompt)
     except InputError as error:
         if (mix, prompt) == (MIXES[0], PROMPTS[0]):
             raise

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.progress import DocumentProgressCallback
     from tttnn.adaptation.requirements import context_length
     from tttnn.adaptation.restore import random_states_kept, restored
-    from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, score
+    from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, next_token_loss, score
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
     from tttnn.adaptation.trainable import TrainableArguments, make_trainable
@@ -64,6 +64,7 @@ __all__ = [
     "lay_out_context",
     "make_trainable",
     "mix_online",
+    "next_token_loss",
     "prefix_token_id",
     "preset_settings",
     "random_states_kept",
@@ -102,6 +103,7 @@ __getattr__, __dir__ = door(
         "lay_out_context": "scoring",
         "make_trainable": "trainable",
         "mix_online": "mixture",
+        "next_token_loss": "scoring",
         "prefix_token_id": "windows",
         "preset_settings": "presets",
         "random_states_kept": "restore",

@@ -107,7 +107,7 @@ class Episode:
             num_neighbors=args.num_neighbors,
             order=args.order,
             seed=self.seed,
-            vectors=self._vectors,
+            vectors=self.vectors,
             max_distance=args.max_distance,
             exclude=args.exclude,
             drop_near_copies=args.drop_near_copies,
@@ -122,13 +122,25 @@ class Episode:
         record.own_neighbors = selection.own
         record.seconds["retrieve"] += perf_counter() - start
 
-    def _vectors(self, neighbors: list[Neighbor]) -> tuple[np.ndarray, np.ndarray]:
-        """Give the vectors of the query and of neighbors, for selectors that compare them."""
+    def vectors(self, neighbors: list[Neighbor]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Give the vectors of the query and of neighbors, for selectors and methods that compare them.
+
+        Args:
+            neighbors (`list[Neighbor]`):
+                Of the retriever; may be none.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: float32 of shape `(dimension,)` and `(len(neighbors), dimension)`.
+
+        Raises:
+            `ValueError`: If the retriever gives none, or none that can be.
+        """
         retriever = self.trainer.retriever
         if not isinstance(retriever, Embedded):
             raise InputError(
-                f"The selector needs vectors, and {type(retriever).__name__} has no method `vectors`. Add one (see "
-                "`tttnn.neighbors.Embedded`), or select the nearest."
+                f"Vectors are needed, and {type(retriever).__name__} has no method `vectors`. Add one (see "
+                "`tttnn.neighbors.Embedded`), or choose a selector and a method that need none."
             )
         query, vectors = retriever.vectors(self.query, neighbors)
         if np.shape(vectors) != (len(neighbors), *np.shape(query)) or np.ndim(query) != 1:

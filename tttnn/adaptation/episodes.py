@@ -126,7 +126,11 @@ class Episodes:
             episode.weights = [1.0] * len(episode.neighbors)
         if not episode.neighbors:
             raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
-        if not any([changed for _, changed in episode.train_on_neighbors()]):
+        method = self.trainer.method
+        is_changed = method.start(episode)
+        if method.trains or not is_changed:
+            is_changed |= any([changed for _, changed in episode.train_on_neighbors()])
+        if not is_changed:
             raise InputError("There is nothing to train on: the neighbors have no token.")
         check_weights(self._snapshot.parameters)
         dispatch(self.trainer, "on_document_end", record=episode.record)

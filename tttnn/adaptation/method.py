@@ -125,6 +125,19 @@ class Method:
         with episode.model.disable_adapter():  # type: ignore[operator]
             episode.score(episode.scored_text.cut(length))
 
+    def start(self, episode: Episode) -> bool:
+        """
+        Change the model for a document before any step on it; `TestTimeTrainer.adapt` does so too.
+
+        Args:
+            episode (`Episode`):
+                The document, with its neighbors.
+
+        Returns:
+            `bool`: whether the method does; by default not.
+        """
+        return False
+
     def score_after(self, episode: Episode) -> None:
         """
         Adapt to the document, and append the score or scores that this leads to.
@@ -133,6 +146,7 @@ class Method:
             episode (`Episode`):
                 The document, with its neighbors.
         """
+        self.start(episode)
         if not self.trains:
             self.score_adapted(episode)
             return

@@ -248,8 +248,14 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     Give the mean cross-entropy in nats of each token after the first, given those before it.
 
-    `logits` are of shape `(1, tokens, vocabulary)`; those of virtual tokens may stand before them. `labels` are -100
-    for a token that is no target; without any target the loss is NaN.
+    Args:
+        logits (`torch.Tensor`):
+            Of shape `(rows, tokens, vocabulary)`; with one row, those of virtual tokens may stand before them.
+        labels (`torch.Tensor`):
+            Of shape `(rows, tokens)`: the tokens, and -100 for one that is no target.
+
+    Returns:
+        `torch.Tensor`: the mean over all targets, float32; NaN without any.
     """
     targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].flatten()
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, -2)[-len(targets) :], targets.to(logits.device))

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from tttnn.cli.build import add_add, add_build_index, add_import_tttlm
 from tttnn.cli.evaluate import add_evaluate, add_tune, evaluate
+from tttnn.cli.experts import add_train_experts
 from tttnn.cli.index import add_info, add_pull, add_push, add_retrieve
 from tttnn.cli.report import add_report
 from tttnn.errors import InputError, StateError
@@ -20,7 +21,7 @@ from tttnn.helptext import Parser, dashed, misspelled, suggestion
 COMMANDS = (
     *(add_build_index, add_add, add_import_tttlm),
     *(add_push, add_pull, add_info, add_retrieve),
-    *(add_tune, add_evaluate, add_report),
+    *(add_tune, add_train_experts, add_evaluate, add_report),
 )
 
 # the Hub's errors, ours and those of huggingface_hub, are OSErrors

@@ -13,6 +13,8 @@ from tttnn.methods.budget import (
 )
 from tttnn.methods.context import Context, ContextAndTraining, ContextArguments
 from tttnn.methods.dynamic import Dynamic
+from tttnn.methods.expert_training import ExpertTrainingArguments, train_experts
+from tttnn.methods.experts import ExpertArguments, ExpertsAndTraining, MergedExperts
 from tttnn.methods.knn_lm import KnnArguments, KnnLM
 from tttnn.methods.none import NoAdaptation, Prefix
 from tttnn.methods.query import Query
@@ -25,8 +27,12 @@ __all__ = [
     "ContextAndTraining",
     "ContextArguments",
     "Dynamic",
+    "ExpertArguments",
+    "ExpertTrainingArguments",
+    "ExpertsAndTraining",
     "KnnArguments",
     "KnnLM",
+    "MergedExperts",
     "Method",
     "NoAdaptation",
     "Prefix",
@@ -40,11 +46,15 @@ __all__ = [
     "make_trainable",
     "measure_speed",
     "parse_budget",
+    "train_experts",
     "with_budget",
 ]
 
 # By the name that `tttnn evaluate --method` takes.
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (TestTimeTraining, Query, Context, ContextAndTraining, KnnLM, Dynamic, Prefix, NoAdaptation)
+    for method in (
+        *(TestTimeTraining, Query, Context, ContextAndTraining, MergedExperts, ExpertsAndTraining),
+        *(KnnLM, Dynamic, Prefix, NoAdaptation),
+    )
 }

@@ -393,7 +393,7 @@ class NeighborRetriever:
             query (`str`):
                 A query.
             neighbors (`list[Neighbor]`):
-                At least one neighbor that `retrieve` gave.
+                Neighbors that `retrieve` gave; may be none.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: float32 of shape `(dimension,)` and `(len(neighbors), dimension)`.
@@ -402,6 +402,8 @@ class NeighborRetriever:
             `IndexError`: If a neighbor is of no open shard.
         """
         (embedded,) = self._embed_queries([check_text(query, "`query`")])
+        if not neighbors:
+            return embedded, np.empty((0, len(embedded)), np.float32)
         if self.index.keeps_vectors and self.passage_length is None:
             return embedded, self.index.vectors([neighbor.id for neighbor in neighbors])
         return embedded, self._embed_documents([neighbor.text for neighbor in neighbors])
