@@ -222,7 +222,7 @@ class Episode:
                 Tokens that stand before each.
 
         Returns:
-            `TokenNll`: of each token, in nats.
+            `TokenNll`: of each token, in nats; of the prompt's tokens only if there is a mixture.
         """
         trainer = self.trainer
         rolls = trainer.args.prompt == "none" and not context
@@ -230,8 +230,12 @@ class Episode:
         in_parts = trainer.reads_in_parts and not rolls
         self.record.num_read_tokens += len(context) * (min(len(windows), 1) if in_parts else len(windows))
         self.record.num_read_tokens += sum(len(window.input_ids) for window in windows)
+        if trainer.args.mix == "none":  # a mixture alone needs the prompt's tokens
+            windows = [
+                window._replace(target_ids=window.target_ids[window.num_known :], num_known=0) for window in windows
+            ]
         with trainer.compute_loss_context_manager(), in_model(self.record):
-            return score(self.model, windows, batch_size, context=context, in_parts=in_parts)
+            return score(self.model, windows, batch_size, context=context, in_parts=in_parts, head=trainer.head)
 
     def add_score(self, nll: TokenNll, start: float, scored_text: ScoredText | None = None) -> None:
         """
