@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from tttnn.adaptation.beginnings import encode_beginning
 from tttnn.adaptation.mixture import mix_online
 from tttnn.adaptation.ngram_cache import NgramCache
 from tttnn.adaptation.options import RetrievalArguments
@@ -151,9 +152,16 @@ class Episode:
         Returns:
             `list[list[int]]`: tokens of at most `chunks_per_neighbor` chunks.
         """
-        token_ids = encode(self.trainer.processing_class, neighbor.text)
-        number = cast("int | None", self.trainer.args.chunks_per_neighbor)
-        return training_chunks(token_ids, self.trainer.max_length, number)
+        trainer = self.trainer
+        number = cast("int | None", trainer.args.chunks_per_neighbor)
+        if number is None:
+            token_ids = encode(trainer.processing_class, neighbor.text)
+        else:
+            num_tokens = number * trainer.max_length
+            token_ids = encode_beginning(
+                trainer.processing_class, neighbor.text, num_tokens, trainer.can_cut_at_spaces
+            )
+        return training_chunks(token_ids, trainer.max_length, number)
 
     def train_on_neighbors(self) -> Iterator[tuple[int, bool]]:
         """

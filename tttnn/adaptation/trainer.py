@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
+from tttnn.adaptation.beginnings import can_cut_at_spaces
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
 from tttnn.adaptation.episode import num_candidates
@@ -159,6 +160,7 @@ class TestTimeTrainer(Trainer):
         self._context_length = context_length(model)
         check_lengths(self.max_length, self.window_length, args.stride)
         self.reads_in_parts = reads_in_parts(model, processing_class)
+        self.can_cut_at_spaces = can_cut_at_spaces(processing_class)
         self.hands_out_logits = hands_out_logits(model, processing_class)
         self.method = (method or TestTimeTraining()).prepared_for(self)
         if not args.disable_tqdm:
