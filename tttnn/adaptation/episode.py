@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from tttnn.adaptation.beginnings import encode_beginning
 from tttnn.adaptation.mixture import mix_online
 from tttnn.adaptation.ngram_cache import NgramCache
 from tttnn.adaptation.options import RetrievalArguments
@@ -163,9 +164,16 @@ class Episode:
         Returns:
             `list[list[int]]`: tokens of at most `chunks_per_neighbor` chunks.
         """
-        token_ids = encode(self.trainer.processing_class, neighbor.text)
-        number = cast("int | None", self.trainer.args.chunks_per_neighbor)
-        return training_chunks(token_ids, self.trainer.max_length, number)
+        trainer = self.trainer
+        number = cast("int | None", trainer.args.chunks_per_neighbor)
+        if number is None:
+            token_ids = encode(trainer.processing_class, neighbor.text)
+        else:
+            num_tokens = number * trainer.max_length
+            token_ids = encode_beginning(
+                trainer.processing_class, neighbor.text, num_tokens, trainer.can_cut_at_spaces
+            )
+        return training_chunks(token_ids, trainer.max_length, number)
 
     def train_on_neighbors(self) -> Iterator[tuple[int, bool]]:
         """
@@ -234,7 +242,7 @@ class Episode:
                 Tokens that stand before each.
 
         Returns:
-            `TokenNll`: of each token, in nats.
+            `TokenNll`: of each token, in nats; of the prompt's tokens only if there is a mixture.
         """
         trainer = self.trainer
         rolls = trainer.args.prompt == "none" and not context
@@ -242,8 +250,12 @@ class Episode:
         in_parts = trainer.reads_in_parts and not rolls
         self.record.num_read_tokens += len(context) * (min(len(windows), 1) if in_parts else len(windows))
         self.record.num_read_tokens += sum(len(window.input_ids) for window in windows)
+        if trainer.args.mix == "none":  # a mixture alone needs the prompt's tokens
+            windows = [
+                window._replace(target_ids=window.target_ids[window.num_known :], num_known=0) for window in windows
+            ]
         with trainer.compute_loss_context_manager(), in_model(self.record):
-            return score(self.model, windows, batch_size, context=context, in_parts=in_parts)
+            return score(self.model, windows, batch_size, context=context, in_parts=in_parts, head=trainer.head)
 
     def add_score(self, nll: TokenNll, start: float, scored_text: ScoredText | None = None) -> None:
         """

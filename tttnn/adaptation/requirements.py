@@ -136,6 +136,31 @@ def check_reading(
         )
 
 
+def hands_out_logits(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> bool:
+    """
+    Whether a model's logits are what its output layer gives, and nothing is done to them: no scale, cap or mask.
+
+    The layer is a plain linear one, neither quantized nor with an adapter. In a forward pass it gives made-up values,
+    from very small to very large, and the model must hand out these.
+    """
+    head, made_up = model.get_output_embeddings(), []
+
+    def make_up(module: torch.nn.Module, args: object, logits: torch.Tensor) -> torch.Tensor:
+        values = torch.linspace(-1e4, 1e4, logits.numel(), device=logits.device).view_as(logits).to(logits.dtype)
+        made_up.append(values.clone())
+        return values
+
+    if type(head) is not torch.nn.Linear:
+        return False
+    handle = head.register_forward_hook(make_up)
+    try:
+        with _evaluating(model):
+            logits = model(input_ids=_probe(model, processing_class)[:1]).logits
+    finally:
+        handle.remove()
+    return len(made_up) == 1 and torch.equal(logits.float(), made_up[0].float())
+
+
 def reads_in_parts(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> bool:
     """
     Whether a model reads a text part by part through a key-value cache as it reads it at once, by a probe.

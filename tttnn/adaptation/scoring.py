@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tttnn.adaptation.head import keeps_logits, last_row_only, token_nll
 from tttnn.adaptation.windows import Window, encode, encode_after, prefix_token_id, scoring_windows
 
 
@@ -139,6 +140,7 @@ def score(
     *,
     context: Sequence[int] = (),
     in_parts: bool = False,
+    head: torch.nn.Linear | None = None,
 ) -> TokenNll:
     """
     Score the targets of windows under a model, which is put into eval mode.
@@ -156,6 +158,9 @@ def score(
         in_parts (`bool`, *optional*, defaults to `False`):
             Whether context and long windows may be read part by part through a key-value cache (see
             `reads_in_parts`). Then the context is read once.
+        head (`torch.nn.Linear`, *optional*):
+            The model's output layer, if the logits are what it gives (see `TestTimeTrainer.head`): it is then applied
+            a few rows at a time. By default the model makes the logits, only those of targets if it can.
 
     Returns:
         `TokenNll`: from float32 log-probabilities. The sum over the text, of rolling windows, is the log-likelihood of
@@ -166,15 +171,18 @@ def score(
     if context or batch_size == 1:
         past: object = None
         if context and in_parts:
-            *_, (_, _, past) = _parts(model, list(context), None)
+            *_, (_, past) = _parts(model, list(context), [], None, head)
         before = [] if past is not None else list(context)
         for window in windows:
-            # each window begins after the context, not after the window before
-            rows.append(_window_nll(model, window, before, copy.deepcopy(past), in_parts))
+            token_ids = [*before, *window.input_ids]
+            if past is None and (not in_parts or len(token_ids) <= READ_LENGTH):
+                rows += _nlls(model, [token_ids], [window.target_ids], head)[0]
+            else:  # each window begins after the context, not after the window before
+                rows += [nll for nll, _ in _parts(model, token_ids, window.target_ids, copy.deepcopy(past), head)]
     else:  # windows of one length, so that a batch needs no padding
         for batch in (windows[first : first + batch_size] for first in range(0, len(windows), batch_size)):
-            logits = model(input_ids=_tensor(model, [window.input_ids for window in batch])).logits
-            rows += [_nll(row, window.target_ids) for row, window in zip(logits, batch, strict=True)]
+            targets = [window.target_ids for window in batch]
+            rows += _nlls(model, [window.input_ids for window in batch], targets, head)[0]
     # fetched once, for a fetch waits for the device; float64, which not every device has
     values = torch.cat(rows).cpu().numpy().astype(np.float64) if rows else np.zeros(0)
     places = [place < window.num_known for window in windows for place in range(len(window.target_ids))]
@@ -182,34 +190,39 @@ def score(
     return TokenNll(values[is_known], values[~is_known])
 
 
-def _window_nll(
-    model: PreTrainedModel, window: Window, before: list[int], past: object, in_parts: bool
-) -> torch.Tensor:
-    """Give the nll of a window's targets, after tokens that were not read yet (`before`) or were (`past`)."""
-    token_ids = [*before, *window.input_ids]
-    if past is None and (not in_parts or len(token_ids) <= READ_LENGTH):
-        return _nll(model(input_ids=_tensor(model, [token_ids])).logits[0], window.target_ids)
-    first, rows = len(token_ids) - len(window.target_ids), []
-    for start, logits, _ in _parts(model, token_ids, past):
-        end = start + len(logits)
-        if end > first:
-            rows.append(_nll(logits, window.target_ids[max(start - first, 0) : end - first]))
-    return torch.cat(rows)
-
-
-def _parts(model: PreTrainedModel, token_ids: list[int], past: object) -> Iterator[tuple[int, torch.Tensor, object]]:
-    """Read tokens part by part through a key-value cache; give the position, the logits and the cache of each part."""
+def _parts(
+    model: PreTrainedModel,
+    token_ids: list[int],
+    target_ids: list[int],
+    past: object,
+    head: torch.nn.Linear | None,
+) -> Iterator[tuple[torch.Tensor, object]]:
+    """Read tokens part by part through a key-value cache; give the nll of the targets and the cache of each part."""
+    first = len(token_ids) - len(target_ids)
     for start in range(0, len(token_ids), READ_LENGTH):
         part = token_ids[start : start + READ_LENGTH]
-        output = model(input_ids=_tensor(model, [part]), past_key_values=past, use_cache=True)
+        targets = target_ids[max(start - first, 0) : max(start - first + len(part), 0)]
+        (nll,), output = _nlls(model, [part], [targets], head, past_key_values=past, use_cache=True)
         past = output.past_key_values
-        yield start, output.logits[0, -len(part) :], past
+        yield nll, past
 
 
-def _nll(logits: torch.Tensor, target_ids: list[int]) -> torch.Tensor:
-    """Give the nll of targets in nats: the last rows of `logits` (`(tokens, vocabulary)`) predict them."""
-    targets = torch.tensor(target_ids, device=logits.device)
-    return torch.nn.functional.cross_entropy(logits[-len(targets) :].float(), targets, reduction="none")
+def _nlls(
+    model: PreTrainedModel,
+    rows: list[list[int]],
+    target_ids: list[list[int]],
+    head: torch.nn.Linear | None,
+    **options: Any,  # noqa: ANN401
+) -> tuple[list[torch.Tensor], Any]:
+    """Read rows of tokens, and give the nll in nats of the targets that their last positions predict."""
+    if head is None and keeps_logits(model):
+        options["logits_to_keep"] = max(1, *map(len, target_ids))
+    with last_row_only(head) as seen:
+        output = model(input_ids=_tensor(model, rows), **options)
+    # a compiled model may pass over the hook; then it has made all logits
+    values, head = (seen[0], head) if seen else (output.logits, None)
+    targets = [torch.tensor(ids, dtype=torch.long, device=values.device) for ids in target_ids]
+    return [token_nll(row, ids, head) for row, ids in zip(values, targets, strict=True)], output
 
 
 def _tensor(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:

@@ -16,10 +16,12 @@ from transformers.utils import logging
 
 from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
+from tttnn.adaptation.beginnings import can_cut_at_spaces
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
 from tttnn.adaptation.episode import num_candidates
 from tttnn.adaptation.episodes import Episodes
+from tttnn.adaptation.head import head_loss, is_last_row, last_row_only
 from tttnn.adaptation.method import Method, TestTimeTraining
 from tttnn.adaptation.options import MAX_WINDOW_LENGTH
 from tttnn.adaptation.output import evaluation_output
@@ -31,6 +33,7 @@ from tttnn.adaptation.requirements import (
     check_processes,
     check_reading,
     context_length,
+    hands_out_logits,
     reads_in_parts,
 )
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
@@ -157,6 +160,8 @@ class TestTimeTrainer(Trainer):
         self._context_length = context_length(model)
         check_lengths(self.max_length, self.window_length, args.stride)
         self.reads_in_parts = reads_in_parts(model, processing_class)
+        self.can_cut_at_spaces = can_cut_at_spaces(processing_class)
+        self.hands_out_logits = hands_out_logits(model, processing_class)
         self.method = (method or TestTimeTraining()).prepared_for(self)
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
@@ -363,6 +368,12 @@ class TestTimeTrainer(Trainer):
         path.write_text(card, encoding="utf-8")
 
     @property
+    def head(self) -> torch.nn.Linear | None:
+        """The layer whose results are the model's logits; `None` if more is done to them, or it is no plain layer."""
+        head = self.model.get_output_embeddings() if self.hands_out_logits else None
+        return head if type(head) is torch.nn.Linear else None
+
+    @property
     def max_length(self) -> int:
         """Tokens in a training chunk: `args.max_length`, or the model's context."""
         limit = self._context_length
@@ -439,8 +450,22 @@ class TestTimeTrainer(Trainer):
         if not self._is_running:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels, weight = inputs.pop("labels"), inputs.pop("loss_weight")
-        outputs = model(**inputs, **({"output_router_logits": True} if self.args.router_aux_loss else {}))
-        loss = next_token_loss(outputs.logits, labels)
+        options = {"output_router_logits": True} if self.args.router_aux_loss else {}
+        head = self.head
+        if head is not None and (
+            return_outputs or head.weight.dtype != torch.float32 or torch.is_autocast_enabled(head.weight.device.type)
+        ):
+            head = None
+        with last_row_only(head) as seen:
+            outputs = model(**inputs, **options)
+        if head is None or not seen:
+            loss = next_token_loss(outputs.logits, labels)
+        elif is_last_row(head, seen[0], outputs.logits):
+            loss = head_loss(head, seen[0], labels)
+        else:  # a hook of the user's, or a model that does something else in training
+            self.hands_out_logits = False
+            outputs = model(**inputs, **options)
+            loss = next_token_loss(outputs.logits, labels)
         if self.args.router_aux_loss:
             loss = loss + self.model.config.get_text_config().router_aux_loss_coef * outputs.aux_loss
         loss = loss * weight
