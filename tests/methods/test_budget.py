@@ -87,7 +87,7 @@ def test_too_few_seconds_are_told_with_what_the_cheapest_takes():
         choose_row(0.5, ROWS, PREFIX, SPEED)
 
 
-@pytest.mark.parametrize("budget", ["quick", "-1", 0, -2.0, math.nan, "nan", "inf", ""])
+@pytest.mark.parametrize("budget", ["quick", "-1", 0, -2.0, math.nan, "nan", "inf", "", None, []])
 def test_what_is_no_budget_is_refused(budget):
     with pytest.raises(ValueError, match="Pass seconds per document, above 0, or one of fast, balanced, best"):
         parse_budget(budget)
@@ -179,8 +179,11 @@ def test_a_curve_of_another_index_is_refused_by_the_trainer(model, tokenizer, ar
 @pytest.mark.parametrize("setting", [{"prompt": "none"}, {"query": "document"}])
 def test_a_budget_for_scores_without_the_prompt_is_refused(model, tokenizer, tmp_path, fixed_speed, setting):
     args = TestTimeTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **setting)
-    with pytest.raises(ValueError, match="`prompt` is 'none': curves are measured with the prompt in context"):
+    told = "`prompt` is 'none': curves are measured with the prompt in context"
+    with pytest.raises(ValueError, match=told):
         choose_budget("best", model, tokenizer, args, CURVE)
+    with pytest.raises(ValueError, match=told):
+        with_budget("best", model, tokenizer, curve=CURVE, use_cpu=True, **{"prompt": "none", **setting})
 
 
 @pytest.mark.parametrize(

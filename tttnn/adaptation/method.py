@@ -144,6 +144,8 @@ class Method:
                 if changed:
                     self.score_adapted(episode)
         changed = args.train_on != "neighbors" and episode.train_on_query()
+        if args.train_on == "query" and not changed:
+            episode.note_empty_query()
         if changed or not args.score_every_neighbor:
             self.score_adapted(episode)
 

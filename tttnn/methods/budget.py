@@ -98,11 +98,11 @@ def parse_budget(budget: str | float) -> str | float:
     Raises:
         `ValueError`: If it is neither.
     """
-    if budget in GAINS:
+    if isinstance(budget, str) and budget in GAINS:
         return budget
     try:
         seconds = float(budget)
-    except ValueError:
+    except (TypeError, ValueError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise InputError(f"`budget` is {budget!r}. Pass seconds per document, above 0, or one of {', '.join(GAINS)}.")
@@ -364,6 +364,7 @@ def with_budget(
 
     args = TestTimeTrainingArguments() if args is None else args
     curve = _as_tuning(curve, args)
+    args = replace(args, **overrides)
     methods = None if method is None else [method]
     choice = choose_budget(budget, model, processing_class, args, curve, methods)
     chosen = replace(args, **{**choice.settings, **overrides})
