@@ -6,7 +6,7 @@ import torch
 from tttnn.adaptation import ScoredText, TestTimeTrainingArguments, score, scoring_windows
 from tttnn.adaptation.requirements import reads_in_parts
 from tttnn.adaptation.windows import encode_after, split_document
-from tttnn.methods import Context, ContextArguments, Dynamic, Prefix, Query
+from tttnn.methods import METHODS, Context, ContextArguments, Dynamic, Prefix, Query
 
 
 def nll_of(model, token_ids, number):
@@ -119,9 +119,11 @@ def test_neighbors_and_a_long_text_share_the_window(make_trainer, documents, tok
         assert record.num_scored_tokens == 2 * len(encode_after(tokenizer, query, text)[1])
 
 
-def test_a_document_of_one_token_has_no_query_to_train_on(make_trainer):
-    trainer = make_trainer(method=Query(), retriever=None)
+@pytest.mark.parametrize(("method", "train_on"), [("query", "neighbors"), ("ttt", "query"), ("context+ttt", "query")])
+def test_a_document_of_one_token_has_no_query_to_train_on(make_trainer, method, train_on):
+    trainer = make_trainer(method=METHODS[method](), train_on=train_on)
     trainer.evaluate(["a"])
+    assert trainer.records[0].num_trained_tokens == 0
     assert trainer.records[0].status == "untrained"
     assert "the query is empty" in trainer.records[0].error
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, EvalPrediction, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
 from tttnn import Document, Neighbor, TestTimeCallback, TestTimeTrainer
+from tttnn.methods import Context, Dynamic, Prefix, Query
 
 
 NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational number.", "The captain wrote."]
@@ -594,6 +595,35 @@ def test_adapt_trains_on_given_neighbors_as_they_come(make, model):
     assert trainer.retriever.queries == [], "neighbors found elsewhere are not looked for"
     assert not same(seen[0], seen[1])
     assert not same(seen[0], seen[2]), "both were trained on, `num_neighbors` is for retrieving"
+
+
+def test_adapt_takes_steps_on_the_text_too_where_it_is_trained_on(make, model):
+    whole, seen = weights(model), {}
+    for train_on in ("neighbors", "query", "both"):
+        trainer = make(train_on=train_on, num_neighbors=2)
+        with trainer.adapt(DOCUMENTS[0]):
+            seen[train_on] = weights(model)
+            record = trainer.adaptation
+        assert trainer.retriever.queries == ([] if train_on == "query" else [DOCUMENTS[0]])
+        assert len(record.train_loss) == (0 if train_on == "query" else 2)
+        assert (record.query_train_loss == []) == (train_on == "neighbors")
+    # the neighbors come first, and then the text, as if both were neighbors
+    with make().adapt(DOCUMENTS[0], neighbors=[*NEIGHBORS[:2], DOCUMENTS[0]]):
+        assert same(weights(model), seen["both"])
+    with make().adapt(DOCUMENTS[0], neighbors=[DOCUMENTS[0]]):
+        assert same(weights(model), seen["query"])
+    assert same(weights(model), whole)
+
+
+def test_adapt_refuses_neighbors_that_no_step_is_taken_on(make):
+    with pytest.raises(ValueError, match="`train_on` is 'query': no step would be"):
+        make(train_on="query").adapt(DOCUMENTS[0], neighbors=NEIGHBORS).__enter__()
+
+
+@pytest.mark.parametrize("method", [Context(), Prefix(), Query(), Dynamic()])
+def test_adapt_refuses_a_method_that_takes_no_step_on_neighbors(make, method):
+    with pytest.raises(ValueError, match=f"the method '{method.name}' does not. Pass"):
+        make(method=method).adapt(DOCUMENTS[0]).__enter__()
 
 
 def test_adapt_generates_inside(make, model, tokenizer):

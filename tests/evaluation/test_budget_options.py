@@ -1,11 +1,14 @@
 """`--budget`: what may be chosen, what overrides it, and what it does to a run."""
 
 import json
+import re
+import shutil
 
 import pytest
 from commands import run_main
 
 from tttnn.adaptation import CurveRow, Tuning
+from tttnn.errors import InputError
 from tttnn.evaluation import EvaluateArguments, parse_evaluation
 from tttnn.files import write_json
 from tttnn.methods import BudgetChoice, Speed
@@ -122,6 +125,53 @@ def test_a_run_that_is_started_again_keeps_its_choice(words, curve, tmp_path, mo
     assert (tmp_path / "run" / "journal-eval.jsonl").read_bytes() == journal
     assert run_main(*words, *budget, "--output-dir", tmp_path / "other") == 0
     assert settings_in(tmp_path / "other")["method"] == "context"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--budget", "fast"], "its `budget` was 'best', and is 'fast' now"),
+        (["--dtype", "bfloat16"], "its `dtype` was 'float32', and is 'bfloat16' now"),
+        (["--model", "copy"], "its `model` was '.*', and is '.*copy' now"),
+    ],
+)
+def test_the_choice_of_another_run_is_refused_and_kept(
+    words, curve, tmp_path, capsys, monkeypatch, model_folder, changed, message
+):
+    shutil.copytree(model_folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tttnn.methods.budget.measure_speed", lambda *parts: Speed(0.01, 0.02))
+    assert run_main(*words, "--budget", "best", "--preset", curve) == 0
+    choice = (tmp_path / "run" / "budget.json").read_bytes()
+    assert run_main(*words, "--budget", "best", "--preset", curve, *changed) == 1
+    assert re.search("budget.json' is the choice of another run: " + message, capsys.readouterr().err)
+    assert (tmp_path / "run" / "budget.json").read_bytes() == choice
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"asked": {}, "method": "ttt"}'])
+def test_a_damaged_choice_is_told(words, curve, tmp_path, capsys, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "budget.json").write_text(content)
+    assert run_main(*words, "--budget", "best", "--preset", curve) == 1
+    assert "budget.json' is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_another_process_takes_the_choice_of_the_first_or_its_refusal(words, curve, capsys, monkeypatch, status):
+    """What the first process sends stands in for it; this one would have chosen, or refused, otherwise."""
+    own = {0: Speed(10.0, 10.0), 1: Speed(0.01, 0.02)}[status]
+    monkeypatch.setattr("tttnn.methods.budget.measure_speed", lambda *parts: own)
+
+    def from_first(outcomes):
+        outcome = TTT
+        if status:
+            outcome = InputError("`budget` is 5 seconds per document, and the cheapest choice takes 1000 here.")
+        assert isinstance(outcomes[0], InputError) != isinstance(outcome, InputError)
+        return [outcome]
+
+    monkeypatch.setattr("tttnn.evaluation.run.broadcast_object_list", from_first)
+    assert run_main(*words, "--budget", 5, "--preset", curve) == status
+    assert ("takes 1000 here" in capsys.readouterr().err) == bool(status)
 
 
 def test_a_fast_run_with_the_default_curve_takes_no_step(words, tmp_path):

@@ -7,6 +7,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tttnn import TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.adaptation import CurveRow, Tuning
@@ -84,7 +87,7 @@ def test_too_few_seconds_are_told_with_what_the_cheapest_takes():
         choose_row(0.5, ROWS, PREFIX, SPEED)
 
 
-@pytest.mark.parametrize("budget", ["quick", "-1", 0, -2.0, math.nan, "nan", "inf", ""])
+@pytest.mark.parametrize("budget", ["quick", "-1", 0, -2.0, math.nan, "nan", "inf", "", None, []])
 def test_what_is_no_budget_is_refused(budget):
     with pytest.raises(ValueError, match="Pass seconds per document, above 0, or one of fast, balanced, best"):
         parse_budget(budget)
@@ -124,6 +127,14 @@ def test_the_probe_reads_and_trains_chunks_of_max_length(model, tokenizer, args)
     assert calls[-4:] == [(False, 15)] * 2 + [(True, 16)] * 2
 
 
+def test_the_probe_serves_a_vocabulary_without_letters(args):
+    digits = Tokenizer(BPE({"<s>": 0, "1": 1, "2": 2}, []))  # other signs have no token
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=digits, bos_token="<s>")
+    assert tokenizer("the whale")["input_ids"] == []
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=3, n_positions=32, n_embd=8, n_layer=1, n_head=1))
+    assert min(measure_speed(model, tokenizer, args)) > 0
+
+
 def test_the_probe_is_in_the_precision_of_the_arguments(model, tokenizer, tmp_path):
     args = TestTimeTrainingArguments(output_dir=str(tmp_path), max_length=16, bf16=True, use_cpu=True)
     dtypes = []
@@ -155,6 +166,38 @@ def test_a_curve_of_another_model_is_refused(model, tokenizer, args, fixed_speed
     model.config._name_or_path = "gpt2"
     curve = Tuning("curve.json", "gpt2-large", None, 24, 42, {}, {}, ROWS)
     with pytest.raises(ValueError, match="measured with the model 'gpt2-large'"):
+        choose_budget("best", model, tokenizer, args, curve)
+
+
+def test_a_curve_of_another_index_is_refused_by_the_trainer(model, tokenizer, args, retriever, fixed_speed):
+    curve = Tuning("curve.json", None, "0123", 24, 42, {}, {}, ROWS)
+    method, chosen = with_budget("best", model, tokenizer, args, curve=curve)
+    with pytest.raises(ValueError, match="'curve.json' was measured on the index 0123"):
+        TestTimeTrainer(model, chosen, retriever, method=method, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("setting", [{"prompt": "none"}, {"query": "document"}])
+def test_a_budget_for_scores_without_the_prompt_is_refused(model, tokenizer, tmp_path, fixed_speed, setting):
+    args = TestTimeTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **setting)
+    told = "`prompt` is 'none': curves are measured with the prompt in context"
+    with pytest.raises(ValueError, match=told):
+        choose_budget("best", model, tokenizer, args, CURVE)
+    with pytest.raises(ValueError, match=told):
+        with_budget("best", model, tokenizer, curve=CURVE, use_cpu=True, **{"prompt": "none", **setting})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trust_index": True}, "'trust_index', which is no option of the method context"),
+        ({"context_length": -1}, "an option that cannot be: `context_length` is -1"),
+        ({"context_length": "all"}, "an option that cannot be"),
+    ],
+)
+def test_options_that_are_no_options_of_the_method_are_refused(model, tokenizer, args, fixed_speed, options, message):
+    forged = CurveRow("context", {}, 0.5, -0.5, None, 100, 0, None, options)
+    curve = Tuning("curve.json", None, None, 24, 42, {}, {}, [PREFIX, forged])
+    with pytest.raises(ValueError, match=message):
         choose_budget("best", model, tokenizer, args, curve)
 
 

@@ -39,8 +39,10 @@ def _origin(trainer: "TestTimeTrainer", dataset: str | None) -> str:
     """Say what was done to the base model, in the words that follow its name."""
     parts = [f"fine-tuned on {dataset or 'a data set without a name'}"] if trainer.state.epoch else []
     if trainer.adaptation is not None:
-        number = len(trainer.adaptation.train_loss)
-        parts.append(f"adapted at test time to one text by training on {number} of its nearest neighbors ({METHOD})")
+        record = trainer.adaptation
+        trained_on = [f"{len(record.train_loss)} of its nearest neighbors"] if record.train_loss else []
+        trained_on += ["the text itself"] if record.query_train_loss else []
+        parts.append(f"adapted at test time to one text by training on {' and '.join(trained_on)} ({METHOD})")
     return " and ".join(parts) or f"with its weights unchanged: {METHOD} restores them after each document"
 
 

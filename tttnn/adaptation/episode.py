@@ -205,6 +205,11 @@ class Episode:
         record.query_train_loss, record.train_loss[number:] = record.train_loss[number:], []
         return bool(chunks)
 
+    def note_empty_query(self) -> None:
+        """Say in the record that there was nothing to train on."""
+        self.record.status = "untrained"
+        self.record.error = "the query is empty: the document has one token, or none"
+
     def train_on(self, chunks: list[Chunks], weights: list[float] | None = None) -> Iterator[tuple[int, bool]]:
         """
         Take steps on texts that are cut into chunks.

@@ -101,7 +101,7 @@ class Episodes:
 
     def adapt(self, text: str, neighbors: Sequence[Neighbor | str] | None = None) -> DocumentRecord:
         """
-        Train on the neighbors of a text, and leave the model adapted; `TestTimeTrainer.adapt` is thin over this.
+        Train on a text as `train_on` says, and leave the model adapted; `TestTimeTrainer.adapt` is thin over this.
 
         Args:
             text (`str`):
@@ -113,12 +113,39 @@ class Episodes:
             `DocumentRecord`: without a score.
 
         Raises:
-            `ValueError`: If there is no neighbor to train on, or none has a token.
+            `ValueError`: If there is no neighbor to train on, or none has a token; or the method takes no such step.
             `RuntimeError`: If there is no retriever, or a loss is not finite.
             `ConnectionError`, `TimeoutError`: If retrieving fails.
         """
+        method, train_on = self.trainer.method, self.trainer.args.train_on
+        if not (method.retrieves and (method.trains or method.starts)):
+            raise InputError(
+                f"`adapt` takes steps on neighbors, and the method '{method.name}' does not. Pass the trainer one "
+                "that does, such as `TestTimeTraining()`; with a budget, `with_budget(..., method='ttt')`."
+            )
+        if neighbors is not None and not method.trains:
+            raise InputError(f"`neighbors` were passed, and the method '{method.name}' takes no step. Leave them out.")
+        if neighbors is not None and train_on == "query":
+            raise InputError(
+                "`neighbors` were passed, and `train_on` is 'query': no step would be taken on them. Leave them out, "
+                "or pass `train_on='both'`."
+            )
         episode = Episode(self.trainer, Document("adapt", check_text(text, "`text`")), 0, query="document")
         dispatch(self.trainer, "on_document_begin", record=episode.record)
+        method.start(episode)
+        changed = method.starts
+        if method.trains and train_on != "query":
+            changed = self._train_on_neighbors(episode, neighbors) or changed
+        if method.trains and train_on != "neighbors":
+            changed = episode.train_on_query() or changed
+        if not changed:
+            raise InputError("There is nothing to train on: the neighbors, or the text, have no token.")
+        check_weights(self._snapshot.parameters)
+        dispatch(self.trainer, "on_document_end", record=episode.record)
+        return episode.record
+
+    def _train_on_neighbors(self, episode: Episode, neighbors: Sequence[Neighbor | str] | None) -> bool:
+        """Take the steps of `adapt` on neighbors; say whether any of them has a token."""
         if neighbors is None:
             episode.retrieve()
         else:
@@ -126,12 +153,4 @@ class Episodes:
             episode.weights = [1.0] * len(episode.neighbors)
         if not episode.neighbors:
             raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
-        method = self.trainer.method
-        is_changed = method.start(episode)
-        if method.trains or not is_changed:
-            is_changed |= any([changed for _, changed in episode.train_on_neighbors()])
-        if not is_changed:
-            raise InputError("There is nothing to train on: the neighbors have no token.")
-        check_weights(self._snapshot.parameters)
-        dispatch(self.trainer, "on_document_end", record=episode.record)
-        return episode.record
+        return any([changed for _, changed in episode.train_on_neighbors()])

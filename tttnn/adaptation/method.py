@@ -33,6 +33,8 @@ class Method:
     description: ClassVar[str]
     retrieves: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    # whether `start` changes the model
+    starts: ClassVar[bool] = False
     # whether `candidates` may list several, to choose from on validation documents
     chooses: ClassVar[bool] = False
     # dataclasses of the options that are its own, by the name of its argument that takes them
@@ -125,18 +127,14 @@ class Method:
         with episode.model.disable_adapter():  # type: ignore[operator]
             episode.score(episode.scored_text.cut(length))
 
-    def start(self, episode: Episode) -> bool:
+    def start(self, episode: Episode) -> None:
         """
         Change the model for a document before any step on it; `TestTimeTrainer.adapt` does so too.
 
         Args:
             episode (`Episode`):
                 The document, with its neighbors.
-
-        Returns:
-            `bool`: whether the method does; by default not.
         """
-        return False
 
     def score_after(self, episode: Episode) -> None:
         """
@@ -158,6 +156,8 @@ class Method:
                 if changed:
                     self.score_adapted(episode)
         changed = args.train_on != "neighbors" and episode.train_on_query()
+        if args.train_on == "query" and not changed:
+            episode.note_empty_query()
         if changed or not args.score_every_neighbor:
             self.score_adapted(episode)
 

@@ -134,6 +134,13 @@ class StepArguments:
         check_whole(self, gradient_accumulation_steps=1)
         if not 0 <= self.learning_rate < math.inf:
             raise InputError(f"`learning_rate` is {self.learning_rate}. Pass a rate of at least 0.")
+        for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"`{name}` is {value}. Pass a number of at least 0.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}. Pass a number from 0 up to below 1.")
 
 
 @dataclass

@@ -300,6 +300,8 @@ class TestTimeTrainer(Trainer):
         """
         Adapt the model to a text, to generate with it or to save it; restore it on the way out.
 
+        Steps are taken on its neighbors, on the text itself or on both, as `args.train_on` says.
+
         Args:
             text (`str`):
                 The whole of it is the query.
@@ -312,7 +314,8 @@ class TestTimeTrainer(Trainer):
             copy.
 
         Raises:
-            `ValueError`: If there is no neighbor to train on, or none has a token.
+            `ValueError`: If there is no neighbor to train on, or none has a token; or the trainer's method takes no
+                step on neighbors.
             `RuntimeError`: If there is no retriever, a loss is not finite, or an episode of this trainer is running.
             `ConnectionError`, `TimeoutError`: If retrieving fails.
 

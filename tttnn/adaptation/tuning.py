@@ -160,8 +160,7 @@ def read_tuning(path: str | Path) -> Tuning:
             "`tttnn tune` again."
         )
     _check_fields(path, Tuning, content | {"name": path.name})
-    if not isinstance(content["curve"], list):
-        raise InputError(f"'{path}' is damaged: its curve is no list. Run `tttnn tune` again.")
+    _check_types(path, content, model=(str, type(None)), index=(str, type(None)), num_documents=int, curve=list)
     _check_settings(path, content["settings"])
     rows = [_read_row(path, row) for row in content.pop("curve")]
     if not any(row.method == "prefix" for row in rows):
@@ -171,6 +170,7 @@ def read_tuning(path: str | Path) -> Tuning:
 
 def _read_row(path: Path, row: Any) -> CurveRow:  # noqa: ANN401
     _check_fields(path, CurveRow, row)
+    _check_types(path, row, method=str, options=dict)
     _check_settings(path, row["settings"])
     for name in ("bits_per_byte", "tokens_read", "tokens_trained"):
         value = row[name]
@@ -192,6 +192,13 @@ def _check_fields(path: Path, kind: type[Tuning] | type[CurveRow], content: Any)
     if unknown or missing:
         what = f"the unknown field `{unknown[0]}`" if unknown else f"no field `{missing[0]}`"
         raise InputError(f"'{path}' has {what}. Run `tttnn tune` again.")
+
+
+def _check_types(path: Path, content: dict[str, Any], **types: type | tuple[type, ...]) -> None:
+    """Refuse a field with a value of another type."""
+    for name, kind in types.items():
+        if not isinstance(content.get(name, kind() if kind is dict else None), kind):
+            raise InputError(f"'{path}' is damaged: `{name}` is {content[name]!r:.80}. Run `tttnn tune` again.")
 
 
 def _check_settings(path: Path, settings: Any) -> None:  # noqa: ANN401

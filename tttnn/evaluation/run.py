@@ -174,19 +174,52 @@ def settle_budget(
     processing_class: PreTrainedTokenizerBase,
 ) -> Evaluation[Any]:
     """Choose by the budget, or as an earlier start of the run did; all processes take the choice of the first."""
-    args, path = evaluation.args, Path(evaluation.args.output_dir or ".") / BUDGET
-    asked = {"budget": budget.value, "methods": budget.methods, "curve": digest(repr(budget.curve))}
-    known = json.loads(path.read_bytes()) if path.is_file() else {}
-    if known.get("asked") == asked:
-        choice = BudgetChoice(known["method"], known["settings"], known["options"], known["reason"])
-    else:
-        choice = choose_budget(budget.value, model, processing_class, args, budget.curve, budget.methods)
-    (choice,) = broadcast_object_list([choice])
+    args, inputs, path = evaluation.args, evaluation.inputs, Path(evaluation.args.output_dir or ".") / BUDGET
+    asked = {
+        "model": model.config._name_or_path,
+        "model_revision": inputs.model_revision,
+        "dtype": inputs.dtype,
+        "budget": budget.value,
+        "methods": budget.methods,
+        "curve": digest(repr(budget.curve)),
+    }
+    outcome: BudgetChoice | InputError
+    try:
+        # every process makes the choice: the probe then runs beside the others, as the run will
+        outcome = _earlier_choice(path, asked) or choose_budget(
+            budget.value, model, processing_class, args, budget.curve, budget.methods
+        )
+    except InputError as error:
+        outcome = error
+    # the refusal of the first too: a process that continued alone would wait for the others forever
+    (outcome,) = broadcast_object_list([outcome])
+    if isinstance(outcome, InputError):
+        raise outcome
     if args.process_index == 0:
-        logger.warning(choice.reason)
+        logger.warning(outcome.reason)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"asked": asked, **choice._asdict()})
-    return budget.settle(choice)
+        write_json(path, {"asked": asked, **outcome._asdict()})
+    return budget.settle(outcome)
+
+
+def _earlier_choice(path: Path, asked: dict[str, Any]) -> BudgetChoice | None:
+    """Read what an earlier start of a run chose; refuse the choice of another run, whose journal is here too."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        before = content.pop("asked")
+        choice = BudgetChoice(**content)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"'{path}' is damaged ({error}). Remove it; the budget then chooses again.") from error
+    changed = [name for name, value in asked.items() if before.get(name) != value]
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"'{path}' is the choice of another run: its `{name}` was {before.get(name)!r}, and is {asked[name]!r} "
+            "now. Choose another `--output-dir`, or remove the files of that run."
+        )
+    return choice
 
 
 def _subsets(whole: NeighborRetriever, fractions: list[float], top_k: int) -> dict[str, NeighborRetriever]:

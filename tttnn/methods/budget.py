@@ -21,6 +21,7 @@ from tttnn.adaptation import (
     TestTimeTrainingArguments,
     Tuning,
     Window,
+    prefix_token_id,
     random_states_kept,
     read_tuning,
 )
@@ -31,7 +32,7 @@ from tttnn.errors import InputError
 DEFAULT_CURVE = Path(__file__).with_name("budget.json")
 GAINS = {"fast": 1 / 2, "balanced": 2 / 3, "best": 1.0}  # of the best gain, that a word asks for
 TRIES = 2  # the best of which counts
-PROBE_WORDS = ("the", "old", "captain", "saw", "a", "white", "whale", "at", "break", "of", "day", "and", "called")
+PROBE_TEXT = "the old captain saw a white whale at break of day and called"
 
 
 class Speed(NamedTuple):
@@ -97,11 +98,11 @@ def parse_budget(budget: str | float) -> str | float:
     Raises:
         `ValueError`: If it is neither.
     """
-    if budget in GAINS:
+    if isinstance(budget, str) and budget in GAINS:
         return budget
     try:
         seconds = float(budget)
-    except ValueError:
+    except (TypeError, ValueError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise InputError(f"`budget` is {budget!r}. Pass seconds per document, above 0, or one of {', '.join(GAINS)}.")
@@ -145,11 +146,12 @@ def measure_speed(
     with random_states_kept():
         try:
             trainer = TestTimeTrainer(model, args, processing_class=processing_class)
-            text = " ".join(itertools.islice(itertools.cycle(PROBE_WORDS), trainer.max_length))
-            encoded = processing_class(text, add_special_tokens=False, verbose=False)["input_ids"]
-            token_ids = encoded[: trainer.max_length]
+            encoded = processing_class(PROBE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+            # a vocabulary of other signs than letters may have no token for the text
+            encoded = encoded or [prefix_token_id(processing_class)]
+            token_ids = list(itertools.islice(itertools.cycle(encoded), trainer.max_length))
             with trainer.episodes():
-                episode = Episode(trainer, Document("probe", text), 0, query="document")
+                episode = Episode(trainer, Document("probe", PROBE_TEXT), 0, query="document")
                 window = Window(token_ids[:-1], token_ids[1:])
                 read = _best_seconds(trainer, lambda: episode.read([window])) / len(window.input_ids)
                 trained = _best_seconds(trainer, lambda: [*episode.train_on([[token_ids]])]) / len(token_ids)
@@ -250,19 +252,48 @@ def choose_budget(
 
     budget = parse_budget(budget)
     args = TestTimeTrainingArguments() if args is None else args
-    if isinstance(curve, str | Path):
-        curve = read_tuning(curve)
-    curve = curve or args.tuning or default_curve()
+    curve = _as_tuning(curve, args)
     curve.check(model.config._name_or_path, None)
+    if args.prompt != "context":
+        raise InputError(
+            f"`budget` is {budget!r} and `prompt` is {args.prompt!r}: curves are measured with the prompt in context, "
+            "and say nothing about scores without it. Pass `prompt='context'` (and `query='prefix'`), or no budget."
+        )
     rows = [row for row in curve.curve if row.method in METHODS and (methods is None or row.method in methods)]
     if not rows:
         raise InputError(
             f"The curve of '{curve.name}' has no row of the method {', '.join(methods or [])}, but of "
             f"{', '.join(dict.fromkeys(row.method for row in curve.curve))}. Choose one of these, or no budget."
         )
+    for row in rows:
+        _own_options(row.method, row.options, curve)
     speed = measure_speed(model, processing_class, args)
     row = choose_row(budget, rows, curve.prefix, speed)
     return BudgetChoice(row.method, row.settings, row.options, _reason(budget, row, curve, speed))
+
+
+def _as_tuning(curve: Tuning | str | Path | None, args: TestTimeTrainingArguments) -> Tuning:
+    """Give the curve that is chosen from."""
+    return read_tuning(curve) if isinstance(curve, str | Path) else curve or args.tuning or default_curve()
+
+
+def _own_options(method: str, options: dict[str, Any], curve: Tuning) -> dict[str, Any]:
+    """Make the arguments of a method of its own options, which are from a file and may be anything."""
+    from tttnn.methods import METHODS
+
+    groups = METHODS[method].own_options
+    group_of = {item.name: name for name, group in groups.items() for item in fields(group)}
+    values: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        if name not in group_of:
+            raise InputError(
+                f"'{curve.name}' has {name!r}, which is no option of the method {method}. Run `tttnn tune` again."
+            )
+        values.setdefault(group_of[name], {})[name] = value
+    try:
+        return {name: groups[name](**options) for name, options in values.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"'{curve.name}' has an option that cannot be: {error} Run `tttnn tune` again.") from None
 
 
 def _reason(budget: str | float, row: CurveRow, curve: Tuning, speed: Speed) -> str:
@@ -332,14 +363,11 @@ def with_budget(
     from tttnn.methods import METHODS
 
     args = TestTimeTrainingArguments() if args is None else args
+    curve = _as_tuning(curve, args)
+    args = replace(args, **overrides)
     methods = None if method is None else [method]
     choice = choose_budget(budget, model, processing_class, args, curve, methods)
     chosen = replace(args, **{**choice.settings, **overrides})
-    chosen.tuning = args.tuning
-    method_type = METHODS[choice.method]
-    own = {
-        name: group(**{item.name: choice.options[item.name] for item in fields(group) if item.name in choice.options})
-        for name, group in method_type.own_options.items()
-        if any(item.name in choice.options for item in fields(group))
-    }
-    return method_type(**own), chosen
+    # a trainer refuses another index than the curve's
+    chosen.tuning = None if curve is default_curve() else curve
+    return METHODS[choice.method](**_own_options(choice.method, choice.options, curve)), chosen

@@ -68,6 +68,7 @@ class MergedExperts(Method):
     name = "experts"
     description = "adapters that were trained ahead of time, merged; no step"
     trains = False
+    starts = True
     own_options = {"experts": ExpertArguments}
 
     experts: ExpertArguments | None = None
@@ -112,13 +113,12 @@ class MergedExperts(Method):
         options = {name: value for name, value in vars(self.experts).items() if name != "experts"}
         return {**super().settings(), **options, "experts": self.files.digest}
 
-    def start(self, episode: Episode) -> bool:
+    def start(self, episode: Episode) -> None:
         """Write the merged experts into the adapter."""
         start, (chosen, weights) = perf_counter(), self.choose(episode)
         assert self.files is not None
         self.files.merge_into(episode.model, chosen, weights)
         episode.record.seconds["train"] += perf_counter() - start
-        return True
 
     def choose(self, episode: Episode) -> tuple[list[int], list[float]]:
         """

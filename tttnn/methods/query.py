@@ -31,6 +31,5 @@ class Query(Method):
     def score_after(self, episode: Episode) -> None:
         """Train on the query, if it has a token, and score."""
         if not episode.train_on_query():
-            episode.record.status = "untrained"
-            episode.record.error = "the query is empty: the document has one token"
+            episode.note_empty_query()
         self.score_adapted(episode)
