@@ -1,6 +1,9 @@
 """How a document can be scored: test-time training on nearest neighbors, and what it is compared with."""
 
-from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments, make_trainable
+from typing import TYPE_CHECKING
+
+from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments
+from tttnn.doors import door
 from tttnn.methods.budget import (
     BudgetChoice,
     Speed,
@@ -17,6 +20,9 @@ from tttnn.methods.knn_lm import KnnArguments, KnnLM
 from tttnn.methods.none import NoAdaptation, Prefix
 from tttnn.methods.query import Query
 
+
+if TYPE_CHECKING:
+    from tttnn.adaptation import make_trainable
 
 __all__ = [
     "METHODS",
@@ -42,6 +48,14 @@ __all__ = [
     "parse_budget",
     "with_budget",
 ]
+
+# the methods are here from the beginning, for the help; this imports torch
+__getattr__, _ = door(__name__, {"make_trainable": ".adaptation"})
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 # By the name that `tttnn evaluate --method` takes.
 METHODS: dict[str, type[Method]] = {
