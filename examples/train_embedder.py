@@ -25,7 +25,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -35,7 +34,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 
 from tttnn import read_documents
-from tttnn.helptext import HelpFormatter, dashed
+from tttnn.helptext import OptionParser, dashed
 
 
 @dataclass
@@ -141,10 +140,12 @@ def save_embedder(model: PreTrainedModel, options: EmbedderArguments, folder: Pa
 
 def main() -> None:
     """Train, and say what the loss on held-out documents was before and after."""
-    kinds = (EmbedderArguments, TrainingArguments)
-    parser = HfArgumentParser(kinds, description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = OptionParser([EmbedderArguments, TrainingArguments], description=__doc__)
     parser.set_defaults(learning_rate=2e-5, per_device_train_batch_size=16, output_dir="runs/embedder")
-    options, args = parser.parse_args_into_dataclasses(dashed(sys.argv[1:]))
+    parsed, rest = parser.parse_groups(dashed(sys.argv[1:]))
+    if rest:
+        parser.error(f"{rest[0]!r} belongs to no option")
+    options, args = parsed[EmbedderArguments], parsed[TrainingArguments]
     if args.max_steps < 1 or args.dataloader_num_workers > 1:
         raise ValueError(
             f"`max_steps` is {args.max_steps} and `dataloader_num_workers` {args.dataloader_num_workers}, but a "

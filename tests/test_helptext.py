@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import pytest
 from transformers import HfArgumentParser
 
-from tttnn.helptext import HelpFormatter, dashed, misspelled, suggestion
+from tttnn import TestTimeTrainingArguments
+from tttnn.evaluation import EvaluateArguments
+from tttnn.helptext import HelpFormatter, OptionParser, asks_for_help, dashed, misspelled, suggestion
 
 
 @dataclass
@@ -18,7 +20,7 @@ class Options:
 
 def test_options_of_dataclasses_are_shown_with_dashes_only(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    parser = HfArgumentParser(Options, prog="program", formatter_class=HelpFormatter)
+    parser = OptionParser([Options], prog="program")
     assert parser.format_help() == (
         "usage: program [-h] [--batch-size BATCH_SIZE] [--max-length MAX_LENGTH] [--model MODEL]\n\n"
         "options:\n"
@@ -29,6 +31,53 @@ def test_options_of_dataclasses_are_shown_with_dashes_only(monkeypatch):
         "                        Tokens of a text.\n"
         "  --model MODEL         A model. (default: gpt2)\n"
     )
+
+
+def described(parser):
+    """What each option is, by its name with dashes; of `--no-NAME` only the names, for it has no help and default."""
+    names = ("dest", "nargs", "const", "required", "choices", "default", "help")
+    return {
+        option: [getattr(action, name) for name in names[: 5 if option.startswith("--no-") else None]]
+        for action in parser._actions
+        for option in action.option_strings
+        if "_" not in option
+    }
+
+
+@pytest.mark.parametrize("group", [Options, EvaluateArguments, TestTimeTrainingArguments])
+def test_options_are_those_of_transformers_parser(group):
+    options, expected = described(OptionParser([group])), described(HfArgumentParser(group))
+    if "--debug" in expected:
+        expected["--debug"][-2] = []  # which loses the default ""
+    assert options == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        '--bf16 --learning-rate 3e-4 --lr-scheduler-kwargs {"num_cycles":2} --chunks-per-neighbor all',
+        "--disable-dropout false --reset-optimizer no --disable-tqdm true --label-names a b --eval-steps 2",
+        "--no-reset-optimizer --logging-strategy epoch --report-to tensorboard --include-num-input-tokens-seen yes",
+    ],
+)
+def test_words_mean_what_they_mean_to_transformers_parser(line):
+    words = [*line.split(), "--use-cpu"]
+    parsed, rest = OptionParser([TestTimeTrainingArguments]).parse_groups(words)
+    (expected,) = HfArgumentParser(TestTimeTrainingArguments).parse_args_into_dataclasses(words)
+    assert rest == []
+    assert parsed[TestTimeTrainingArguments].to_dict() == expected.to_dict()
+
+
+def test_words_that_belong_to_no_option_are_given_back():
+    assert OptionParser([Options]).parse_groups(["--batch-size", "2", "x"]) == ({Options: Options(2)}, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], False), (["--limit", "3", "-h"], True), (["--help"], True), (["--", "--help"], False)]
+)
+def test_the_help_is_asked_for_before_two_dashes(words, expected):
+    assert asks_for_help(words) is expected
 
 
 def test_paragraphs_are_wrapped_and_indented_ones_are_kept(monkeypatch):
@@ -101,5 +150,5 @@ def test_the_first_word_that_is_no_option_is_found(words, expected):
     ],
 )
 def test_a_suggestion_is_the_nearest_option_with_dashes(word, expected):
-    options = ["--model", "--num_neighbors", "--num-neighbors", "--max-length", "--limit", "--label"]
+    options = ["--model", "--num-neighbors", "--max-length", "--limit", "--label"]
     assert suggestion(word, options) == expected

@@ -16,6 +16,7 @@ from test_layout import heavy_modules_of
 from tttnn import NeighborRetriever
 from tttnn.cli import main
 from tttnn.errors import HubError, InputError, InputTypeError, StateError
+from tttnn.methods import METHODS
 
 
 COMMANDS = ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "evaluate", "report"]
@@ -42,13 +43,13 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
         assert len(re.sub(r"\(default: .*\)", "", " ".join(explanation)).split()) >= 2, block
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "evaluate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_writes_options_with_dashes(command, capsys, monkeypatch):
     assert re.findall(r"--\w+_\w+", help_of(command, capsys, monkeypatch)) == []
 
 
 def test_help_loads_no_heavy_library():
-    light = [[], *([command] for command in COMMANDS if command != "evaluate")]
+    light = [[], *([command] for command in COMMANDS), *(["evaluate", "--method", method] for method in METHODS)]
     program = "import io\nfrom contextlib import redirect_stdout, suppress\nfrom tttnn.cli import main\n"
     program += f"for words in {light}:\n"
     program += "    with suppress(SystemExit), redirect_stdout(io.StringIO()):\n        main([*words, '--help'])\n"

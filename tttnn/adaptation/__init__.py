@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RunArguments,
         ScoringArguments,
         StepArguments,
+        TrainableArguments,
     )
     from tttnn.adaptation.presets import PRESETS, preset_settings
     from tttnn.adaptation.progress import DocumentProgressCallback
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, next_token_loss, score
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
-    from tttnn.adaptation.trainable import TrainableArguments, make_trainable
+    from tttnn.adaptation.trainable import make_trainable
     from tttnn.adaptation.trainer import TestTimeTrainer
     from tttnn.adaptation.tuning import CurveRow, Tuning, read_tuning
     from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows, split_document
@@ -95,7 +96,7 @@ __getattr__, __dir__ = door(
         "TestTimeTraining": "method",
         "TestTimeTrainingArguments": "arguments",
         "TokenNll": "scoring",
-        "TrainableArguments": "trainable",
+        "TrainableArguments": "options",
         "Tuning": "tuning",
         "Window": "windows",
         "context_length": "requirements",

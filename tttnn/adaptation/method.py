@@ -1,17 +1,26 @@
-"""What a method is, and the library's own: test-time training on nearest neighbors."""
+"""
+What a method is, and the library's own: test-time training on nearest neighbors.
+
+The help of the command line reads methods: neither this file nor a method imports torch or transformers before it is
+used.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tttnn.adaptation.episode import Episode
-from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, StepArguments
-from tttnn.adaptation.requirements import is_peft, num_positions
-from tttnn.adaptation.trainable import THROUGH_PEFT, TrainableArguments
+from tttnn.adaptation.options import (
+    THROUGH_PEFT,
+    NeighborStepArguments,
+    RetrievalArguments,
+    StepArguments,
+    TrainableArguments,
+)
 from tttnn.errors import InputError
 
 
 if TYPE_CHECKING:
     from tttnn.adaptation.arguments import TestTimeTrainingArguments
+    from tttnn.adaptation.episode import Episode
     from tttnn.adaptation.trainer import TestTimeTrainer
 
 
@@ -68,6 +77,8 @@ class Method:
         Raises:
             `ValueError`: If it does not suit them.
         """
+        from tttnn.adaptation.requirements import is_peft
+
         if self.trainable is not None and (self.trainable.trainable in THROUGH_PEFT) != is_peft(trainer.model):
             raise InputError(
                 f"`trainable` is {self.trainable.trainable!r}, but the model is a {type(trainer.model).__name__}. "
@@ -109,7 +120,7 @@ class Method:
         """
         return {"method": self.name, **(asdict(self.trainable) if self.trainable is not None else {})}
 
-    def score_before(self, episode: Episode) -> None:
+    def score_before(self, episode: "Episode") -> None:
         """
         Append the first score: that of the model without what the method adds.
 
@@ -123,11 +134,13 @@ class Method:
         if self.trainable is None or self.trainable.trainable not in THROUGH_PEFT:
             episode.score()
             return
+        from tttnn.adaptation.requirements import num_positions
+
         length = episode.trainer.window_length_within(num_positions(episode.model))
         with episode.model.disable_adapter():  # type: ignore[operator]
             episode.score(episode.scored_text.cut(length))
 
-    def start(self, episode: Episode) -> None:
+    def start(self, episode: "Episode") -> None:
         """
         Change the model for a document before any step on it; `TestTimeTrainer.adapt` does so too.
 
@@ -136,7 +149,7 @@ class Method:
                 The document, with its neighbors.
         """
 
-    def score_after(self, episode: Episode) -> None:
+    def score_after(self, episode: "Episode") -> None:
         """
         Adapt to the document, and append the score or scores that this leads to.
 
@@ -161,7 +174,7 @@ class Method:
         if changed or not args.score_every_neighbor:
             self.score_adapted(episode)
 
-    def score_adapted(self, episode: Episode) -> None:
+    def score_adapted(self, episode: "Episode") -> None:
         """
         Append a score of the document as the method scores it.
 

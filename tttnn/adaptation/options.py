@@ -19,6 +19,8 @@ PROMPTS = ("context", "none")
 MIXES = ("none", "cache", "unadapted", "both")
 MAX_WINDOW_LENGTH = 8192
 TRAIN_ON = ("neighbors", "query", "both")
+TRAINABLE = ("full", "lora", "ia3", "layernorm", "bias", "last-layers", "prefix")
+THROUGH_PEFT = ("lora", "ia3", "layernorm", "prefix")
 # Which choice of `trainable` each size belongs to.
 SIZES = {"lora_rank": "lora", "num_last_layers": "last-layers", "num_virtual_tokens": "prefix"}
 # The arguments of `Trainer` that its optimizer is made of.
@@ -162,6 +164,41 @@ class NeighborStepArguments:
         check_whole(self, num_train_epochs=1)
         check_choice("order", self.order, ORDERS)
         check_choice("train_on", self.train_on, TRAIN_ON)
+
+
+@dataclass
+class TrainableArguments:
+    """
+    Which parameters a method trains.
+
+    Args:
+        trainable (`str`, *optional*, defaults to `"full"`):
+            `"full"`: every parameter. `"bias"`: the biases. `"last-layers"`: the last transformer blocks. Through
+            PEFT: `"lora"` on every linear layer but the head, `"ia3"`, `"layernorm"` (PEFT's `LNTuningConfig`, on
+            every normalization) and `"prefix"` (prefix tuning, from the keys and values of as many BOS tokens).
+        lora_rank (`int`, *optional*, defaults to `16`):
+            Rank of LoRA's matrices; its alpha is twice that, its dropout 0.
+        num_last_layers (`int`, *optional*, defaults to `2`):
+            Blocks of `"last-layers"`.
+        num_virtual_tokens (`int`, *optional*, defaults to `16`):
+            Tokens of `"prefix"`.
+
+    Raises:
+        `ValueError`: If a value is out of range.
+    """
+
+    trainable: str = field(
+        default="full", metadata={"help": "Parameters that are trained.", "choices": list(TRAINABLE)}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "With lora: the rank; alpha is twice that."})
+    num_last_layers: int = field(default=2, metadata={"help": "With last-layers: transformer blocks."})
+    num_virtual_tokens: int = field(default=16, metadata={"help": "With prefix: virtual tokens."})
+
+    def __post_init__(self) -> None:
+        check_choice("trainable", self.trainable, TRAINABLE)
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}. Pass at least 1.")
 
 
 @dataclass

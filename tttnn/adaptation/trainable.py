@@ -1,56 +1,14 @@
 """Which parameters are trained: all of them, some of the model's own, or those of a PEFT adapter."""
 
 import warnings
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from tttnn.adaptation.options import SIZES
+from tttnn.adaptation.options import TRAINABLE, TrainableArguments
 from tttnn.adaptation.requirements import num_positions
 from tttnn.errors import InputError
-
-
-THROUGH_PEFT = ("lora", "ia3", "layernorm", "prefix")
-
-TRAINABLE = ("full", "lora", "ia3", "layernorm", "bias", "last-layers", "prefix")
-
-
-@dataclass
-class TrainableArguments:
-    """
-    Which parameters a method trains.
-
-    Args:
-        trainable (`str`, *optional*, defaults to `"full"`):
-            `"full"`: every parameter. `"bias"`: the biases. `"last-layers"`: the last transformer blocks. Through
-            PEFT: `"lora"` on every linear layer but the head, `"ia3"`, `"layernorm"` (PEFT's `LNTuningConfig`, on
-            every normalization) and `"prefix"` (prefix tuning, from the keys and values of as many BOS tokens).
-        lora_rank (`int`, *optional*, defaults to `16`):
-            Rank of LoRA's matrices; its alpha is twice that, its dropout 0.
-        num_last_layers (`int`, *optional*, defaults to `2`):
-            Blocks of `"last-layers"`.
-        num_virtual_tokens (`int`, *optional*, defaults to `16`):
-            Tokens of `"prefix"`.
-
-    Raises:
-        `ValueError`: If a value is out of range.
-    """
-
-    trainable: str = field(
-        default="full", metadata={"help": "Parameters that are trained.", "choices": list(TRAINABLE)}
-    )
-    lora_rank: int = field(default=16, metadata={"help": "With lora: the rank; alpha is twice that."})
-    num_last_layers: int = field(default=2, metadata={"help": "With last-layers: transformer blocks."})
-    num_virtual_tokens: int = field(default=16, metadata={"help": "With prefix: virtual tokens."})
-
-    def __post_init__(self) -> None:
-        if self.trainable not in TRAINABLE:
-            raise InputError(f"`trainable` is {self.trainable!r}. Pass one of {', '.join(map(repr, TRAINABLE))}.")
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` is {getattr(self, name)}. Pass at least 1.")
 
 
 def make_trainable(model: PreTrainedModel, arguments: TrainableArguments, seed: int = 0) -> Any:  # noqa: ANN401

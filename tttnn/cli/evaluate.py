@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tttnn.errors import InputError
-from tttnn.helptext import Parser
+from tttnn.helptext import Parser, switch
 
 
 if TYPE_CHECKING:
@@ -30,11 +30,14 @@ def add_evaluate(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Run `tttnn evaluate` with the words after it."""
-    from tttnn.documents import read_documents
-    from tttnn.evaluation import EvaluateArguments, evaluate_documents, parse_evaluation
-    from tttnn.report import document_table, import_figure, plot_curve, pooled_line
+    from tttnn.evaluation import EvaluateArguments, parse_evaluation
 
     evaluation = parse_evaluation(EvaluateArguments, argv, prog="tttnn evaluate", description=DESCRIPTION)
+    # not before, because the help needs none of it
+    from tttnn.documents import read_documents
+    from tttnn.evaluation import evaluate_documents
+    from tttnn.report import document_table, import_figure, plot_curve, pooled_line
+
     inputs, chosen_on, args = evaluation.inputs, evaluation.validation, evaluation.args
     # what is missing at the end is told at the beginning
     _check_loggers(args)
@@ -90,19 +93,13 @@ def add_tune(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights"
     )
-    switch: dict[str, Any] = {"nargs": "?", "const": True, "default": False, "type": _switch}  # as in `evaluate`
-    parser.add_argument("--bf16", **switch, help="mixed precision with bfloat16")
-    parser.add_argument("--use-cpu", **switch, help="run on the CPU even if there is a GPU")
+    flag: dict[str, Any] = {"nargs": "?", "const": True, "default": False, "type": switch}  # as in `evaluate`
+    parser.add_argument("--bf16", **flag, help="mixed precision with bfloat16")
+    parser.add_argument("--use-cpu", **flag, help="run on the CPU even if there is a GPU")
     parser.add_argument("--model-revision", help="branch, tag or commit of the model")
     parser.add_argument("--index-revision", help="branch, tag or commit of the index")
     parser.add_argument("--embedder", help="the index's embedder, if its name or path has changed")
     parser.add_argument("--trust-index", action="store_true", help="open a --factory index that was built elsewhere")
-
-
-def _switch(word: str) -> bool:
-    from transformers.hf_argparser import string_to_bool
-
-    return string_to_bool(word)
 
 
 def _tune(arguments: argparse.Namespace) -> None:

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar, get_type_hints
-
-from transformers import HfArgumentParser
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from tttnn.adaptation import (
     SIZES,
@@ -17,14 +15,17 @@ from tttnn.adaptation import (
     RunArguments,
     ScoringArguments,
     StepArguments,
-    TestTimeTrainingArguments,
     TrainableArguments,
     Tuning,
     preset_settings,
 )
 from tttnn.errors import InputError
-from tttnn.helptext import HelpFormatter, dashed, misspelled, suggestion
+from tttnn.helptext import OptionParser, asks_for_help, dashed, misspelled, suggestion
 from tttnn.methods import METHODS, BudgetChoice, Method, default_curve, parse_budget
+
+
+if TYPE_CHECKING:
+    from tttnn.adaptation import TestTimeTrainingArguments
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -194,7 +195,7 @@ class Evaluation(Generic[Inputs]):
     index: IndexArguments | None
     rates: list[float]
     validation: ValidationArguments
-    args: TestTimeTrainingArguments
+    args: "TestTimeTrainingArguments"
     method: Method
     budget: Budget | None = None
 
@@ -229,7 +230,10 @@ def parse_evaluation(
     first.add_argument("--budget")
     chosen = first.parse_known_args(argv)[0]
     settings, tuning = ({}, None) if chosen.preset is None else preset_settings(chosen.preset)
-    parse = partial(_parse, kind, argv, prog=prog, description=description, settings=settings, tuning=tuning)
+    # the help hides the other options of `Trainer`, which takes seconds to import
+    others = [] if asks_for_help(argv) else [_trainer_options()]
+    groups = partial(_groups, kind, others)
+    parse = partial(_parse, kind, groups, argv, prog=prog, description=description, settings=settings, tuning=tuning)
     if chosen.budget is None:
         return parse(chosen.method or "ttt")
     value = parse_budget(chosen.budget)
@@ -246,7 +250,7 @@ def parse_evaluation(
         name
         for name in names
         if name in METHODS
-        and misspelled(argv, _make_parser([kind, *_groups(METHODS[name], with_index)])._option_string_actions) is None
+        and misspelled(argv, OptionParser(groups(METHODS[name], with_index))._option_string_actions) is None
     ]
     evaluation = parse((fitting or names)[0], with_index=with_index)
     return replace(evaluation, budget=Budget(value, curve, fitting, partial(_settle, parse, with_index, settings)))
@@ -261,12 +265,9 @@ def _settle(
     return evaluation if evaluation.method.retrieves else replace(evaluation, index=None)
 
 
-def _make_parser(groups: list[Any], **options: Any) -> HfArgumentParser:
-    return HfArgumentParser(groups, allow_abbrev=False, **options)
-
-
 def _parse(
     kind: type[Inputs],
+    groups_of: Callable[[type[Method], bool], list[type]],
     argv: list[str],
     name: str,
     prog: str | None,
@@ -278,28 +279,28 @@ def _parse(
     """Parse the options of a method, with `settings` in the place of defaults."""
     # an unknown method is refused by the parser, which knows its name
     method = METHODS.get(name, METHODS["ttt"])
-    groups: list[Any] = [kind, *_groups(method, with_index)]
+    groups = groups_of(method, with_index)
     index = "--index INDEX " if method.retrieves else ""
-    parser = _make_parser(
+    parser = OptionParser(
         groups,
         prog=prog,
         usage=f"{prog or '%(prog)s'} --model MODEL {index}--dataset DATASET [--method METHOD] [options]",
         description=description,
         epilog="Every other field of transformers.TrainingArguments is accepted too; --NAME false turns a flag off. "
         "The options shown are those of the method: `--method METHOD --help` shows another's.",
-        formatter_class=HelpFormatter,
     )
     # what is no option of the method stays as it is: `reset_optimizer=False` would keep a second process away
     names = {item.name for group in groups for item in fields(group)}
     parser.set_defaults(**{name: value for name, value in settings.items() if name in names})
+    if asks_for_help(argv):
+        parser.parse_args(argv)  # shows it and exits
     unknown = misspelled(argv, parser._option_string_actions)
     if unknown is not None:
         hint = suggestion(unknown, parser._option_string_actions)
         raise InputError(f"{unknown!r} is no option of the method {name}.{hint} `--help` shows its options.")
-    *values, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    parsed, rest = parser.parse_groups(argv)
     if rest:
         raise InputError(f"{rest[0]!r} belongs to no option. Put a value after its option.")
-    parsed = dict(zip(groups, values, strict=True))
     _check_options({word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}, parsed)
     rates = parsed.get(RateArguments, RateArguments()).learning_rates or []
     validation = parsed.get(ValidationArguments, ValidationArguments())
@@ -309,15 +310,17 @@ def _parse(
     return Evaluation(parsed[kind], parsed.get(IndexArguments), rates, validation, args, method(**own))
 
 
-def _groups(method: type[Method], with_index: bool = False) -> list[type]:
+def _groups(kind: type, others: list[type], method: type[Method], with_index: bool) -> list[type]:
     """List the dataclasses of a method's options; `with_index` where another may be chosen, which retrieves."""
     index = [IndexArguments] * (method.retrieves or with_index)
     choice = [RateArguments] * method.trains + [ValidationArguments] * (method.trains or method.chooses)
-    return [*index, *method.options(), *choice, ScoringArguments, RunArguments, _trainer_options()]
+    return [kind, *index, *method.options(), *choice, ScoringArguments, RunArguments, *others]
 
 
 def _trainer_options() -> type:
     """Make a dataclass of the fields of `TrainingArguments` that no other dataclass here has; `--help` hides them."""
+    from tttnn.adaptation import TestTimeTrainingArguments
+
     shown = (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments, RunArguments)
     names = {item.name for group in shown for item in fields(group)}
     types = get_type_hints(TestTimeTrainingArguments)
@@ -331,8 +334,10 @@ def _trainer_options() -> type:
     return make_dataclass("TrainerOptions", hidden)
 
 
-def _arguments(parsed: dict[type, Any]) -> TestTimeTrainingArguments:
+def _arguments(parsed: dict[type, Any]) -> "TestTimeTrainingArguments":
     """Make the trainer's arguments of all dataclasses that hold fields of them."""
+    from tttnn.adaptation import TestTimeTrainingArguments
+
     names = {item.name for item in fields(TestTimeTrainingArguments)}
     values = {name: value for group in parsed.values() for name, value in vars(group).items() if name in names}
     try:

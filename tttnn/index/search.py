@@ -23,6 +23,7 @@ from tttnn.index.manifest import (
     parse_manifest,
     read_manifest,
 )
+from tttnn.index.products import FEWEST_QUERIES, search_by_products
 from tttnn.index.shard import Shard, blocks, nearest
 from tttnn.index.texts import TextSource, TextStore, fetch_places
 from tttnn.index.vectors import claimed_shape, read_vectors
@@ -276,14 +277,18 @@ def _candidates(
     masks: Sequence[np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find rows of each query, nearest first, padded with the row -1; each shard is read once."""
-    parts = blocks(np.ascontiguousarray(queries, np.float32))
+    queries = np.ascontiguousarray(queries, np.float32)
+    parts = blocks(queries)
     # all shards are divided by the same centroids: the lists to look into are found once
     lists = [shards[0].near_lists(part, nprobe) for part in parts]
     distances, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for number, shard in enumerate(shards):
         asked, mask = (min(depth, len(shard)), nprobe), None if masks is None else masks[number]
-        results = [shard.search(part, *asked, near, mask) for part, near in zip(parts, lists, strict=True)]
-        near, places = (np.concatenate(each) for each in zip(*results, strict=True))
+        if shard.is_flat and len(queries) >= FEWEST_QUERIES:
+            near, places = _search_flat(shard, queries, asked[0], mask)
+        else:
+            results = [shard.search(part, *asked, near, mask) for part, near in zip(parts, lists, strict=True)]
+            near, places = (np.concatenate(each) for each in zip(*results, strict=True))
         if places.max() >= len(shard):
             raise InputError(
                 f"The shard that begins at row {shard.start} has {len(shard)} rows, but names its row "
@@ -293,6 +298,17 @@ def _candidates(
         places[places >= 0] += shard.start
         distances, rows = nearest(np.hstack([distances, near]), np.hstack([rows, places]), depth)
     return distances, rows
+
+
+def _search_flat(
+    shard: Shard, queries: np.ndarray, depth: int, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search vectors that are stored as they are for many queries at once, with the answers that each alone gets."""
+    distances, places, answered = search_by_products(shard.vectors, queries, depth, mask)
+    for number in np.flatnonzero(~answered):
+        query = slice(number, number + 1)
+        distances[query], places[query] = shard.search(queries[query], depth, None, mask=mask)
+    return distances, places
 
 
 def open_index(

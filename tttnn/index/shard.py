@@ -38,6 +38,11 @@ class Shard:
         return int(self.vectors.ntotal)
 
     @property
+    def is_flat(self) -> bool:
+        """Whether all vectors are compared with a query, as they are."""
+        return isinstance(self.vectors, import_faiss().IndexFlat)
+
+    @property
     def is_plain(self) -> bool:
         """Whether vectors are stored as they are: a search for more rows then begins with what one for fewer finds."""
         faiss = import_faiss()

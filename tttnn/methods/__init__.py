@@ -1,6 +1,9 @@
 """How a document can be scored: test-time training on nearest neighbors, and what it is compared with."""
 
-from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments, make_trainable
+from typing import TYPE_CHECKING
+
+from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments
+from tttnn.doors import door
 from tttnn.methods.budget import (
     BudgetChoice,
     Speed,
@@ -13,12 +16,15 @@ from tttnn.methods.budget import (
 )
 from tttnn.methods.context import Context, ContextAndTraining, ContextArguments
 from tttnn.methods.dynamic import Dynamic
-from tttnn.methods.expert_training import ExpertTrainingArguments, train_experts
 from tttnn.methods.experts import ExpertArguments, ExpertsAndTraining, MergedExperts
 from tttnn.methods.knn_lm import KnnArguments, KnnLM
 from tttnn.methods.none import NoAdaptation, Prefix
 from tttnn.methods.query import Query
 
+
+if TYPE_CHECKING:
+    from tttnn.adaptation import make_trainable
+    from tttnn.methods.expert_training import ExpertTrainingArguments, train_experts
 
 __all__ = [
     "METHODS",
@@ -49,6 +55,21 @@ __all__ = [
     "train_experts",
     "with_budget",
 ]
+
+# the methods are here from the beginning, for the help; these import torch
+__getattr__, _ = door(
+    __name__,
+    {
+        "ExpertTrainingArguments": "expert_training",
+        "make_trainable": ".adaptation",
+        "train_experts": "expert_training",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 # By the name that `tttnn evaluate --method` takes.
 METHODS: dict[str, type[Method]] = {

@@ -8,25 +8,18 @@ from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from tttnn.adaptation import (
-    CurveRow,
-    Episode,
-    Method,
-    TestTimeTrainer,
-    TestTimeTrainingArguments,
-    Tuning,
-    Window,
-    prefix_token_id,
-    random_states_kept,
-    read_tuning,
-)
+from tttnn import adaptation
+from tttnn.adaptation import CurveRow, Method, Tuning, read_tuning
 from tttnn.documents import Document
 from tttnn.errors import InputError
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tttnn.adaptation import TestTimeTrainer, TestTimeTrainingArguments
 
 
 DEFAULT_CURVE = Path(__file__).with_name("budget.json")
@@ -121,7 +114,7 @@ def default_curve() -> Tuning:
 
 
 def measure_speed(
-    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, args: TestTimeTrainingArguments
+    model: "PreTrainedModel", processing_class: "PreTrainedTokenizerBase", args: "TestTimeTrainingArguments"
 ) -> Speed:
     """
     Time a forward pass and a training step of `max_length` tokens, on the device and in the precision of `args`.
@@ -143,16 +136,16 @@ def measure_speed(
     args.learning_rate, args.gradient_accumulation_steps, args.num_train_epochs = 0.0, 1, 1
     # nothing is logged, and no bar is shown
     args.report_to, args.logging_strategy, args.disable_tqdm = [], "no", True
-    with random_states_kept():
+    with adaptation.random_states_kept():
         try:
-            trainer = TestTimeTrainer(model, args, processing_class=processing_class)
+            trainer = adaptation.TestTimeTrainer(model, args, processing_class=processing_class)
             encoded = processing_class(PROBE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
             # a vocabulary of other signs than letters may have no token for the text
-            encoded = encoded or [prefix_token_id(processing_class)]
+            encoded = encoded or [adaptation.prefix_token_id(processing_class)]
             token_ids = list(itertools.islice(itertools.cycle(encoded), trainer.max_length))
             with trainer.episodes():
-                episode = Episode(trainer, Document("probe", PROBE_TEXT), 0, query="document")
-                window = Window(token_ids[:-1], token_ids[1:])
+                episode = adaptation.Episode(trainer, Document("probe", PROBE_TEXT), 0, query="document")
+                window = adaptation.Window(token_ids[:-1], token_ids[1:])
                 read = _best_seconds(trainer, lambda: episode.read([window])) / len(window.input_ids)
                 trained = _best_seconds(trainer, lambda: [*episode.train_on([[token_ids]])]) / len(token_ids)
         finally:
@@ -160,8 +153,10 @@ def measure_speed(
     return Speed(read, trained)
 
 
-def _best_seconds(trainer: TestTimeTrainer, work: Callable[[], object]) -> float:
+def _best_seconds(trainer: "TestTimeTrainer", work: Callable[[], object]) -> float:
     """Time some work on the trainer's device."""
+    import torch
+
     seconds = []
     for _ in range(TRIES):
         start = perf_counter()
@@ -214,9 +209,9 @@ def choose_row(budget: str | float, rows: Sequence[CurveRow], prefix: CurveRow, 
 
 def choose_budget(
     budget: str | float,
-    model: PreTrainedModel,
-    processing_class: PreTrainedTokenizerBase,
-    args: TestTimeTrainingArguments | None = None,
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    args: "TestTimeTrainingArguments | None" = None,
     curve: Tuning | str | Path | None = None,
     methods: Sequence[str] | None = None,
 ) -> BudgetChoice:
@@ -251,7 +246,7 @@ def choose_budget(
     from tttnn.methods import METHODS  # which imports this module
 
     budget = parse_budget(budget)
-    args = TestTimeTrainingArguments() if args is None else args
+    args = adaptation.TestTimeTrainingArguments() if args is None else args
     curve = _as_tuning(curve, args)
     curve.check(model.config._name_or_path, None)
     if args.prompt != "context":
@@ -272,7 +267,7 @@ def choose_budget(
     return BudgetChoice(row.method, row.settings, row.options, _reason(budget, row, curve, speed))
 
 
-def _as_tuning(curve: Tuning | str | Path | None, args: TestTimeTrainingArguments) -> Tuning:
+def _as_tuning(curve: Tuning | str | Path | None, args: "TestTimeTrainingArguments") -> Tuning:
     """Give the curve that is chosen from."""
     return read_tuning(curve) if isinstance(curve, str | Path) else curve or args.tuning or default_curve()
 
@@ -319,14 +314,14 @@ def _name(row: CurveRow) -> str:
 
 def with_budget(
     budget: str | float,
-    model: PreTrainedModel,
-    processing_class: PreTrainedTokenizerBase,
-    args: TestTimeTrainingArguments | None = None,
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    args: "TestTimeTrainingArguments | None" = None,
     *,
     curve: Tuning | str | Path | None = None,
     method: str | None = None,
     **overrides: Any,
-) -> tuple[Method, TestTimeTrainingArguments]:
+) -> "tuple[Method, TestTimeTrainingArguments]":
     """
     Make a method and arguments for a trainer by a budget.
 
@@ -362,7 +357,7 @@ def with_budget(
     """
     from tttnn.methods import METHODS
 
-    args = TestTimeTrainingArguments() if args is None else args
+    args = adaptation.TestTimeTrainingArguments() if args is None else args
     curve = _as_tuning(curve, args)
     args = replace(args, **overrides)
     methods = None if method is None else [method]

@@ -2,18 +2,15 @@
 
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tttnn.adaptation import (
-    Episode,
-    Method,
-    TestTimeTrainer,
-    TrainableArguments,
-    Window,
-    context_length,
-    lay_out_context,
-)
+from tttnn import adaptation
+from tttnn.adaptation import Method, TrainableArguments
 from tttnn.errors import InputError
+
+
+if TYPE_CHECKING:
+    from tttnn.adaptation import Episode, TestTimeTrainer
 
 
 @dataclass
@@ -65,7 +62,7 @@ class Context(Method):
 
     context: ContextArguments = field(default_factory=ContextArguments)
 
-    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+    def prepared_for(self, trainer: "TestTimeTrainer") -> Method:
         """Fill in the room for neighbors; refuse one that leaves no token, and a prefix in the context's place."""
         super().prepared_for(trainer)
         if self.trainable is not None and self.trainable.trainable == "prefix":
@@ -97,12 +94,12 @@ class Context(Method):
         """Name the method and the room for neighbors."""
         return {**super().settings(), "context_length": self.context.context_length}
 
-    def score_adapted(self, episode: Episode) -> None:
+    def score_adapted(self, episode: "Episode") -> None:
         """Score the document after its neighbors."""
         start, trainer, text = perf_counter(), episode.trainer, episode.scored_text
         nearest_first = sorted(episode.distinct_neighbors, key=lambda neighbor: neighbor.distance)
         token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
-        context = lay_out_context(token_ids, text.prefix_id, self._room(episode))
+        context = adaptation.lay_out_context(token_ids, text.prefix_id, self._room(episode))
         limit = _limit(trainer)
         if context and limit is not None:
             # one token more parts the context from the window
@@ -110,11 +107,11 @@ class Context(Method):
         windows = text.windows
         if context:
             windows = windows[:1] + [
-                Window([text.prefix_id, *window.input_ids], window.target_ids) for window in windows[1:]
+                adaptation.Window([text.prefix_id, *window.input_ids], window.target_ids) for window in windows[1:]
             ]
         episode.add_score(episode.read(windows, context), start, text)
 
-    def _room(self, episode: Episode) -> int:
+    def _room(self, episode: "Episode") -> int:
         """Say how many tokens of neighbors are read before the document."""
         if self.context.context_length is not None:
             return self.context.context_length
@@ -123,9 +120,9 @@ class Context(Method):
         return max(left, text.max_length // 2)
 
 
-def _limit(trainer: TestTimeTrainer) -> int | None:
+def _limit(trainer: "TestTimeTrainer") -> int | None:
     """Say how many tokens neighbors and text may have together; `None` for a model without positions."""
-    return trainer.window_length if trainer.args.prompt == "context" else context_length(trainer.model)
+    return trainer.window_length if trainer.args.prompt == "context" else adaptation.context_length(trainer.model)
 
 
 @dataclass(frozen=True)

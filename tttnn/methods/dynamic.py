@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tttnn.adaptation import (
-    Episode,
-    Method,
-    TestTimeTrainer,
-    TokenNll,
-    TrainableArguments,
-    Window,
-    scoring_windows,
-)
+from tttnn import adaptation
+from tttnn.adaptation import Method, TrainableArguments
 from tttnn.errors import InputError
+
+
+if TYPE_CHECKING:
+    from tttnn.adaptation import Episode, TestTimeTrainer, TokenNll, Window
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Dynamic(Method):
     retrieves = False
     own_options = {"trainable": TrainableArguments}
 
-    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+    def prepared_for(self, trainer: "TestTimeTrainer") -> Method:
         """Refuse several passes: the second would train on what is scored after it."""
         if trainer.args.num_train_epochs != 1:
             raise InputError(
@@ -44,7 +42,7 @@ class Dynamic(Method):
             )
         return super().prepared_for(trainer)
 
-    def score_after(self, episode: Episode) -> None:
+    def score_after(self, episode: "Episode") -> None:
         """Score and train window by window (see `Method.score_after`)."""
         size = episode.trainer.args.gradient_accumulation_steps
         windows = _windows(episode)
@@ -62,17 +60,19 @@ class Dynamic(Method):
         # more than one group is left if a callback stopped the training
         scores.append(_read(episode, windows[scored:]))
         known, of_text = (np.concatenate(parts) for parts in zip(*scores, strict=True))
-        episode.add_score(TokenNll(known, of_text), perf_counter())
+        episode.add_score(adaptation.TokenNll(known, of_text), perf_counter())
 
 
-def _windows(episode: Episode) -> list[Window]:
+def _windows(episode: "Episode") -> "list[Window]":
     """Cut the scored text into windows that predict `max_length` tokens each, after all that fits before them."""
     text = episode.scored_text
     stride = min(episode.trainer.max_length, text.max_length)
-    return scoring_windows(text.token_ids, text.prefix_id, text.max_length, text.prompt_ids, stride, fill=False)
+    return adaptation.scoring_windows(
+        text.token_ids, text.prefix_id, text.max_length, text.prompt_ids, stride, fill=False
+    )
 
 
-def _read(episode: Episode, windows: list[Window]) -> TokenNll:
+def _read(episode: "Episode", windows: "list[Window]") -> "TokenNll":
     start = perf_counter()
     nll = episode.read(windows)
     episode.record.seconds["score"] += perf_counter() - start

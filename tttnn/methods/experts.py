@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tttnn.adaptation import Episode, Method, TestTimeTrainer, TrainableArguments
+from tttnn.adaptation import Method, TrainableArguments
 from tttnn.errors import InputError
 from tttnn.methods.expert_files import Experts, read_experts
 from tttnn.neighbors import describe_retriever
@@ -16,6 +16,8 @@ from tttnn.neighbors import describe_retriever
 
 if TYPE_CHECKING:
     import torch
+
+    from tttnn.adaptation import Episode, TestTimeTrainer
 
 
 @dataclass
@@ -93,7 +95,7 @@ class MergedExperts(Method):
         object.__setattr__(self, "files", files)
         object.__setattr__(self, "trainable", TrainableArguments("lora", lora_rank=rank))
 
-    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+    def prepared_for(self, trainer: "TestTimeTrainer") -> Method:
         """Check that the experts are of this model and index, and that no rule on neighbors would be broken."""
         method, files = super().prepared_for(trainer), self.files
         assert files is not None
@@ -113,14 +115,14 @@ class MergedExperts(Method):
         options = {name: value for name, value in vars(self.experts).items() if name != "experts"}
         return {**super().settings(), **options, "experts": self.files.digest}
 
-    def start(self, episode: Episode) -> None:
+    def start(self, episode: "Episode") -> None:
         """Write the merged experts into the adapter."""
         start, (chosen, weights) = perf_counter(), self.choose(episode)
         assert self.files is not None
         self.files.merge_into(episode.model, chosen, weights)
         episode.record.seconds["train"] += perf_counter() - start
 
-    def choose(self, episode: Episode) -> tuple[list[int], list[float]]:
+    def choose(self, episode: "Episode") -> tuple[list[int], list[float]]:
         """
         Choose the experts of a document by its query.
 
@@ -139,7 +141,7 @@ class MergedExperts(Method):
         weights = np.exp((distances[chosen[0]] - distances[chosen]) / self.experts.expert_temperature)
         return chosen.tolist(), (weights / weights.sum()).tolist()
 
-    def score_after(self, episode: Episode) -> None:
+    def score_after(self, episode: "Episode") -> None:
         """Score with the merged experts; the adapter is as before afterwards."""
         with _kept(episode.model):
             self.start(episode)
@@ -154,7 +156,7 @@ class ExpertsAndTraining(MergedExperts):
     description = "the same, then a step on each neighbor"
     trains = True
 
-    def score_after(self, episode: Episode) -> None:
+    def score_after(self, episode: "Episode") -> None:
         """Merge, train and score."""
         Method.score_after(self, episode)
 

@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-from tttnn.adaptation import Episode, Method, TestTimeTrainer
+from tttnn.adaptation import Method
 from tttnn.errors import InputError
+
+
+if TYPE_CHECKING:
+    from tttnn.adaptation import Episode, TestTimeTrainer
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class NoAdaptation(Method):
     retrieves = False
     trains = False
 
-    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+    def prepared_for(self, trainer: "TestTimeTrainer") -> Method:
         """Refuse to mix the model with itself."""
         if trainer.args.mix in ("unadapted", "both"):
             raise InputError(
@@ -29,7 +34,7 @@ class NoAdaptation(Method):
             )
         return super().prepared_for(trainer)
 
-    def score_after(self, episode: Episode) -> None:
+    def score_after(self, episode: "Episode") -> None:
         """Leave the score before as the last one, unless it is to be mixed."""
         if episode.trainer.args.mix != "none":
             episode.add_score(episode.token_nll, perf_counter())
@@ -46,7 +51,7 @@ class Prefix(NoAdaptation):
     name = "prefix"
     description = "the prompt in context, nothing trained: what a method must beat"
 
-    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+    def prepared_for(self, trainer: "TestTimeTrainer") -> Method:
         """Refuse to leave the prompt out."""
         if trainer.args.prompt != "context":
             raise InputError(

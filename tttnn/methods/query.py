@@ -1,9 +1,14 @@
 """Steps on the query alone: what is known of a document teaches the model before the rest is scored."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tttnn.adaptation import Episode, Method, TestTimeTrainer, TrainableArguments
+from tttnn.adaptation import Method, TrainableArguments
 from tttnn.errors import InputError
+
+
+if TYPE_CHECKING:
+    from tttnn.adaptation import Episode, TestTimeTrainer
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Query(Method):
     retrieves = False
     own_options = {"trainable": TrainableArguments}
 
-    def prepared_for(self, trainer: TestTimeTrainer) -> Method:
+    def prepared_for(self, trainer: "TestTimeTrainer") -> Method:
         """Refuse the whole document as a query: it would be trained on before it is scored."""
         if trainer.args.query == "document":
             raise InputError(
@@ -28,7 +33,7 @@ class Query(Method):
             )
         return super().prepared_for(trainer)
 
-    def score_after(self, episode: Episode) -> None:
+    def score_after(self, episode: "Episode") -> None:
         """Train on the query, if it has a token, and score."""
         if not episode.train_on_query():
             episode.note_empty_query()
