@@ -1,8 +1,11 @@
 """The rooms of the house: what each may import, by which door it is entered, and what an import costs."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.util import resolve_name
 from pathlib import Path
@@ -211,6 +214,37 @@ def test_every_name_of_a_door_resolves(path):
     for name in getattr(room, "__all__", []):
         assert getattr(room, name) is not None
         assert name in dir(room)
+
+
+def public_functions():
+    """Functions of the doors, and methods of their classes but for those that a class outside of tttnn has too."""
+    for path in FILES:
+        room = import_module(package_of(path)) if path.name == "__init__.py" else None
+        for value in (getattr(room, name) for name in getattr(room, "__all__", [])):
+            if inspect.isfunction(value):
+                yield value
+            elif inspect.isclass(value):
+                bases = [base for base in value.__mro__ if not base.__module__.startswith("tttnn")]
+                inherited = {name for base in bases for name in dir(base)} - {"__init__"}
+                if is_dataclass(value):
+                    inherited.add("__init__")  # of its fields
+                for name in {*vars(value)} - inherited:
+                    method = inspect.unwrap(getattr(vars(value)[name], "__func__", vars(value)[name]))
+                    if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
+                        yield method
+
+
+def test_no_flag_is_passed_by_position():
+    """Any value is a flag: `open_index(folder, [0, 1])` would mean to verify, not the shards 0 and 1."""
+    functions = {function.__qualname__: function for function in public_functions()}
+    assert {"open_index", "read_documents", "NeighborRetriever.from_pretrained", "Embedder.__init__"} <= {*functions}
+    flags = []
+    for name, function in functions.items():
+        for parameter in inspect.signature(function).parameters.values():
+            by_position = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if by_position and re.search(r"\bbool\b", inspect.formatannotation(parameter.annotation)):
+                flags.append(f"{name}({parameter.name})")
+    assert flags == []
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -324,7 +324,7 @@ def test_privacy_and_licence_reach_the_push(build, corpus, tmp_path, monkeypatch
 
     monkeypatch.setattr("tttnn.index.hub.transfer.push_index", push)
     assert build(corpus, "--push-to-hub", "user/index", "--private", "--license", "mit") == 0
-    assert pushed == [((str(tmp_path / "built"), "user/index", True), {"license": "mit"})]
+    assert pushed == [((str(tmp_path / "built"), "user/index"), {"private": True, "license": "mit"})]
 
 
 @pytest.mark.parametrize("place", ["index", "deep/index", "."])

@@ -143,6 +143,7 @@ def scoring_windows(
     max_length: int,
     prompt_ids: Sequence[int] = (),
     stride: int | None = None,
+    *,
     fill: bool = True,
 ) -> list[Window]:
     """

@@ -73,11 +73,13 @@ def _build_index(arguments: argparse.Namespace) -> None:
     preset = arguments.factory or arguments.preset
     settings = IndexSettings(preset, arguments.shard_size, arguments.passages, arguments.recall_target)
     names = _names(arguments.source)
-    built = build_index(documents, embedder, arguments.output, settings, arguments.batch_size, names, True)
+    built = build_index(
+        documents, embedder, arguments.output, settings, arguments.batch_size, sources=names, show_progress_bar=True
+    )
     print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(arguments.output)}")
     if arguments.push_to_hub:
         private, license = arguments.private or None, arguments.license
-        print(push_index(arguments.output, arguments.push_to_hub, private, license=license).commit_url)
+        print(push_index(arguments.output, arguments.push_to_hub, private=private, license=license).commit_url)
 
 
 def add_add(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -109,7 +111,7 @@ def _add(arguments: argparse.Namespace) -> None:
         embedder,
         arguments.index,
         arguments.batch_size,
-        _names(arguments.source),
+        sources=_names(arguments.source),
         show_progress_bar=True,
         trust_index=arguments.trust_index,
     )

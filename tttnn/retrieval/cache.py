@@ -80,6 +80,7 @@ class NeighborCache:
         index: Index,
         embed: Callable[[list[str]], np.ndarray],
         texts: list[str],
+        *,
         are_queries: bool = True,
     ) -> np.ndarray:
         """

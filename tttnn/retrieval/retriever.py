@@ -1,6 +1,7 @@
 """`NeighborRetriever`: the nearest documents of a text, from an index on disk, on the Hub or in memory."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -104,6 +105,7 @@ class NeighborRetriever:
         cls,
         repo_id: str | Path,
         revision: str | None = None,
+        *,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -161,7 +163,15 @@ class NeighborRetriever:
             `ValueError`: If a file is damaged, there is no such shard, the embedder is not the one that built the
                 index, or `passage_length` is given for an index of passages.
         """
-        folder, open_texts = fetch_index(repo_id, revision, token, cache_dir, local_files_only, shards, texts)
+        folder, open_texts = fetch_index(
+            repo_id,
+            revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            shards=shards,
+            texts=texts,
+        )
         index = open_index(folder, verify=verify, shards=shards, open_texts=open_texts, trust_index=trust_index)
         if embedder is not None and not isinstance(embedder, Embedder):
             embedder = Embedder.from_description(index.embedder, embedder)
@@ -195,6 +205,7 @@ class NeighborRetriever:
         documents: Iterable[Any],
         embedder: str | SentenceTransformer | Embedder,
         text_column: str = "text",
+        *,
         id_column: str | None = None,
         passage_tokens: int | None = None,
         batch_size: int | None = None,
@@ -232,7 +243,10 @@ class NeighborRetriever:
         if not isinstance(embedder, Embedder):
             embedder = Embedder(embedder)
         rows = as_documents(documents, text_column, id_column)
-        return cls(index_in_memory(rows, embedder, passage_tokens, batch_size, show_progress_bar), embedder)
+        index = index_in_memory(
+            rows, embedder, passage_tokens, batch_size=batch_size, show_progress_bar=show_progress_bar
+        )
+        return cls(index, embedder)
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
         """
@@ -256,6 +270,7 @@ class NeighborRetriever:
     def push_to_hub(
         self,
         repo_id: str,
+        *,
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
@@ -291,11 +306,19 @@ class NeighborRetriever:
         """
         index = self._shards_here()
         index.check_whole()
-        options = (private, token, revision, commit_message, license)
+        push = partial(
+            push_index,
+            repo_id=repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            license=license,
+        )
         if index.folder is not None:
-            return push_index(index.folder, repo_id, *options)
+            return push(index.folder)
         with TemporaryDirectory() as folder:
-            return push_index(write_index(index, Path(folder) / "index"), repo_id, *options)
+            return push(write_index(index, Path(folder) / "index"))
 
     def _shards_here(self) -> DocumentIndex:
         """Give the index as shards that are open in this process: only such an index is saved or divided."""

@@ -64,6 +64,7 @@ def build_index(
     folder: str | Path,
     settings: IndexSettings | None = None,
     batch_size: int | None = None,
+    *,
     sources: Sequence[str] = (),
     show_progress_bar: bool = False,
 ) -> bool:
@@ -130,6 +131,7 @@ def add_documents(
     embedder: Embedder,
     folder: str | Path,
     batch_size: int | None = None,
+    *,
     sources: Sequence[str] = (),
     show_progress_bar: bool = False,
     trust_index: bool = False,
@@ -196,6 +198,7 @@ def index_in_memory(
     documents: Iterable[Document],
     embedder: Embedder,
     passage_tokens: int | None = None,
+    *,
     batch_size: int | None = None,
     show_progress_bar: bool = False,
 ) -> DocumentIndex:

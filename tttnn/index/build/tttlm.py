@@ -31,6 +31,7 @@ def import_tttlm_index(
     settings: IndexSettings | None = None,
     embedder: str | Path | SentenceTransformer | Embedder | None = None,
     device: str | None = None,
+    *,
     show_progress_bar: bool = False,
 ) -> None:
     """

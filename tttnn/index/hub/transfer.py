@@ -42,6 +42,7 @@ PUSH_AGAIN = "Run it again: files that have arrived are not sent again."
 def fetch_index(
     repo_id: str | Path,
     revision: str | None = None,
+    *,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -170,6 +171,7 @@ def pull_index(
     repo_id: str,
     folder: str | Path,
     revision: str | None = None,
+    *,
     token: str | bool | None = None,
     shards: Sequence[int] | None = None,
 ) -> Path:
@@ -239,6 +241,7 @@ def _check_pull_folder(folder: Path, manifest: Path, repo_id: str) -> None:
 def push_index(
     folder: str | Path,
     repo_id: str,
+    *,
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
