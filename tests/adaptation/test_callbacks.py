@@ -391,6 +391,16 @@ def test_early_stopping_judges_a_neighbor_by_the_mean_of_its_chunks(make, tokeni
     assert trainer.records[0].train_loss == [3.0, 2.0, 1.0]
 
 
+def test_early_stopping_judges_the_query_apart_from_the_neighbors(make):
+    # a query of 6 tokens is three chunks, and each neighbor is one
+    settings = {"max_length": 2, "train_on": "both", "retriever": GivenRetriever(["x y", "x y"])}
+    trainer = make([NeighborEarlyStoppingCallback(patience=2)], **settings)
+    # of all five losses the third and fourth are no lower than the second; of the query's each is the lowest so far
+    with_losses(trainer, [2.0, 1.0, 9.0, 8.0, 7.0]).evaluate([6 * "0" + 6 * "1"])
+    assert trainer.records[0].train_loss == [2.0, 1.0]
+    assert trainer.records[0].query_train_loss == [9.0, 8.0, 7.0]
+
+
 def test_early_stopping_leaves_train_alone(make, tokenizer):
     row = tokenizer(NEIGHBORS[0])["input_ids"]
     trainer = make([NeighborEarlyStoppingCallback(patience=1)], num_train_epochs=3)

@@ -14,6 +14,10 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
     """
     Stop training on a document when the training loss of its neighbors stops falling.
 
+    Each neighbor is another text, so its loss is no signal for the scored text, and nothing has shown that stopping
+    by it helps. What limits the harm of training is the mixture with the model before, `mix="unadapted"`. Steps on the
+    query (`train_on`) are judged apart from those on neighbors.
+
     Args:
         patience (`int`, *optional*, defaults to `3`):
             Neighbors in a row whose loss may fail to be the lowest so far.
@@ -27,6 +31,7 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
         self.patience = patience
         self.min_delta = min_delta
         self.record: DocumentRecord | None = None
+        self.first = 0  # of the losses that are compared
 
     def settings(self) -> dict[str, Any]:
         """Name patience and least change."""
@@ -36,13 +41,17 @@ class NeighborEarlyStoppingCallback(TestTimeCallback):
         """Look at the losses of this document from here on."""
         self.record = record
 
+    def on_steps_begin(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
+        """Compare the losses of these steps only: neighbors and query are other texts."""
+        self.first = len(record.train_loss)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop where no loss has been the lowest for `patience` neighbors."""
         if self.record is None:  # a step of `train`
             return
-        losses = [loss for loss in self.record.train_loss if not math.isnan(loss)]
+        losses = [loss for loss in self.record.train_loss[self.first :] if not math.isnan(loss)]
         best = 0
         for position, loss in enumerate(losses):
             if loss < losses[best] - self.min_delta:
