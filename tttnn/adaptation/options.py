@@ -120,6 +120,14 @@ class StepArguments:
     )
     reset_optimizer: bool = field(default=True, metadata={"help": "Begin each document with a fresh optimizer."})
     disable_dropout: bool = field(default=True, metadata={"help": "Turn dropout off in training."})
+    # with `str` in it, a command line may say "auto"
+    batch_documents: int | str | None = field(
+        default=1,
+        metadata={
+            "help": "With LoRA: documents that are trained at once, each as it would be alone. auto: 8. Fewer when "
+            "memory runs out."
+        },
+    )
     router_aux_loss: bool = field(
         default=False, metadata={"help": "Add the load-balancing loss of a mixture of experts to each step."}
     )
@@ -131,6 +139,12 @@ class StepArguments:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.batch_documents, str) and self.batch_documents.isdecimal():
+            self.batch_documents = int(self.batch_documents)
+        if self.batch_documents is None or isinstance(self.batch_documents, str) and self.batch_documents != "auto":
+            raise InputError(f"`batch_documents` is {self.batch_documents!r}. Pass a number, or auto.")
+        if self.batch_documents != "auto":
+            check_whole(self, batch_documents=1)
         check_whole(self, gradient_accumulation_steps=1)
         if not 0 <= self.learning_rate < math.inf:
             raise InputError(f"`learning_rate` is {self.learning_rate}. Pass a rate of at least 0.")
