@@ -357,7 +357,6 @@ def test_the_seconds_of_a_batch_are_shared_among_its_documents(make):
         ({"reset_optimizer": False}, "`reset_optimizer` is False"),
         ({"disable_dropout": False}, "`disable_dropout` is False"),
         ({"optim": "adafactor"}, "`optim` is 'adafactor'.*must be one of adamw_torch"),
-        ({"callbacks": [NeighborEarlyStoppingCallback()]}, "`NeighborEarlyStoppingCallback` stops the training"),
     ],
     ids=str,
 )
@@ -441,6 +440,11 @@ def test_positions_that_depend_on_the_longest_text_are_refused(make, tokenizer):
     with pytest.raises(ValueError, match="`max_length` is 32, and the model reads texts of more than 16"):
         make(2, model=model)
     make(2, model=model, max_length=16)
+
+
+def test_early_stopping_is_refused(make):
+    with pytest.raises(ValueError, match="`NeighborEarlyStoppingCallback` stops the training"):
+        make(2, callbacks=[NeighborEarlyStoppingCallback()])
 
 
 def test_a_callback_that_stops_a_document_is_an_error(make):

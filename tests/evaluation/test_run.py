@@ -120,6 +120,7 @@ def test_the_method_is_also_read_after_an_equals_sign():
 def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
     users_of = {
         "--order": {"ttt", "context+ttt"},
+        "--batch-documents": {"ttt", "context+ttt"},
         "--num-train-epochs": {"ttt", "context+ttt"},
         "--learning-rate": {"ttt", "query", "context+ttt", "dynamic"},
         "--trainable": {"ttt", "query", "context+ttt", "dynamic"},
@@ -153,6 +154,11 @@ def test_a_preset_serves_every_method(method):
 def test_a_preset_carries_no_optimizer_where_there_is_none(method, resets):
     """A carried one keeps a second process away, and a method without steps has no option to say otherwise."""
     assert parse(method, "--preset", "tttlm").args.reset_optimizer is resets
+
+
+@pytest.mark.parametrize(("word", "value"), [("4", 4), ("auto", "auto")])
+def test_documents_are_batched_by_a_number_or_auto(word, value):
+    assert parse("ttt", "--trainable", "lora", "--batch-documents", word).args.batch_documents == value
 
 
 def test_options_override_a_preset():
