@@ -47,6 +47,67 @@ def test_create_scheduler_makes_a_schedule_over_the_steps_it_is_told(make_traine
     assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_the_rates_of_all_steps_are_those_of_the_schedule_step_by_step(make_trainer, kind):
+    trainer = make_trainer(lr_scheduler_type=kind, learning_rate=0.5, warmup_steps=2)
+    internals.prepare_optimizer(trainer)
+    rates = internals.learning_rates(trainer, 5)
+    internals.prepare_scheduler(trainer, 5)
+    expected = []
+    for _ in range(5):
+        trainer.optimizer.step()
+        expected.append(internals.step_scheduler(trainer))
+    assert rates == pytest.approx(expected)
+
+
+def test_a_schedule_that_follows_the_loss_has_no_rates_before_the_steps(make_trainer):
+    trainer = make_trainer()
+    trainer.args.lr_scheduler_type = "reduce_lr_on_plateau"  # the arguments alone refuse it already
+    internals.prepare_optimizer(trainer)
+    with pytest.raises(ValueError, match="`lr_scheduler_type` is .*, whose rates are not known before the steps"):
+        internals.learning_rates(trainer, 5)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])
+def test_an_optimizer_of_rows_is_that_of_the_trainer(make_trainer, optim):
+    trainer = make_trainer(optim=optim, weight_decay=0.3, adam_beta1=0.8)
+    internals.prepare_optimizer(trainer)
+    optimizer = internals.make_row_optimizer(trainer, [torch.zeros(3), torch.zeros(3)])
+    assert type(optimizer) is type(trainer.optimizer.optimizer)
+    assert optimizer.defaults == trainer.optimizer.defaults
+    expected = {name: value for name, value in trainer.optimizer.param_groups[0].items() if name != "params"}
+    for group in optimizer.param_groups:
+        assert {name: value for name, value in group.items() if name != "params"} == expected
+
+
+def test_an_optimizer_that_was_passed_is_known(make_trainer, model):
+    trainer = make_trainer()
+    assert not internals.has_optimizer_of_its_own(trainer)
+    internals.prepare_optimizer(trainer)
+    assert not internals.has_optimizer_of_its_own(trainer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert internals.has_optimizer_of_its_own(make_trainer(optimizers=(optimizer, None)))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory."), False),
+    ],
+    ids=repr,
+)
+def test_errors_that_say_there_is_no_memory_are_known(error, is_memory):
+    assert internals.is_out_of_memory(error) is is_memory
+    internals.empty_cache()
+
+
 def test_training_step_divides_the_loss_by_the_accumulation_steps(ready):
     torch.manual_seed(0)  # of dropout
     loss = internals.add_gradients(ready, CHUNK, 1)

@@ -19,7 +19,10 @@ from tttnn.errors import HubError, InputError, InputTypeError, StateError
 from tttnn.methods import METHODS
 
 
-COMMANDS = ["build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "evaluate", "report"]
+COMMANDS = [
+    *("build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "train-experts", "evaluate"),
+    "report",
+]
 
 
 def test_the_entry_point_is_this_command():

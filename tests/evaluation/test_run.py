@@ -131,6 +131,7 @@ def test_the_method_is_also_read_after_an_equals_sign():
 def test_the_help_of_a_method_shows_its_own_options_only(method, capsys):
     users_of = {
         "--order": {"ttt", "context+ttt", "experts+ttt"},
+        "--batch-documents": {"ttt", "context+ttt", "experts+ttt"},
         "--num-train-epochs": {"ttt", "context+ttt", "experts+ttt"},
         "--learning-rate": {"ttt", "query", "context+ttt", "experts+ttt", "dynamic"},
         "--trainable": {"ttt", "query", "context+ttt", "dynamic"},
@@ -165,6 +166,11 @@ def test_a_preset_serves_every_method(method):
 def test_a_preset_carries_no_optimizer_where_there_is_none(method, resets):
     """A carried one keeps a second process away, and a method without steps has no option to say otherwise."""
     assert parse(method, "--preset", "tttlm").args.reset_optimizer is resets
+
+
+@pytest.mark.parametrize(("word", "value"), [("4", 4), ("auto", "auto")])
+def test_documents_are_batched_by_a_number_or_auto(word, value):
+    assert parse("ttt", "--trainable", "lora", "--batch-documents", word).args.batch_documents == value
 
 
 def test_options_override_a_preset():
@@ -244,7 +250,8 @@ def test_the_learning_rate_is_that_of_the_best_validation_score(setting, model, 
     for rate, score in zip(rates, scores, strict=True):
         _, record = (tmp_path / "ttt" / f"journal-validation-{rate:g}.jsonl").read_text().splitlines()
         assert json.loads(record)["id"] == "validation 0"
-        assert json.loads(record)["nll"][-1] == pytest.approx(score, rel=1e-5)
+        # at a rate of 0.3, Adam makes rounding of gradients near 0 as large as a step
+        assert json.loads(record)["nll"][-1] == pytest.approx(score, rel=1e-5 if rate < 0.1 else 1e-3)
     assert [record.id for record in outcome.records] == ["test 0", "test 1"]
 
 

@@ -95,6 +95,10 @@ class TestTimeTrainingArguments(
             a document then costs at most one bit more than before. `"both"`: first the cache, then the model before.
         train_on (`str`, *optional*, defaults to `"neighbors"`):
             What steps are taken on: the `"neighbors"`, the `"query"`, or `"both"`, first the neighbors.
+        batch_documents (`int` or `str`, *optional*, defaults to `1`):
+            Documents that `evaluate` and `predict` train at once, if LoRA is trained: an adapter for each, in one
+            forward and backward pass. The results are those of one by one, up to rounding. `"auto"`: 8. When memory
+            runs out, the batch is halved and its documents are trained again.
         router_aux_loss (`bool`, *optional*, defaults to `False`):
             Whether the load-balancing loss of a mixture of experts is added to the loss of each step.
         max_length (`int`, *optional*, defaults to `1024`):

@@ -28,8 +28,10 @@ class TestTimeCallback(TrainerCallback):
 
     The events of `TrainerCallback` fire for every inner step: `on_step_begin`, `on_pre_optimizer_step`,
     `on_optimizer_step`, `on_substep_end`, `on_step_end` and `on_log`, between one `on_train_begin` and `on_train_end`
-    per evaluation. `control.should_training_stop` ends the training of the current document only. This class adds five
-    events, and `settings`. `kwargs` hold `model`, `processing_class` and `optimizer`.
+    per evaluation. `control.should_training_stop` ends the training of the current document only. With
+    `batch_documents`, the documents of a batch begin one after another, take their steps together, and end one after
+    another; a stop is an error then. This class adds five events, and `settings`. `kwargs` hold `model`,
+    `processing_class` and `optimizer`.
     """
 
     __test__ = False  # pytest would collect it because of its name

@@ -1,11 +1,13 @@
 """Documents one after another: an episode of each, from the same weights, which are restored after it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from tttnn.adaptation.batched import DocumentBatches
+from tttnn.adaptation.batching import check_batching, check_reading_together
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.episode import Episode
 from tttnn.adaptation.restore import Snapshot
@@ -61,6 +63,38 @@ class Episodes:
             `RuntimeError`: If there is no retriever, or a loss or score is not finite. The model is restored when
                 `episodes` closes.
         """
+        episode = self.begin(document, index)
+        record, method = episode.record, self.trainer.method
+        if record.error is None:
+            record.status = "trained" if method.trains else "scored"
+            method.score_after(episode)
+        return self.finish(episode)
+
+    def run_all(self, documents: Iterable[tuple[int, Document]]) -> Iterator[DocumentRecord]:
+        """
+        Run documents, in batches if `batch_documents` asks for that.
+
+        Args:
+            documents (`Iterable[tuple[int, Document]]`):
+                Each with its position in the data set.
+
+        Yields:
+            `DocumentRecord`: of each document, when it is finished.
+
+        Raises:
+            `RuntimeError`: As `run`; or if a callback stops the training of a document in a batch.
+            `ValueError`: If `batch_documents` is not 1 and the method, the arguments or the model have no batches.
+        """
+        if self.trainer.args.batch_documents == 1:
+            for index, document in documents:
+                yield self.run(document, index)
+            return
+        check_batching(self.trainer)
+        check_reading_together(self.trainer)
+        yield from DocumentBatches(self).run(documents)
+
+    def begin(self, document: Document | dict[str, Any] | str, index: int | None = None) -> Episode:
+        """Retrieve for a document and score it; the first part of `run`."""
         index = self._num_run if index is None else index
         document = next(as_documents([document], self.trainer.args.text_column, name=f"document {index}, item"))
         method, episode = self.trainer.method, Episode(self.trainer, document, index)
@@ -69,18 +103,26 @@ class Episodes:
         if method.needs_neighbors(self.trainer.args):
             self._retrieve(episode)
         method.score_before(episode)
-        if record.error is None:
-            record.status = "trained" if method.trains else "scored"
-            method.score_after(episode)
-        else:
+        if record.error is not None:
             record.status = "untrained"
             logger.warning(f"Document {index} ('{document.id}') could not be trained on: {record.error}.")
-        now = perf_counter()
-        record.seconds["total"], self._clock = now - self._clock, now
+        return episode
+
+    def finish(self, episode: Episode) -> DocumentRecord:
+        """Close the record of a document and restore the model; the last part of `run`."""
+        record = episode.record
+        self.add_total(record)
         dispatch(self.trainer, "on_document_end", record=record)
         self._num_run += 1
         self._restore()
         return record
+
+    def add_total(self, *records: DocumentRecord, shares: Sequence[float] = (1.0,)) -> None:
+        """Add the seconds since the last call to the total of a document, or by `shares` to those of several."""
+        now = perf_counter()
+        for record, share in zip(records, shares, strict=True):
+            record.seconds["total"] += (now - self._clock) * share / sum(shares)
+        self._clock = now
 
     def _retrieve(self, episode: Episode) -> None:
         """Retrieve neighbors; a retriever that fails leaves the document untrained, and counted so."""

@@ -13,10 +13,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from tttnn.adaptation.options import OPTIMIZER_ARGUMENTS
+from tttnn.errors import InputError
 
 
 if TYPE_CHECKING:
@@ -59,6 +61,65 @@ def prepare_scheduler(trainer: "TestTimeTrainer", num_steps: int) -> None:
     trainer.lr_scheduler = None
     trainer.create_scheduler(max(num_steps, 1))
     trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
+
+
+def learning_rates(trainer: "TestTimeTrainer", num_steps: int) -> list[float]:
+    """
+    Give the learning rate of each of a document's steps.
+
+    Relies on: `create_scheduler` makes a `LambdaLR`, whose function gives a factor of the rate for each step.
+    """
+    prepare_scheduler(trainer, num_steps)
+    scheduler = trainer.lr_scheduler
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        raise InputError(
+            f"`lr_scheduler_type` is {str(trainer.args.lr_scheduler_type)!r}, whose rates are not known before the "
+            "steps, as `batch_documents` needs them. Choose another, or set `batch_documents` to 1."
+        )
+    (function, *_), rate = scheduler.lr_lambdas, scheduler.base_lrs[0]
+    return [float(rate * function(step)) for step in range(num_steps)]
+
+
+def make_row_optimizer(trainer: "TestTimeTrainer", rows: list[torch.Tensor]) -> torch.optim.Optimizer:
+    """
+    Make an optimizer as the trainer's with a group for each row, the parameters of one document.
+
+    Relies on: `get_optimizer_cls_and_kwargs` gives what `create_optimizer` makes its optimizer of.
+    """
+    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    groups = [{"params": [row], "weight_decay": trainer.args.weight_decay} for row in rows]
+    return cast(torch.optim.Optimizer, kind(groups, **options))
+
+
+def has_optimizer_of_its_own(trainer: "TestTimeTrainer") -> bool:
+    """
+    Whether an optimizer, or the class of one, was passed to the trainer.
+
+    Relies on: `optimizer_cls_and_kwargs` of the trainer; an optimizer that is there and was not made by
+    `prepare_optimizer` was passed.
+    """
+    passed = trainer.optimizer is not None and trainer.made_optimizer_of is None
+    return passed or trainer.optimizer_cls_and_kwargs is not None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """
+    Whether an error says that there is no memory left on a device or in the machine.
+
+    Relies on: `should_reduce_batch_size` of accelerate, which knows the messages of the devices.
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+    )
+
+
+def empty_cache() -> None:
+    """
+    Give memory that was freed back to the device.
+
+    Relies on: `clear_device_cache` of accelerate, which knows the devices.
+    """
+    clear_device_cache(garbage_collection=True)
 
 
 def add_gradients(trainer: "TestTimeTrainer", chunk: list[int], num_chunks: int, weight: float = 1.0) -> float:

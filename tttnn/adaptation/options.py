@@ -147,7 +147,7 @@ class StepArguments:
 
 @dataclass
 class NeighborStepArguments:
-    """In which order steps are taken on neighbors, and after which of them a document is scored."""
+    """In which order steps are taken on neighbors, on how many documents at once, and after which one is scored."""
 
     order: str = field(default="nearest", metadata={"help": "Order of training.", "choices": list(ORDERS)})
     train_on: str = field(
@@ -159,11 +159,25 @@ class NeighborStepArguments:
     )
     num_train_epochs: float = field(default=1, metadata={"help": "Passes over the neighbors."})
     score_every_neighbor: bool = field(default=False, metadata={"help": "Score after every neighbor, for a curve."})
+    # with `str` in it, a command line may say "auto"
+    batch_documents: int | str | None = field(
+        default=1,
+        metadata={
+            "help": "With LoRA: documents that are trained at once, each as it would be alone. auto: 8. Fewer when "
+            "memory runs out."
+        },
+    )
 
     def __post_init__(self) -> None:
         check_whole(self, num_train_epochs=1)
         check_choice("order", self.order, ORDERS)
         check_choice("train_on", self.train_on, TRAIN_ON)
+        if isinstance(self.batch_documents, str) and self.batch_documents.isdecimal():
+            self.batch_documents = int(self.batch_documents)
+        if self.batch_documents is None or isinstance(self.batch_documents, str) and self.batch_documents != "auto":
+            raise InputError(f"`batch_documents` is {self.batch_documents!r}. Pass a number, or auto.")
+        if self.batch_documents != "auto":
+            check_whole(self, batch_documents=1)
 
 
 @dataclass

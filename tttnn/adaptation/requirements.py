@@ -123,9 +123,9 @@ def check_reading(
             f"The tokenizer has {processing_class.vocab_size} tokens, but the model's vocabulary has {vocabulary}. "
             "Pass the model's own tokenizer."
         )
-    texts = _probe(model, processing_class)
+    texts = probe_texts(model, processing_class)
     length = texts.shape[1]
-    with _evaluating(model):
+    with evaluating(model):
         first, second = (_logits(model, text, kind) for text in texts[:, None])
     difference = (first - second)[:, :-1].abs().max() if length > 1 else torch.tensor(0.0)
     if difference > PROBE_TOLERANCE[first.dtype == torch.float32] * first.abs().max():
@@ -154,8 +154,8 @@ def hands_out_logits(model: PreTrainedModel, processing_class: PreTrainedTokeniz
         return False
     handle = head.register_forward_hook(make_up)
     try:
-        with _evaluating(model):
-            logits = model(input_ids=_probe(model, processing_class)[:1]).logits
+        with evaluating(model):
+            logits = model(input_ids=probe_texts(model, processing_class)[:1]).logits
     finally:
         handle.remove()
     return len(made_up) == 1 and torch.equal(logits.float(), made_up[0].float())
@@ -171,12 +171,12 @@ def reads_in_parts(model: PreTrainedModel, processing_class: PreTrainedTokenizer
     config = vars(model.config.get_text_config())
     if any(config.get(name) is not None for name in ("sliding_window", "attention_chunk_size")):
         return False
-    tokens = _probe(model, processing_class)[:1]
+    tokens = probe_texts(model, processing_class)[:1]
     length = tokens.shape[1]
     # every window begins with it; if it pads as well, RoBERTa counts positions in a later part otherwise
     tokens[0, 0] = prefix_token_id(processing_class)
     try:
-        with _evaluating(model):
+        with evaluating(model):
             whole = model(input_ids=tokens).logits[:, -length:]
             first = model(input_ids=tokens[:, : length // 2], use_cache=True)
             past = first.get("past_key_values")
@@ -192,7 +192,7 @@ def reads_in_parts(model: PreTrainedModel, processing_class: PreTrainedTokenizer
     return bool((parts - whole).abs().max() <= PROBE_TOLERANCE[whole.dtype == torch.float32] * whole.abs().max())
 
 
-def _probe(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> torch.Tensor:
+def probe_texts(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> torch.Tensor:
     """Make two texts of a few tokens, of shape `(2, tokens)`, that differ in the last."""
     length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
     # XLM takes padding tokens for the end of the text, wherever they stand
@@ -205,7 +205,7 @@ def _probe(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) ->
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Put a model into eval mode inside, without gradients; each module has its mode of before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -15,9 +15,10 @@ from tttnn.selection import SELECTORS
 if TYPE_CHECKING:
     from tttnn.adaptation.trainer import TestTimeTrainer
 
-# Options that change no number: where the text is, how many windows share a forward pass, how memory is saved.
+# Options that change no number: where the text is, how many windows or documents share a pass, how memory is saved.
 NO_NUMBER = (
     "text_column",
+    "batch_documents",
     "per_device_eval_batch_size",
     "activation_checkpointing",
     "activation_checkpointing_kwargs",

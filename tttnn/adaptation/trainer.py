@@ -1,7 +1,7 @@
 """`TestTimeTrainer`: a step on each neighbor of a document, a score before and after, the weights as they were."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
+from tttnn.adaptation.batching import check_batching
 from tttnn.adaptation.beginnings import can_cut_at_spaces
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
@@ -41,7 +42,7 @@ from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.settings import run_settings
 from tttnn.adaptation.steps import NotFiniteError, OptimizerState
 from tttnn.adaptation.windows import prefix_token_id
-from tttnn.documents import as_documents
+from tttnn.documents import Document, as_documents
 from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
 from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector, describe_retriever
@@ -163,6 +164,8 @@ class TestTimeTrainer(Trainer):
         self.can_cut_at_spaces = can_cut_at_spaces(processing_class)
         self.hands_out_logits = hands_out_logits(model, processing_class)
         self.method = (method or TestTimeTraining()).prepared_for(self)
+        if args.batch_documents != 1:
+            check_batching(self)
         if not args.disable_tqdm:
             self.add_callback(DocumentProgressCallback)
 
@@ -262,11 +265,8 @@ class TestTimeTrainer(Trainer):
                 records=records,
                 settings=run_settings(self),
             )
-            for index, document in dataloader:
-                if index in records:
-                    check_same(records[index], document)
-                else:
-                    records[index] = episodes.run(document, index)
+            for record in episodes.run_all(_not_done(dataloader, records)):
+                records[record.index] = record
         return [records[index] for index in indices]
 
     @contextmanager
@@ -477,3 +477,14 @@ class TestTimeTrainer(Trainer):
     def compute_loss_context_manager(self) -> ExitStack:
         """Enter the context of mixed precision, if `bf16` or `fp16` ask for it."""
         return internals.autocast(self, super().compute_loss_context_manager())
+
+
+def _not_done(
+    documents: Iterable[tuple[int, Document]], records: dict[int, DocumentRecord]
+) -> Iterator[tuple[int, Document]]:
+    """Leave out the documents that have a record, once it is clear that it is theirs."""
+    for index, document in documents:
+        if index in records:
+            check_same(records[index], document)
+        else:
+            yield index, document

@@ -134,6 +134,7 @@ def measure_speed(
     """
     args, device = copy.copy(args), model.device
     args.learning_rate, args.gradient_accumulation_steps, args.num_train_epochs = 0.0, 1, 1
+    args.batch_documents = 1
     # nothing is logged, and no bar is shown
     args.report_to, args.logging_strategy, args.disable_tqdm = [], "no", True
     with adaptation.random_states_kept():
