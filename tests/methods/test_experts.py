@@ -111,6 +111,14 @@ def test_the_adapter_is_as_before_after_each_document(name, experts, model, toke
     assert trainer.records[0].nll == pytest.approx(first[1])
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there `bf16` never needed `use_cpu`")
+def test_bf16_needs_no_word_that_there_is_only_a_cpu(model, tokenizer, retriever, tmp_path):
+    sizes = {**SIZES, "bf16": True, "use_cpu": False, "max_rows": 2}
+    folder = train_experts(model, tokenizer, retriever.index, tmp_path / "bf16", ExpertTrainingArguments(**sizes))
+    tensors = load_file(folder / "expert-00002" / "adapter_model.safetensors")
+    assert any(value.any() for name, value in tensors.items() if ".lora_B." in name)
+
+
 def test_adapt_merges_them_too(experts, model, tokenizer, retriever, tmp_path):
     trainer = trainer_of("experts", experts, model, tokenizer, retriever, tmp_path)
     with trainer.adapt(TEXTS[0]) as adapted:
@@ -133,7 +141,7 @@ def test_an_interrupted_call_goes_on(model, tokenizer, retriever, tmp_path, monk
     monkeypatch.setattr(module, "_train", breaking)
     with pytest.raises(KeyboardInterrupt):
         train_experts(model, tokenizer, retriever.index, tmp_path / "cut", ExpertTrainingArguments(**SIZES))
-    with pytest.raises(ValueError, match=r"'experts.json' is missing. `tttnn train-experts MODEL INDEX"):
+    with pytest.raises(ValueError, match=r"'experts.json' is missing. `tttnn train-experts INDEX --model MODEL"):
         METHODS["experts"](experts=ExpertArguments(str(tmp_path / "cut")))
     monkeypatch.setattr(module, "_train", lambda *args: (trained.append(args[4]), original(*args)))
     train_experts(model, tokenizer, retriever.index, tmp_path / "cut", ExpertTrainingArguments(**SIZES))

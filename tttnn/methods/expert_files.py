@@ -145,7 +145,7 @@ def read_experts(folder: str | Path) -> Experts:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(
-            f"'{folder}' holds no finished experts: '{MANIFEST}' is missing. `tttnn train-experts MODEL INDEX "
+            f"'{folder}' holds no finished experts: '{MANIFEST}' is missing. `tttnn train-experts INDEX --model MODEL "
             "--output FOLDER` makes them, and goes on where it was interrupted."
         ) from None
     except ValueError as error:

@@ -272,7 +272,8 @@ def _train(
                 num_train_epochs=1,
                 seed=arguments.seed,
                 bf16=arguments.bf16,
-                use_cpu=arguments.use_cpu,
+                # transformers refuses bfloat16 on a CPU that was not asked for
+                use_cpu=arguments.use_cpu or (arguments.bf16 and not torch.accelerator.is_available()),
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
