@@ -143,6 +143,12 @@ def test_options_that_contradict_each_other_are_refused(options, message):
         TestTimeTrainingArguments(**options)
 
 
+def test_a_window_longer_than_the_context_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`window_length` is 65, and the model reads 64 tokens at once"):
+        make_trainer(window_length=65)
+    assert make_trainer(window_length=64).window_length == 64
+
+
 def test_the_whole_document_as_a_query_and_the_preset_have_no_prompt():
     assert TestTimeTrainingArguments(query="document").prompt == "none"
     assert TestTimeTrainingArguments.from_preset("tttlm", query="prefix").prompt == "none"

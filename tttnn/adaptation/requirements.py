@@ -232,12 +232,17 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> torch.Te
     return output.logits
 
 
-def check_lengths(max_length: int, window_length: int, stride: int | None) -> None:
-    """Make sure that chunks have a token to predict, and that windows leave none out."""
+def check_lengths(max_length: int, window_length: int, stride: int | None, asked: int | None) -> None:
+    """Make sure that chunks have a token to predict, that windows are those `asked` for, and leave no token out."""
     if max_length < 2:
         raise InputError(
             f"The model has room for {max_length} tokens beside its virtual ones, and two are the least of which one "
             "is predicted. Give its prompt fewer virtual tokens."
+        )
+    if asked is not None and asked > window_length:
+        raise InputError(
+            f"`window_length` is {asked}, and the model reads {window_length} tokens at once. Pass at most that, or "
+            "leave it out."
         )
     if stride is not None and stride > window_length:
         raise InputError(

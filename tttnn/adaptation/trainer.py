@@ -159,7 +159,7 @@ class TestTimeTrainer(Trainer):
         check_reading(self.model, processing_class, args.router_aux_loss)
         check_adapters(self.model, bool(args.activation_checkpointing))
         self._context_length = context_length(model)
-        check_lengths(self.max_length, self.window_length, args.stride)
+        check_lengths(self.max_length, self.window_length, args.stride, args.window_length)
         self.reads_in_parts = reads_in_parts(model, processing_class)
         self.can_cut_at_spaces = can_cut_at_spaces(processing_class)
         self.hands_out_logits = hands_out_logits(model, processing_class)

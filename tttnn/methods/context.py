@@ -74,7 +74,8 @@ class Context(Method):
         if self.context.context_length == 0 and trainer.args.mix not in ("cache", "both"):
             raise InputError(
                 f"`context_length` is 0 and `mix` is {trainer.args.mix!r}: nothing would be done with the neighbors. "
-                "Pass `mix='cache'`, which counts their n-grams, or choose another method."
+                "Pass `mix='cache'`, which counts their n-grams, or choose another method. (If a budget set the "
+                "length, it did so for its own `mix`.)"
             )
         limit = _limit(trainer)
         length = self.context.context_length
