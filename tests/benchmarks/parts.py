@@ -114,7 +114,7 @@ def training_steps(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterator[Callable[[bool], float]]:
     """
-    Give what takes a training step on one chunk and gives its loss: row by row in the output layer, or with all logits.
+    Give what takes a training step on one chunk and gives its loss: with the output layer row by row, or all logits.
 
     The learning rate is 0, so that every step has the same work and the same loss.
     """
