@@ -57,23 +57,20 @@ def journal_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "expected", "bf16"),
     [
-        ([], "auto"),
-        (["--precision", "float32"], "float32"),
-        (["--precision", "bf16"], "bf16"),
-        (["--bf16"], None),
-        (["--bf16", "false"], None),
-        (["--bf16=True"], None),
-        (["--budget", "fast"], "auto"),
+        ([], "auto", False),
+        (["--precision", "float32"], "float32", False),
+        (["--precision", "bf16"], "bf16", True),
+        (["--bf16"], None, True),
+        (["--bf16", "false"], None, False),
+        (["--bf16=True"], None, True),
+        (["--budget", "fast"], "auto", False),
     ],
 )
-def test_a_command_line_leaves_the_precision_open_unless_it_names_one(evaluation, options, expected):
-    parsed = evaluation(*options)
-    assert parsed.args.precision == expected
-    assert parsed.args.bf16 is bool({"--bf16", "--bf16=True"} & {*options} and "false" not in options) or (
-        expected == "bf16"
-    )
+def test_a_command_line_leaves_the_precision_open_unless_it_names_one(evaluation, options, expected, bf16):
+    args = evaluation(*options).args
+    assert (args.precision, args.bf16) == (expected, bf16)
 
 
 def test_a_published_preset_stays_in_float32(evaluation):
