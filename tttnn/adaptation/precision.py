@@ -96,8 +96,10 @@ def choose_precision(
     ```python
     from dataclasses import replace
 
+    from tttnn import TestTimeTrainingArguments
     from tttnn.adaptation import choose_precision
 
+    args = TestTimeTrainingArguments()
     choice = choose_precision(model, tokenizer, args, "def parse_args(argv): return argv")
     args = replace(args, precision=choice.precision)
     ```
