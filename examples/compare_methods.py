@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--validation-limit", type=int, default=1)
     parser.add_argument("--output-dir", type=Path, required=True)
     sweep, shared = parser.parse_known_args(dashed(sys.argv[1:]))
+    if not any(word.split("=")[0] in ("--precision", "--bf16", "--fp16") for word in shared):
+        shared += ["--precision", "float32"]  # each run would choose alone, and they are compared
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "carried-optimizer" in sweep.only:
         raise ValueError("A carried optimizer takes one process. Leave `carried-optimizer` out by --only.")
     for name in sweep.only:

@@ -4,11 +4,15 @@ Measure the peak memory of an episode with SmolLM2-135M against what it is made 
 Each measurement is a separate process, because the highest resident memory of a process (`resource.getrusage`) never
 falls. Weights, snapshot, gradients and AdamW's two moments are counted from the parameters; the activations are what a
 plain forward and backward pass needs at its peak beyond weights and gradients; the rest is Python with its libraries.
+
+`--case head` measures two training steps alone: with the output layer computed a few rows at a time, as the trainer
+does where it can, and with all logits at once.
 """
 
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +36,18 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def measure(what: str) -> dict[str, float]:
+def measure(what: str, length: int) -> dict[str, float]:
     """Do one thing in this process and give what it took, in MB."""
     libraries = resident()
     model, tokenizer = parts.real_parts()
     loaded, loading = resident(), peak()
     episodes = parts.make_episodes(1, 3, 1000)
     document, neighbors = episodes[0]
-    if what == "trainer":
+    if what in ("rows", "logits"):
+        with parts.training_steps(model, tokenizer, length) as step:
+            for _ in range(2):  # the second has AdamW's moments beside it
+                step(what == "rows")
+    elif what == "trainer":
         parts.make_trainer(model, tokenizer, episodes, max_length=MAX_LENGTH).evaluate([document])
     elif what == "loop":
         adapted_nll(model, tokenizer, episodes, Settings(MAX_LENGTH, 2e-5, score_every_neighbor=False))
@@ -52,21 +60,48 @@ def measure(what: str) -> dict[str, float]:
     return {"libraries": libraries, "loaded": loaded, "loading": loading, "peak": peak(), "weights": parameters}
 
 
-def measured(what: str) -> dict[str, float]:
+def measured(what: str, length: int = MAX_LENGTH) -> dict[str, float]:
     """Do one thing in a separate process."""
-    command = [sys.executable, __file__, "--measure", what]
+    command = [sys.executable, __file__, "--measure", what, "--length", str(length)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return json.loads(lines[-1])
+
+
+def compare_heads(length: int, rounds: int) -> None:
+    """Print the peak of steps with the output layer row by row, and with all logits."""
+    print(
+        f"Two steps of {length} tokens, SmolLM2-135M-Instruct, dequantized from Q4_1, with torch {torch.__version__}, "
+        f"{rounds} rounds: megabytes, median (lowest to highest)"
+    )
+    results = {what: [measured(what, length) for _ in range(rounds)] for what in ("rows", "logits")}
+    peaks = {}
+    for what, name in (("rows", "by rows"), ("logits", "all logits")):
+        values = sorted(result["peak"] for result in results[what])
+        peaks[what] = statistics.median(values)
+        held = results[what][0]["libraries"] + 5 * results[what][0]["weights"]
+        print(f"  peak, {name:12} {peaks[what]:8.0f} ({values[0]:.0f} to {values[-1]:.0f})")
+        print(f"  beyond Python, weights, snapshot, gradients and moments {peaks[what] - held:8.0f}")
+    print(f"  by rows / all logits {peaks['rows'] / peaks['logits']:8.3f}")
 
 
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", choices=["pass", "trainer", "loop"], help=argparse.SUPPRESS)
-    what = parser.parse_args().measure
-    if what is not None:
-        print(json.dumps(measure(what)))
-        return
+    parser.add_argument("--case", choices=["episode", "head"], default="episode")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a step of `--case head`")
+    parser.add_argument("--rounds", type=int, default=3, help="of `--case head`")
+    parser.add_argument("--measure", choices=["pass", "trainer", "loop", "rows", "logits"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        print(json.dumps(measure(arguments.measure, arguments.length)))
+    elif arguments.case == "head":
+        compare_heads(arguments.length, arguments.rounds)
+    else:
+        compare_episodes()
+
+
+def compare_episodes() -> None:
+    """Print the peak of an episode of the trainer and of the plain loop against the terms."""
     plain, trainer, loop = (measured(what) for what in ("pass", "trainer", "loop"))
     weights = plain["weights"]
     terms = {

@@ -5,12 +5,16 @@ Both train the same model on the same neighbors and score the same texts, before
 first of a pair is the second of the next, so that a machine that slows down or wakes up favors neither. The loop uses
 `torch.optim.AdamW` as it is by default; the trainer is timed with the same optimizer (`optim="adamw_torch"`), which
 makes a fair pair, and with its own default (`adamw_torch_fused`).
+
+`--case head` times one training step in the same way: with the output layer computed a few rows at a time, as the
+trainer does where it can, against all logits at once.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import parts
 import torch
@@ -22,14 +26,14 @@ GEMM_SIZE = 2048
 TOLERANCE = 1e-5
 
 
-def gemm_rate() -> float:
+def gemm_rate(clock: Callable[[], float] = time.perf_counter) -> float:
     """Measure the multiplications and additions per second of float32 matrix products, the best of five."""
     a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE).unbind()
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = clock()
         a @ b
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return 2 * GEMM_SIZE**3 / min(seconds)
 
 
@@ -103,13 +107,52 @@ def compare(
         print(f"    fraction of it, loop           {spread(loop_fractions)}")
 
 
+def compare_heads(length: int, pairs: int) -> None:
+    """Time pairs of training steps with SmolLM2: the output layer row by row, and all logits."""
+    model, tokenizer = parts.real_parts()
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    ratios: tuple[list[float], list[float]] = ([], [])
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    fractions: dict[bool, list[float]] = {True: [], False: []}
+    rates = []
+    with parts.training_steps(model, tokenizer, length) as step:
+        rows, logits = step(True), step(False)  # which also warms up
+        assert abs(rows / logits - 1) < TOLERANCE, (rows, logits)
+        for pair in range(pairs):
+            rates.append(gemm_rate(time.process_time))
+            order = [True, False] if pair % 2 == 0 else [False, True]
+            times = {by_rows: timed(partial(step, by_rows)) for by_rows in order}
+            for clock, (ours, theirs) in enumerate(zip(times[True], times[False], strict=True)):
+                ratios[clock].append(ours / theirs)
+            for by_rows, (_, processor) in times.items():
+                seconds[by_rows].append(processor)
+                fractions[by_rows].append(6 * num_parameters * length / processor / rates[-1])
+            print(
+                f"    pair {pair + 1}: {seconds[True][-1]:.2f} and {seconds[False][-1]:.2f} processor seconds, "
+                f"{rates[-1] / 1e9:.1f} GFLOP/s",
+                flush=True,
+            )
+    print(
+        f"\nOne step of {length} tokens, SmolLM2-135M-Instruct, dequantized from Q4_1, {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}, {pairs} pairs, median (lowest to highest)"
+    )
+    for clock, clock_name in enumerate(("clock    ", "processor")):
+        print(f"    by rows / all logits, {clock_name} seconds  {spread(ratios[clock])}")
+    print(f"    GEMM rate in GFLOP/s, processor         {spread([rate / 1e9 for rate in rates])}")
+    for by_rows, name in ((True, "by rows   "), (False, "all logits")):
+        print(f"    processor seconds, {name}           {spread(seconds[by_rows])}")
+        print(f"    fraction of the GEMM rate, {name}   {spread(fractions[by_rows])}  6 x parameters x tokens")
+    print(f"    losses                                  {rows:.6f} and {logits:.6f}")
+
+
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=["real", "tiny", "both"], default="both")
+    parser.add_argument("--case", choices=["real", "tiny", "both", "head"], default="both")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--neighbors", type=int, default=4)
     parser.add_argument("--documents", type=int, default=100, help="of the tiny model; the real one has 1")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of the step of `--case head`")
     arguments = parser.parse_args()
     if arguments.case in ("tiny", "both"):
         episodes = parts.make_episodes(arguments.documents, arguments.neighbors, 200)
@@ -121,6 +164,8 @@ def main() -> None:
         episodes = parts.make_episodes(1, arguments.neighbors, 1000)
         name = "SmolLM2-135M-Instruct, dequantized from Q4_1"
         compare(name, *parts.real_parts(), episodes, 256, arguments.pairs)
+    if arguments.case == "head":
+        compare_heads(arguments.length, arguments.pairs)
 
 
 if __name__ == "__main__":

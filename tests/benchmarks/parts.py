@@ -3,6 +3,8 @@
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
 from packaged_models import smollm2  # noqa: E402
 
 from tttnn import Neighbor, TestTimeTrainer, TestTimeTrainingArguments  # noqa: E402
+from tttnn.adaptation import Episode  # noqa: E402
+from tttnn.documents import Document  # noqa: E402
 
 
 MODULES = ["argparse", "ast", "calendar", "configparser", "copy", "csv", "dataclasses", "datetime", "difflib", "enum"]
@@ -103,3 +107,27 @@ def make_trainer(
         **arguments,
     )
     return TestTimeTrainer(model, args, GivenNeighbors(episodes), processing_class=tokenizer)
+
+
+@contextmanager
+def training_steps(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int
+) -> Iterator[Callable[[bool], float]]:
+    """
+    Give what takes a training step on one chunk and gives its loss: with the output layer row by row, or all logits.
+
+    The learning rate is 0, so that every step has the same work and the same loss.
+    """
+    text = "\n".join(module_texts())
+    trainer = make_trainer(model, tokenizer, [(text, [text])], max_length=length, learning_rate=0.0)
+    chunk = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:length]
+    with trainer.episodes():
+        episode = Episode(trainer, Document("step", text), 0, query="document")
+
+        def step(by_rows: bool) -> float:
+            trainer.hands_out_logits = by_rows
+            list(episode.train_on([[chunk]]))
+            assert trainer.hands_out_logits == by_rows  # it is turned off for a model that cannot
+            return episode.record.train_loss[-1]
+
+        yield step

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         StepArguments,
         TrainableArguments,
     )
+    from tttnn.adaptation.precision import PrecisionChoice, choose_precision
     from tttnn.adaptation.presets import PRESETS, preset_settings
     from tttnn.adaptation.progress import DocumentProgressCallback
     from tttnn.adaptation.requirements import context_length
@@ -47,6 +48,7 @@ __all__ = [
     "NotFiniteError",
     "RunArguments",
     "PRESETS",
+    "PrecisionChoice",
     "RetrievalArguments",
     "SIZES",
     "ScoredText",
@@ -60,6 +62,7 @@ __all__ = [
     "TrainableArguments",
     "Tuning",
     "Window",
+    "choose_precision",
     "context_length",
     "in_model",
     "lay_out_context",
@@ -89,6 +92,7 @@ __getattr__, __dir__ = door(
         "NgramCache": "ngram_cache",
         "NotFiniteError": "steps",
         "PRESETS": "presets",
+        "PrecisionChoice": "precision",
         "SIZES": "options",
         "ScoredText": "scoring",
         "TestTimeCallback": "callbacks",
@@ -99,6 +103,7 @@ __getattr__, __dir__ = door(
         "TrainableArguments": "options",
         "Tuning": "tuning",
         "Window": "windows",
+        "choose_precision": "precision",
         "context_length": "requirements",
         "in_model": "steps",
         "lay_out_context": "scoring",

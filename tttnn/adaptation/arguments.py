@@ -123,6 +123,10 @@ class TestTimeTrainingArguments(
             that a document of the corpus is not its own neighbor.
         text_column (`str`, *optional*, defaults to `"text"`):
             The column of a data set with the text.
+        precision (`str`, *optional*):
+            In which precision the model trains and scores: `"float32"`; `"bf16"` or `"fp16"`, mixed precision, the
+            same as the flags of these names; or `"auto"`, which `tttnn evaluate` settles before the first document
+            and you by `choose_precision`. By default what the flags say, else float32.
 
     Raises:
         `ValueError`: If a value is out of range, or a field of `Trainer` is set that has no meaning here.
@@ -149,7 +153,7 @@ class TestTimeTrainingArguments(
             value = getattr(self, item.name)
             if item.name in UNSUPPORTED and value not in (item.default, None, "no", 0):
                 raise InputError(f"`{item.name}` is {value!r}, which has no meaning here: {UNSUPPORTED[item.name]}.")
-        for group in (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments):
+        for group in (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments, RunArguments):
             group.__post_init__(self)
         if self.train_on != "neighbors" and self.query == "document":
             raise InputError(
@@ -159,6 +163,11 @@ class TestTimeTrainingArguments(
         if self.bf16 and not torch.accelerator.is_available() and not is_torch_xla_available():
             self.use_cpu = True  # transformers refuses bfloat16 on a CPU that was not asked for
         TrainingArguments.__post_init__(self)
+        if self.precision == "float32" and self.mixed_precision != "no":
+            raise InputError(
+                f"`precision` is 'float32', and the launcher asks for {self.mixed_precision} "
+                "(ACCELERATE_MIXED_PRECISION). Launch without `--mixed_precision`, or pass that as `precision`."
+            )
         if self.per_device_train_batch_size != 1:
             raise InputError(
                 f"`per_device_train_batch_size` is {self.per_device_train_batch_size}, but a step trains on one "

@@ -130,6 +130,11 @@ class TestTimeTrainer(Trainer):
         args = TestTimeTrainingArguments() if args is None else args
         if not isinstance(args, TestTimeTrainingArguments):
             raise InputTypeError(f"`args` are {type(args).__name__}. Pass `TestTimeTrainingArguments`.")
+        if args.precision == "auto":
+            raise InputError(
+                "`precision` is 'auto', and is to be settled before a trainer is made. Pass the precision that "
+                "`tttnn.adaptation.choose_precision` gives, or 'float32' or 'bf16'."
+            )
         check_model(model)
         prefix_token_id(processing_class)
         config = dict(vars(model.config))

@@ -230,6 +230,10 @@ def parse_evaluation(
     first.add_argument("--budget")
     chosen = first.parse_known_args(argv)[0]
     settings, tuning = ({}, None) if chosen.preset is None else preset_settings(chosen.preset)
+    # a published protocol has the precision of its authors, float32
+    is_published = chosen.preset is not None and tuning is None
+    if not is_published and {word.split("=")[0] for word in argv}.isdisjoint({"--bf16", "--fp16"}):
+        settings = {"precision": "auto", **settings}
     # the help hides the other options of `Trainer`, which takes seconds to import
     others = [] if asks_for_help(argv) else [_trainer_options()]
     groups = partial(_groups, kind, others)

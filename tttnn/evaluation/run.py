@@ -22,6 +22,7 @@ from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.evaluation.choose import check_validation, choose
 from tttnn.evaluation.options import Budget, Evaluation
+from tttnn.evaluation.precision import precision_of, settle_precision, with_precision
 from tttnn.files import write_json
 from tttnn.journal import EVALUATION, RANDOM_DISTANCES
 from tttnn.methods import BudgetChoice, choose_budget
@@ -131,8 +132,11 @@ def evaluate_documents(
     loaded = load_trainer_arguments(evaluation)
     trainable = evaluation.method.trainable or TrainableArguments()
     loaded["model"] = make_trainable(loaded["model"], trainable, evaluation.args.seed)
+    evaluation = settle_precision(evaluation, loaded["model"], loaded["processing_class"], documents)
     if evaluation.budget is not None:
+        precision = evaluation.args.precision
         evaluation = settle_budget(evaluation, evaluation.budget, loaded["model"], loaded["processing_class"])
+        evaluation = with_precision(evaluation, precision)  # its options were parsed again
         check_validation(evaluation.rates, evaluation.method, documents, validation)
     index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
     whole = loaded.pop("retriever")
@@ -238,6 +242,7 @@ def _write_arguments(evaluation: Evaluation[Any], num_documents: int, num_valida
     """Write what is evaluated on what; a report shows it, and sees by the counts whether a run was interrupted."""
     arguments = asdict(evaluation.inputs) | (asdict(evaluation.index) if evaluation.index else {})
     arguments |= asdict(evaluation.validation) | {"learning_rates": evaluation.rates or None}
+    arguments["precision"] = precision_of(vars(evaluation.args))
     content = {
         "num_documents": num_documents,
         "num_validation_documents": num_validation,
