@@ -7,6 +7,7 @@ import pytest
 from made_runs import make_record, make_run, write_run, write_two_runs
 
 from tttnn.evaluation.pile import pile_weights
+from tttnn.journal import Journal
 from tttnn.report.published import published_figures, published_for
 from tttnn.report.runs import differing_settings, read_runs
 from tttnn.report.trials import trials_of
@@ -83,6 +84,15 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path):
     folder = write_run(tmp_path / "run", [make_record(0, [1.0, math.nan])])
     with pytest.raises(ValueError, match=r"Document 0 \('document 0'\) .* not finite numbers"):
         read_runs([folder])
+
+
+def test_a_journal_that_names_no_method_is_an_error(tmp_path):
+    journal = Journal(tmp_path / "journal-eval.jsonl")
+    journal.open({"model": "a-model"})
+    journal.append(make_record(0, [1.0, 0.5]))
+    journal.close()
+    with pytest.raises(ValueError, match=r"name no method.*`super\(\)\.settings\(\)`"):
+        read_runs([tmp_path])
 
 
 def test_broken_random_distances_are_an_error(two_runs):
