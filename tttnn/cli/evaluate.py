@@ -73,9 +73,9 @@ def add_tune(commands: "argparse._SubParsersAction[Parser]") -> None:
         "tune",
         help="choose settings on documents of the index itself",
         description="Measure what neighbors gain on documents drawn from the index, without their own passages and "
-        "near-copies, and choose the learning rate and the number of neighbors. No test document is touched. `tttnn "
-        "evaluate --preset FILE` uses the settings, and `--budget` the curve. An interrupted run resumes when it is "
-        "started again.",
+        "near-copies, and choose the learning rate, the number of neighbors and the mixture. No test document is "
+        "touched. `tttnn evaluate --preset FILE` uses the settings, and `--budget` the curve. An interrupted run "
+        "resumes when it is started again.",
     )
     parser.set_defaults(run=_tune)
     parser.add_argument("model", metavar="MODEL", help="Hub id or folder of a causal language model")
