@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tttnn import adaptation
 from tttnn.adaptation import CurveRow, Method, Tuning, read_tuning
 from tttnn.errors import InputError
+from tttnn.methods.context import Context
 from tttnn.methods.speed import Speed, measure_speed
 
 
@@ -42,6 +43,25 @@ class BudgetChoice(NamedTuple):
     settings: dict[str, Any]
     options: dict[str, Any]
     reason: str
+
+    def check(self, method: Method, args: "TestTimeTrainingArguments") -> None:
+        """
+        Make sure that what overrides the choice leaves something of it.
+
+        Args:
+            method (`Method`):
+                Made of the choice and of what overrides it.
+            args (`TestTimeTrainingArguments`):
+                Likewise.
+
+        Raises:
+            `ValueError`: If only the mixture was to use the neighbors, and there is none now.
+        """
+        if isinstance(method, Context) and method.leaves_neighbors_out(args):
+            raise InputError(
+                f"`mix` is {args.mix!r}, and the budget chose {self.method} for a mixture that counts the neighbors: "
+                f"nothing would be done with them. Leave `mix` out, or pass another budget. ({self.reason})"
+            )
 
 
 def parse_budget(budget: str | float) -> str | float:
@@ -258,7 +278,7 @@ def with_budget(
         `tuple[Method, TestTimeTrainingArguments]`: for `TestTimeTrainer(method=..., args=...)`.
 
     Raises:
-        `ValueError`: As `choose_budget`; or if a value is out of range.
+        `ValueError`: As `choose_budget`; or if a value is out of range, or leaves nothing of the choice.
 
     Example:
 
@@ -278,4 +298,6 @@ def with_budget(
     chosen = replace(args, **{**choice.settings, **overrides})
     # a trainer refuses another index than the curve's
     chosen.tuning = None if curve is default_curve() else curve
-    return METHODS[choice.method](**_own_options(choice.method, choice.options, curve)), chosen
+    made = METHODS[choice.method](**_own_options(choice.method, choice.options, curve))
+    choice.check(made, chosen)
+    return made, chosen
