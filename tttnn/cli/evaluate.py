@@ -61,7 +61,8 @@ def evaluate(argv: Sequence[str]) -> None:
     for outcome in outcomes:
         if len(outcomes) > 1:
             print(f"{outcome.name}:")
-        print(document_table(outcome.records) if len(documents) <= 100 else pooled_line(outcome.records))
+        show = document_table if len(documents) <= 100 else pooled_line
+        print(show(outcome.records, args.prompt or "none"))
         if args.score_every_neighbor:
             print(plot_curve(outcome.records, folder / (outcome.name.replace("eval", "curve", 1) + ".png")))
     print(f"The results are in {folder}. For a report: tttnn report {shlex.quote(str(folder))}")

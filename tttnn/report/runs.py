@@ -196,9 +196,9 @@ def _label(runs: list[Run]) -> None:
         run.label = f"{names[run.folder]} {rest}".rstrip()
 
 
-def worse_than_before(runs: list[Run]) -> str:
+def worse_than_before(*prompts: str) -> str:
     """Name the count of documents whose last score is worse than their first, which the prompt alone may give."""
-    return "worse than the prompt alone" if all(run.prompt == "context" for run in runs) else "worse than before"
+    return "worse than the prompt alone" if {*prompts} == {"context"} else "worse than before"
 
 
 def differing_settings(runs: list[Run]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
