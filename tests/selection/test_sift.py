@@ -99,11 +99,18 @@ def test_one_candidate_is_picked_as_often_as_asked():
     assert variances == pytest.approx([1 / 2, 1 / 3, 1 / 4])
 
 
-def test_a_regularization_near_rounding_leaves_variances_that_can_be():
-    query, vectors = drawn(6, 3, seed=0)
-    variances = sift_picks(query, vectors, 6, 1e-15)[1]  # three picks span the space
-    assert min(variances) >= 0
-    assert variances[-1] == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_the_least_regularization_gives_variances_that_are_exact(offset):
+    query, vectors = drawn(30, 3, seed=0)
+    vectors += offset  # all but parallel
+    picks, variances = sift_picks(query, vectors, 12, 1e-8)
+    # the variance is also the least squared error of the query as a sum of picks, with a penalty on their weights
+    query, vectors = query / np.linalg.norm(query), vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for count in range(1, 13):
+        rows = np.vstack([vectors[picks[:count]].T, 1e-4 * np.eye(count)])
+        wanted = np.append(query, np.zeros(count))
+        weights = np.linalg.lstsq(rows, wanted)[0]
+        assert variances[count - 1] == pytest.approx(np.square(rows @ weights - wanted).sum(), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +162,9 @@ def test_the_selector_trains_on_picks_in_their_order_and_again_on_those_that_are
     assert len(selection.overlaps) == 3
 
 
-@pytest.mark.parametrize("regularization", [0.0, float("inf"), float("nan")])
-def test_a_regularization_that_is_no_finite_number_above_zero_is_refused(regularization):
+@pytest.mark.parametrize("regularization", [0.0, 1e-09, float("inf"), float("nan")])
+def test_a_regularization_that_is_not_finite_or_below_rounding_is_refused(regularization):
     with pytest.raises(ValueError, match=f"`regularization` is {regularization}"):
         Sift(regularization)
+    with pytest.raises(ValueError, match=f"`regularization` is {regularization}"):
+        sift_picks(np.ones(2), np.ones((1, 2)), 1, regularization)

@@ -10,6 +10,7 @@ from tttnn.selection.by_vectors import VectorSelector, check_vectors
 
 
 ROUNDING = 1e-9  # gains that differ by less are equal: those of copies do
+LEAST = 1e-8  # regularization at which variances are exact to about 1e-10
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Sift(VectorSelector):
 
     Args:
         regularization (`float`, *optional*, defaults to `0.01`):
-            The paper's lambda. The smaller, the less a pick is repeated.
+            The paper's lambda, at least 1e-8. The smaller, the less a pick is repeated.
 
     Raises:
-        `ValueError`: If `regularization` is not positive and finite.
+        `ValueError`: If `regularization` is out of range.
 
     Source: [SIFT](https://huggingface.co/papers/2410.08020), section 3.
     """
@@ -35,8 +36,7 @@ class Sift(VectorSelector):
     regularization: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.regularization < math.inf:
-            raise InputError(f"`regularization` is {self.regularization}. Pass a finite number above 0.")
+        _check_regularization(self.regularization)
 
     def choose(self, query: np.ndarray, vectors: np.ndarray, num_neighbors: int) -> tuple[list[int], None]:
         """Choose `num_neighbors`, some of them perhaps several times, and weigh none."""
@@ -62,18 +62,20 @@ def sift_picks(
         num_picks (`int`):
             How often to pick. The same vector can be picked again.
         regularization (`float`, *optional*, defaults to `0.01`):
-            Variance of the noise.
+            Variance of the noise, at least 1e-8.
 
     Returns:
         `tuple[list[int], list[float]]`: the rows that were picked, and the variance after each pick. Of equally good
         rows the first is picked.
 
     Raises:
-        `ValueError`: If there is no vector, or one is not finite or not as long as the query.
+        `ValueError`: If there is no vector, one is not finite or not as long as the query, or `regularization` is out
+            of range.
 
     Source: [SIFT](https://huggingface.co/papers/2410.08020), section 3.
     """
     check_vectors(query, vectors)
+    _check_regularization(regularization)
     points = np.vstack([query, vectors]).astype(np.float64)
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     # given the picks: the covariance of each with the query, which is row 0, and the variance of each
@@ -90,3 +92,9 @@ def sift_picks(
         picks.append(pick - 1)
         variances.append(float(variance[0]))
     return picks, variances
+
+
+def _check_regularization(regularization: float) -> None:
+    """Refuse noise so small that rounding would choose."""
+    if not LEAST <= regularization < math.inf:
+        raise InputError(f"`regularization` is {regularization}. Pass a finite number of at least {LEAST:g}.")
