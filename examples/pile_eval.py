@@ -87,12 +87,12 @@ def documents_to_evaluate(evaluation: Evaluation[PileArguments]) -> tuple[list[D
     return sum(test.values(), []), sum(validation.values(), [])
 
 
-def report(outcome: Outcome) -> None:
+def report(outcome: Outcome, prompt: str) -> None:
     """Print a row per task, and what stands out."""
     groups: dict[str, list] = {}
     for record in outcome.records:
         groups.setdefault(task_of(record), []).append(record)
-    print(task_table(groups, *pile_weights(groups)))
+    print(task_table(groups, *pile_weights(groups), prompt))
     untrained = [record.id for record in outcome.records if record.status == "untrained"]
     if untrained:
         print(f"Could not be trained on; scored with the original model: {', '.join(untrained)}")
@@ -109,7 +109,7 @@ def main() -> None:
         if outcome.is_main:
             if evaluation.index is not None and evaluation.index.index_fraction:
                 print(f"{outcome.name}:")
-            report(outcome)
+            report(outcome, evaluation.args.prompt)
 
 
 if __name__ == "__main__":

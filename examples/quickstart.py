@@ -92,7 +92,7 @@ def main() -> None:
     metrics = trainer.evaluate()
 
     # 4. Report.
-    print(document_table(trainer.records))
+    print(document_table(trainer.records, trainer.args.prompt))
     print({phase: round(metrics[f"eval_seconds_{phase}"], 1) for phase in ("retrieve", "train", "score")}, "seconds")
     model_name = arguments.model or "SmolLM2-135M-Instruct (dequantized from Q4_1)"
     print("Picture:", plot_curve(trainer.records, output_dir / "curve.png", title=model_name))

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, get_args, get_origin
 
 import numpy as np
 
-from tttnn.errors import InputError
+from tttnn.errors import InputError, InputTypeError
 from tttnn.files import finite, json_default
 
 
@@ -124,11 +124,27 @@ class DocumentRecord:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "DocumentRecord":
-        """Read what `to_json` wrote; a field that came later has its default."""
+        """Read what `to_json` wrote; a field that came later has its default, and one of another type is refused."""
         row = json.loads(line)
-        for name in ("train_loss", "distances", "query_train_loss"):
+        for name in ("nll", "train_loss", "distances", "query_train_loss"):
             row[name] = [math.nan if value is None else value for value in row.get(name, [])]
-        return cls(**row)
+        record = cls(**row)
+        for item in fields(cls):
+            value = getattr(record, item.name)
+            if not _is_of(value, item.type):
+                raise InputTypeError(f"`{item.name}` is {value!r:.80}, which is no {item.type}")
+        return record
+
+
+def _is_of(value: Any, kind: Any) -> bool:  # noqa: ANN401
+    """Whether a value that was read from JSON has the type of a field: a whole number is a float too."""
+    parts = [value]
+    if (container := get_origin(kind)) in (list, dict):
+        if not isinstance(value, container):
+            return False
+        parts, kind = value if container is list else value.values(), get_args(kind)[-1]
+    types = {float: int | float, Any: object}.get(kind, kind)
+    return all(isinstance(part, types) for part in parts)
 
 
 def digest(text: str) -> str:

@@ -6,7 +6,17 @@ import pytest
 import torch
 from conftest import GivenRetriever
 
-from tttnn.methods import Context, ContextArguments, Dynamic, KnnArguments, KnnLM, NoAdaptation, Prefix
+from tttnn.methods import (
+    Context,
+    ContextAndTraining,
+    ContextArguments,
+    Dynamic,
+    KnnArguments,
+    KnnLM,
+    NoAdaptation,
+    Prefix,
+    TestTimeTraining,
+)
 
 
 KNN = KnnLM(knn=KnnArguments([0.3], [10.0]))
@@ -126,6 +136,13 @@ def test_the_ngrams_of_neighbors_are_mixed_though_none_is_read(make_trainer, doc
 def test_neighbors_with_which_nothing_is_done_are_refused(make_trainer, mix):
     with pytest.raises(ValueError, match="nothing would be done with the neighbors"):
         make_trainer(method=Context(context=ContextArguments(0)), mix=mix)
+
+
+def test_neighbors_that_are_trained_on_need_not_be_read(make_trainer, documents):
+    method = ContextAndTraining(context=ContextArguments(0))
+    neighbors = GivenRetriever(documents)
+    both, trained = (make_trainer(method=how, retriever=neighbors) for how in (method, TestTimeTraining()))
+    assert scores(both, documents) == scores(trained, documents)
 
 
 def test_every_pair_of_knn_lm_is_mixed(make_trainer, documents):

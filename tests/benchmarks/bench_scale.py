@@ -26,7 +26,8 @@ import numpy as np
 from tttnn import Document, Embedder
 from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.manifest import VECTORS, read_manifest
-from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.opening import open_index
+from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
 from tttnn.index.vectors import (
     default_shard_size,

@@ -55,6 +55,21 @@ def test_options_override_what_a_budget_sets(curve):
     assert (settled.args.num_neighbors, settled.args.learning_rate) == (5, 1e-3)
 
 
+CACHE = BudgetChoice("context", {"num_neighbors": 2, "mix": "cache"}, {"context_length": 0}, "Budget fast: why.")
+
+
+@pytest.mark.parametrize("mix", ["none", "unadapted"])
+def test_an_override_that_leaves_nothing_of_a_choice_is_refused(mix):
+    budget = parse("--budget", "fast", "--mix", mix).budget
+    with pytest.raises(ValueError, match=f"`mix` is '{mix}', and the budget chose context .*Budget fast: why."):
+        budget.settle(CACHE)
+
+
+def test_an_override_that_gives_neighbors_another_use_is_taken():
+    settled = parse("--budget", "fast", "--mix", "none", "--context-length", 8).budget.settle(CACHE)
+    assert (settled.method.context.context_length, settled.args.mix) == (8, "none")
+
+
 @pytest.mark.parametrize(
     ("options", "methods"),
     [

@@ -21,7 +21,7 @@ from tttnn.index.build.from_documents import IndexSettings, add_documents, build
 from tttnn.index.build.writers import TextWriter
 from tttnn.index.hub.card import index_card
 from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, TEXTS, VECTORS, parse_manifest
-from tttnn.index.search import open_index
+from tttnn.index.opening import open_index
 from tttnn.index.texts import TextStore
 
 

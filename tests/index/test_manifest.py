@@ -12,7 +12,7 @@ from made_indexes import OPENED_FILES, change_manifest, description, flip, index
 
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST, parse_manifest, read_manifest
-from tttnn.index.search import open_index
+from tttnn.index.opening import open_index
 
 
 @pytest.fixture

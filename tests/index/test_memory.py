@@ -15,7 +15,8 @@ from tttnn import Document
 from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.build.save import write_index
 from tttnn.index.build.tttlm import import_tttlm_index
-from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.opening import open_index
+from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
 from tttnn.index.texts import TextList
 from tttnn.index.vectors import read_vectors, trained_index

@@ -14,7 +14,8 @@ from tttnn.index.build.blocks import embedded_blocks
 from tttnn.index.build.from_documents import IndexSettings, build_index, index_in_memory
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
-from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.opening import open_index
+from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
 from tttnn.index.vectors import read_vectors
 
@@ -318,7 +319,7 @@ def test_the_digest_is_that_of_the_manifest_whose_rows_are_open(folder, monkeypa
         change_manifest(folder, sources=["added meanwhile"])
         return read_vectors(path, preset)
 
-    monkeypatch.setattr("tttnn.index.search.read_vectors", opening)
+    monkeypatch.setattr("tttnn.index.opening.read_vectors", opening)
     assert open_index(folder).digest == before
     assert open_index(folder).digest != before, "the manifest is another now"
 

@@ -209,6 +209,11 @@ def test_a_budget_makes_a_method_and_arguments(model, tokenizer, args, fixed_spe
     assert (method.name, chosen.num_neighbors) == ("context", 2)
 
 
+def test_an_override_that_leaves_nothing_of_a_choice_is_refused(model, tokenizer, args, fixed_speed):
+    with pytest.raises(ValueError, match="`mix` is 'none', and the budget chose context .*Leave `mix` out"):
+        with_budget("fast", model, tokenizer, args, mix="none")
+
+
 def test_what_a_budget_makes_evaluates_and_adapts(model, tokenizer, args, retriever, documents):
     method, chosen = with_budget(1000, model, tokenizer, args, curve=CURVE, method="ttt")
     trainer = TestTimeTrainer(model, chosen, retriever, method=method, processing_class=tokenizer)

@@ -79,6 +79,26 @@ def compare(ours, theirs, **settings):
     return Grouping([run, baseline], bootstrap=FEW).compare(run, baseline)
 
 
+def test_a_set_name_that_is_no_text_is_no_task_of_the_pile():
+    run = make_run([make_record(0, [2.0, 1.0], metadata={"pile_set_name": ["Github"]})])
+    assert Grouping([run], None, FEW).total(run.records).group == "all"
+
+
+def test_a_run_of_untrained_documents_changes_nothing_and_counts_them():
+    untrained = {"status": "untrained", "error": "no neighbor was retrieved", "neighbor_ids": []}
+    run = make_run([make_record(index, [2.0, 2.0], **untrained) for index in range(3)])
+    total = Grouping([run], None, FEW).total(run.records)
+    assert (total.untrained, total.worse, total.difference, total.low, total.high) == (3, 0, 0, 0, 0)
+
+
+def test_what_a_reader_must_know_of_small_runs_is_noted(tmp_path):
+    small = write_run(tmp_path / "small", [make_record(0, [0.0, 0.0], num_bytes=0)])
+    large = write_run(tmp_path / "large", [make_record(index, [2.0, 1.0]) for index in range(2)])
+    documents, scores = read_study([small, large], bootstrap=FEW).notes
+    assert documents.startswith("small has 1 document, and another run has 2: compare them in the paired comparison")
+    assert scores == "small: no document has a byte to score, so there is no score."
+
+
 def test_runs_are_compared_on_the_documents_that_both_have():
     ours = [make_record(0, [2.0, 1.0]), make_record(1, [2.0, 1.5]), make_record(7, [9.0, 9.0])]
     theirs = [make_record(1, [2.0, 1.0]), make_record(0, [2.0, 1.25]), make_record(8, [5.0, 1.0])]

@@ -7,6 +7,7 @@ import pytest
 from made_runs import make_record, make_run, write_run, write_two_runs
 
 from tttnn.evaluation.pile import pile_weights
+from tttnn.journal import Journal
 from tttnn.report.published import published_figures, published_for
 from tttnn.report.runs import differing_settings, read_runs
 from tttnn.report.trials import trials_of
@@ -83,6 +84,40 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path):
     folder = write_run(tmp_path / "run", [make_record(0, [1.0, math.nan])])
     with pytest.raises(ValueError, match=r"Document 0 \('document 0'\) .* not finite numbers"):
         read_runs([folder])
+
+
+def test_a_journal_that_names_no_method_is_an_error(tmp_path):
+    journal = Journal(tmp_path / "journal-eval.jsonl")
+    journal.open({"model": "a-model"})
+    journal.append(make_record(0, [1.0, 0.5]))
+    journal.close()
+    with pytest.raises(ValueError, match=r"name no method.*`super\(\)\.settings\(\)`"):
+        read_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_bytes", None),
+        ("num_bytes", "100"),
+        ("metadata", [1]),
+        ("nll", ["1.0"]),
+        ("distances", ["near"]),
+        ("seconds", {"total": "long"}),
+        ("error", 5),
+    ],
+)
+def test_a_record_with_a_value_of_another_type_is_refused_by_its_field(tmp_path, field, value):
+    record = make_record(0, [1.0, 0.5])
+    setattr(record, field, value)
+    folder = write_run(tmp_path / "run", [record])
+    with pytest.raises(ValueError, match=rf"journal-eval\.jsonl' is no journal .*`{field}` is"):
+        read_runs([folder])
+
+
+def test_whole_numbers_are_scores_too(tmp_path):
+    folder = write_run(tmp_path / "run", [make_record(0, [], nll=[3, 2])])
+    assert read_runs([folder])[0][0].records[0].nll == [3, 2]
 
 
 def test_broken_random_distances_are_an_error(two_runs):

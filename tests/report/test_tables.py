@@ -145,9 +145,9 @@ def test_a_document_table_says_what_every_document_and_all_of_them_gained():
             "",
             # 350 and 250 bits over 150 bytes; draws of two documents lie between (a, a) and (b, b)
             "Pooled over 2 documents (150 bytes): 2.3333 -> 1.6667 bits per byte, ratio 0.714, difference -0.6667 "
-            "(95 % paired bootstrap over documents: -1.0000 to +0.0000). Worse on 0 of 2 documents. 1 had a near-copy "
-            "of the document among their neighbors. Scored with the original model, because they could not be "
-            "trained on: b.py.",
+            "(95 % paired bootstrap over documents: -1.0000 to +0.0000). Worse than before on 0 of 2 documents. 1 had "
+            "a near-copy of the document among their neighbors. Scored with the original model, because they could "
+            "not be trained on: b.py.",
         ]
     )
 
@@ -159,7 +159,15 @@ def test_a_document_without_a_byte_has_no_ratio():
 
 def test_documents_that_got_worse_are_counted():
     records = [make_record([1.0, 1.1]), make_record([1.0, 0.9]), make_record([1.0, 1.0]), make_record([1.0, 1.2])]
-    assert "Worse on 2 of 4 documents." in pooled_line(records)
+    assert "Worse than before on 2 of 4 documents." in pooled_line(records)
+
+
+def test_with_the_prompt_in_context_documents_are_worse_than_the_prompt_alone():
+    records = [make_record([1.0, 1.1]), make_record([1.0, 0.9])]
+    for show in (pooled_line, document_table):
+        assert "Worse than the prompt alone on 1 of 2 documents." in show(records, "context")
+    header = task_table({"github": records}, "weighted_mean", {"github": 1.0}, "context").splitlines()[0]
+    assert "| worse than the prompt alone |" in header
 
 
 def test_of_one_document_no_interval_is_claimed():
@@ -179,7 +187,7 @@ def test_a_task_table_weighs_the_tasks_and_pools_them_without_weights():
         *(
             "task",
             "documents",
-            "worse",
+            "worse than before",
             "bits per byte before",
             "after",
             "ratio",

@@ -68,6 +68,18 @@ def test_no_candidate_lies_before_the_nearest_point(seed):
     assert np.abs(products[weights > 0]).max() < 1e-8
 
 
+def test_a_vector_far_away_does_not_end_the_search_early():
+    # the nearest point of the side from (-1, 1) to (2, 1) is (0, 1) = 2/3 (-1, 1) + 1/3 (2, 1)
+    near = np.array([[-1.0, 1.0], [2.0, 1.0]])
+    expected = pytest.approx([2 / 3, 1 / 3, 0])
+    assert hull_weights(np.zeros(2), np.vstack([near, [0.0, 1e8]])) == expected
+
+
+def test_a_mean_of_no_vector_is_refused():
+    with pytest.raises(ValueError, match="`max_vectors` is 0"):
+        hull_weights(np.zeros(2), TRIANGLE, 0)
+
+
 def test_copies_of_a_candidate_share_no_weight_twice():
     query, vectors = np.array([1.0, 2.0]), np.vstack([TRIANGLE, TRIANGLE, TRIANGLE])
     weights = hull_weights(query, vectors)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tttnn import Document, Neighbor
-from tttnn.selection import Sift, sift_picks
+from tttnn.selection import Sift, hull_weights, sift_picks
 
 
 def variance(query, vectors, picks, regularization):
@@ -77,8 +77,64 @@ def test_a_copy_of_a_pick_is_left_for_what_is_new():
     assert sift_picks(query, vectors, 2)[0] == [0, 2]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_of_copies_the_first_is_picked(seed):
+    query, vectors = drawn(40, 300, seed)
+    assert max(sift_picks(query, np.vstack([vectors] * 3), 12)[0]) < 40
+
+
 def test_a_vector_without_a_length_is_picked_last():
     assert sift_picks(np.array([1.0, 0.0]), np.array([[0.0, 0.0], [1.0, 1.0]]), 2)[0] == [1, 1]
+
+
+def test_a_query_without_a_length_leaves_the_choice_to_the_order():
+    # every candidate tells nothing of it, so the first, which is the nearest, is picked again and again
+    assert sift_picks(np.zeros(2), np.array([[0.0, 2.0], [1.0, 1.0]]), 3) == ([0, 0, 0], [0, 0, 0])
+
+
+def test_one_candidate_is_picked_as_often_as_asked():
+    # in its own direction, with noise 1: 1 - n / (n + 1)
+    picks, variances = sift_picks(np.array([2.0, 0.0]), np.array([[5.0, 0.0]]), 3, 1.0)
+    assert picks == [0, 0, 0]
+    assert variances == pytest.approx([1 / 2, 1 / 3, 1 / 4])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_the_least_regularization_gives_variances_that_are_exact(offset):
+    query, vectors = drawn(30, 3, seed=0)
+    vectors += offset  # all but parallel
+    picks, variances = sift_picks(query, vectors, 12, 1e-8)
+    # the variance is also the least squared error of the query as a sum of picks, with a penalty on their weights
+    query, vectors = query / np.linalg.norm(query), vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for count in range(1, 13):
+        rows = np.vstack([vectors[picks[:count]].T, 1e-4 * np.eye(count)])
+        wanted = np.append(query, np.zeros(count))
+        weights = np.linalg.lstsq(rows, wanted)[0]
+        assert variances[count - 1] == pytest.approx(np.square(rows @ weights - wanted).sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("query", "vectors", "message"),
+    [
+        ([1.0, np.nan], [[1.0, 0.0]], "not finite"),
+        ([1.0, 0.0], [[1.0, 0.0], [np.nan, 0.0]], "not finite"),
+        ([1.0, 0.0], [[np.inf, 0.0]], "not finite"),
+        ([1.0, 0.0], np.empty((0, 2)), r"\(0, 2\)"),
+        ([1.0, 0.0], [[1.0, 0.0, 0.0]], r"\(1, 3\)"),
+        ([1.0, 0.0], [1.0, 0.0], r"vectors have \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("choose", [lambda *vectors: sift_picks(*vectors, 2), hull_weights])
+def test_vectors_that_cannot_be_compared_are_refused(choose, query, vectors, message):
+    with pytest.raises(ValueError, match=message):
+        choose(np.array(query), np.array(vectors))
+
+
+def test_many_candidates_take_memory_in_proportion():
+    # the covariances of all pairs would take 80 GB
+    query, vectors = drawn(100_000, 2, seed=0)
+    picks, variances = sift_picks(query, vectors, 2)
+    assert variances[-1] == pytest.approx(variance(query, vectors, picks, 0.01), rel=1e-8)
 
 
 def test_fifty_picks_among_two_hundred_take_a_moment():
@@ -106,6 +162,9 @@ def test_the_selector_trains_on_picks_in_their_order_and_again_on_those_that_are
     assert len(selection.overlaps) == 3
 
 
-def test_a_regularization_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match="`regularization` is 0"):
-        Sift(0.0)
+@pytest.mark.parametrize("regularization", [0.0, 1e-09, float("inf"), float("nan")])
+def test_a_regularization_that_is_not_finite_or_below_rounding_is_refused(regularization):
+    with pytest.raises(ValueError, match=f"`regularization` is {regularization}"):
+        Sift(regularization)
+    with pytest.raises(ValueError, match=f"`regularization` is {regularization}"):
+        sift_picks(np.ones(2), np.ones((1, 2)), 1, regularization)

@@ -61,7 +61,8 @@ def evaluate(argv: Sequence[str]) -> None:
     for outcome in outcomes:
         if len(outcomes) > 1:
             print(f"{outcome.name}:")
-        print(document_table(outcome.records) if len(documents) <= 100 else pooled_line(outcome.records))
+        show = document_table if len(documents) <= 100 else pooled_line
+        print(show(outcome.records, args.prompt or "none"))
         if args.score_every_neighbor:
             print(plot_curve(outcome.records, folder / (outcome.name.replace("eval", "curve", 1) + ".png")))
     print(f"The results are in {folder}. For a report: tttnn report {shlex.quote(str(folder))}")
@@ -73,9 +74,9 @@ def add_tune(commands: "argparse._SubParsersAction[Parser]") -> None:
         "tune",
         help="choose settings on documents of the index itself",
         description="Measure what neighbors gain on documents drawn from the index, without their own passages and "
-        "near-copies, and choose the learning rate and the number of neighbors. No test document is touched. `tttnn "
-        "evaluate --preset FILE` uses the settings, and `--budget` the curve. An interrupted run resumes when it is "
-        "started again.",
+        "near-copies, and choose the learning rate, the number of neighbors and the mixture. No test document is "
+        "touched. `tttnn evaluate --preset FILE` uses the settings, and `--budget` the curve. An interrupted run "
+        "resumes when it is started again.",
     )
     parser.set_defaults(run=_tune)
     parser.add_argument("model", metavar="MODEL", help="Hub id or folder of a causal language model")

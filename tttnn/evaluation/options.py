@@ -266,6 +266,7 @@ def _settle(
     """Parse the options again with what a budget chose as defaults."""
     defaults = {**settings, **choice.settings, **choice.options, "method": choice.method}
     evaluation = parse(choice.method, with_index=with_index, settings=defaults)
+    choice.check(evaluation.method, evaluation.args)
     return evaluation if evaluation.method.retrieves else replace(evaluation, index=None)
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from tttnn.index.build.tttlm import import_tttlm_index
     from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
     from tttnn.index.manifest import FORMAT_VERSION, read_manifest
-    from tttnn.index.search import DocumentIndex, Index, Pairs, open_index
+    from tttnn.index.opening import open_index
+    from tttnn.index.search import DocumentIndex, Index, Pairs
     from tttnn.index.subset import IndexSubset
 
 __all__ = [
@@ -51,7 +52,7 @@ __getattr__, __dir__ = door(
         "fetch_manifest": "hub.transfer",
         "import_tttlm_index": "build.tttlm",
         "index_in_memory": "build.from_documents",
-        "open_index": "search",
+        "open_index": "opening",
         "pull_index": "hub.transfer",
         "push_index": "hub.transfer",
         "read_manifest": "manifest",

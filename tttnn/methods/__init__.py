@@ -6,11 +6,9 @@ from tttnn.adaptation import Method, TestTimeTraining, TrainableArguments
 from tttnn.doors import door
 from tttnn.methods.budget import (
     BudgetChoice,
-    Speed,
     choose_budget,
     choose_row,
     default_curve,
-    measure_speed,
     parse_budget,
     with_budget,
 )
@@ -20,6 +18,7 @@ from tttnn.methods.experts import ExpertArguments, ExpertsAndTraining, MergedExp
 from tttnn.methods.knn_lm import KnnArguments, KnnLM
 from tttnn.methods.none import NoAdaptation, Prefix
 from tttnn.methods.query import Query
+from tttnn.methods.speed import Speed, measure_speed
 
 
 if TYPE_CHECKING:

@@ -1,59 +1,27 @@
 """One dial in the place of a method and its settings: what gains most within a budget, by a measured curve."""
 
-import copy
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttnn import adaptation
 from tttnn.adaptation import CurveRow, Method, Tuning, read_tuning
-from tttnn.documents import Document
 from tttnn.errors import InputError
+from tttnn.methods.context import Context
+from tttnn.methods.speed import Speed, measure_speed
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tttnn.adaptation import TestTimeTrainer, TestTimeTrainingArguments
+    from tttnn.adaptation import TestTimeTrainingArguments
 
 
 DEFAULT_CURVE = Path(__file__).with_name("budget.json")
 GAINS = {"fast": 1 / 2, "balanced": 2 / 3, "best": 1.0}  # of the best gain, that a word asks for
-TRIES = 2  # the best of which counts
-PROBE_TEXT = "the old captain saw a white whale at break of day and called"
-
-
-class Speed(NamedTuple):
-    """
-    Seconds that a model takes for a token.
-
-    Args:
-        read (`float`):
-            Of a forward pass.
-        trained (`float`):
-            Of a training step.
-    """
-
-    read: float
-    trained: float
-
-    def predict(self, row: CurveRow) -> float:
-        """
-        Predict the seconds of a document.
-
-        Args:
-            row (`CurveRow`):
-                Says how many tokens are read and trained.
-
-        Returns:
-            `float`: seconds in the model, without retrieval.
-        """
-        return row.tokens_read * self.read + row.tokens_trained * self.trained
 
 
 class BudgetChoice(NamedTuple):
@@ -75,6 +43,25 @@ class BudgetChoice(NamedTuple):
     settings: dict[str, Any]
     options: dict[str, Any]
     reason: str
+
+    def check(self, method: Method, args: "TestTimeTrainingArguments") -> None:
+        """
+        Make sure that what overrides the choice leaves something of it.
+
+        Args:
+            method (`Method`):
+                Made of the choice and of what overrides it.
+            args (`TestTimeTrainingArguments`):
+                Likewise.
+
+        Raises:
+            `ValueError`: If only the mixture was to use the neighbors, and there is none now.
+        """
+        if isinstance(method, Context) and method.leaves_neighbors_out(args):
+            raise InputError(
+                f"`mix` is {args.mix!r}, and the budget chose {self.method} for a mixture that counts the neighbors: "
+                f"nothing would be done with them. Leave `mix` out, or pass another budget. ({self.reason})"
+            )
 
 
 def parse_budget(budget: str | float) -> str | float:
@@ -111,61 +98,6 @@ def default_curve() -> Tuning:
         `Tuning`: of no model and no index in particular.
     """
     return read_tuning(DEFAULT_CURVE)
-
-
-def measure_speed(
-    model: "PreTrainedModel", processing_class: "PreTrainedTokenizerBase", args: "TestTimeTrainingArguments"
-) -> Speed:
-    """
-    Time a forward pass and a training step of `max_length` tokens, on the device and in the precision of `args`.
-
-    The model is left as it was: weights, gradients (dropped, as by `restored`), modes, device and random generators.
-
-    Args:
-        model (`PreTrainedModel`):
-            The model.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        args (`TestTimeTrainingArguments`):
-            How it will be run.
-
-    Returns:
-        `Speed`: the better of two tries of each.
-    """
-    args, device = copy.copy(args), model.device
-    args.learning_rate, args.gradient_accumulation_steps, args.num_train_epochs = 0.0, 1, 1
-    args.batch_documents = 1
-    # nothing is logged, and no bar is shown
-    args.report_to, args.logging_strategy, args.disable_tqdm = [], "no", True
-    with adaptation.random_states_kept():
-        try:
-            trainer = adaptation.TestTimeTrainer(model, args, processing_class=processing_class)
-            encoded = processing_class(PROBE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
-            # a vocabulary of other signs than letters may have no token for the text
-            encoded = encoded or [adaptation.prefix_token_id(processing_class)]
-            token_ids = list(itertools.islice(itertools.cycle(encoded), trainer.max_length))
-            with trainer.episodes():
-                episode = adaptation.Episode(trainer, Document("probe", PROBE_TEXT), 0, query="document")
-                window = adaptation.Window(token_ids[:-1], token_ids[1:])
-                read = _best_seconds(trainer, lambda: episode.read([window])) / len(window.input_ids)
-                trained = _best_seconds(trainer, lambda: [*episode.train_on([[token_ids]])]) / len(token_ids)
-        finally:
-            model.to(device)  # type: ignore[arg-type]
-    return Speed(read, trained)
-
-
-def _best_seconds(trainer: "TestTimeTrainer", work: Callable[[], object]) -> float:
-    """Time some work on the trainer's device."""
-    import torch
-
-    seconds = []
-    for _ in range(TRIES):
-        start = perf_counter()
-        work()
-        if trainer.args.device.type != "cpu":
-            torch.accelerator.synchronize()
-        seconds.append(perf_counter() - start)
-    return min(seconds)
 
 
 def choose_row(budget: str | float, rows: Sequence[CurveRow], prefix: CurveRow, speed: Speed) -> CurveRow:
@@ -346,7 +278,7 @@ def with_budget(
         `tuple[Method, TestTimeTrainingArguments]`: for `TestTimeTrainer(method=..., args=...)`.
 
     Raises:
-        `ValueError`: As `choose_budget`; or if a value is out of range.
+        `ValueError`: As `choose_budget`; or if a value is out of range, or leaves nothing of the choice.
 
     Example:
 
@@ -366,4 +298,6 @@ def with_budget(
     chosen = replace(args, **{**choice.settings, **overrides})
     # a trainer refuses another index than the curve's
     chosen.tuning = None if curve is default_curve() else curve
-    return METHODS[choice.method](**_own_options(choice.method, choice.options, curve)), chosen
+    made = METHODS[choice.method](**_own_options(choice.method, choice.options, curve))
+    choice.check(made, chosen)
+    return made, chosen

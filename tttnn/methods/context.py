@@ -10,7 +10,7 @@ from tttnn.errors import InputError
 
 
 if TYPE_CHECKING:
-    from tttnn.adaptation import Episode, TestTimeTrainer
+    from tttnn.adaptation import Episode, TestTimeTrainer, TestTimeTrainingArguments
 
 
 @dataclass
@@ -71,11 +71,10 @@ class Context(Method):
                 f"`trainable` is 'prefix', which takes the place of the context that {self.name} reads first. Choose "
                 "another, for example lora."
             )
-        if self.context.context_length == 0 and trainer.args.mix not in ("cache", "both"):
+        if self.leaves_neighbors_out(trainer.args):
             raise InputError(
                 f"`context_length` is 0 and `mix` is {trainer.args.mix!r}: nothing would be done with the neighbors. "
-                "Pass `mix='cache'`, which counts their n-grams, or choose another method. (If a budget set the "
-                "length, it did so for its own `mix`.)"
+                "Pass `mix='cache'`, which counts their n-grams, or choose another method."
             )
         limit = _limit(trainer)
         length = self.context.context_length
@@ -90,6 +89,10 @@ class Context(Method):
                 f"Pass at most {limit - 2}."
             )
         return replace(self, context=ContextArguments(length))
+
+    def leaves_neighbors_out(self, args: "TestTimeTrainingArguments") -> bool:
+        """Whether nothing would be done with the neighbors: not read, not counted, not trained on."""
+        return self.context.context_length == 0 and args.mix not in ("cache", "both") and not self.trains
 
     def settings(self) -> dict[str, Any]:
         """Name the method and the room for neighbors."""

@@ -25,7 +25,8 @@ def model_card(study: Study) -> list[Block]:
     """Write the evaluation section of a model card: what was evaluated, how, results, limits, citation."""
     grouping = study.grouping
     header = ["run", "method", "documents", "bits per byte before", "after", "ratio"]
-    header += [f"difference, {study.interval_name} interval", f"documents {worse_than_before(study.runs)}"]
+    worse = worse_than_before(*(run.prompt for run in study.runs))
+    header += [f"difference, {study.interval_name} interval", f"documents {worse}"]
     rows = [
         [run.label, run.method, str(total.documents), *score_cells(total), share(total.worse, total.documents)]
         for run, total in zip(study.runs, study.totals, strict=True)

@@ -38,7 +38,7 @@ class Published:
 
 def published_for(run: Run) -> Published | None:
     """Choose the figures of the same model and protocol, or else GPT-2's; `None` for a method without figures."""
-    if run.settings.get("method", "ttt") != "ttt":
+    if run.settings["method"] != "ttt":
         return None
     used = run.used_settings()
     wanted = used.get("num_neighbors", 0)

@@ -115,7 +115,8 @@ class Grouping:
         records = [record for run in runs for record in run.records]
         self.bootstrap = bootstrap or Bootstrap()
         self.is_pile = group_by is None and all(
-            record.metadata.get("pile_set_name") in TASK_OF_SET for record in records
+            str(record.metadata.get("pile_set_name")) in TASK_OF_SET
+            for record in records  # it may be anything
         )
         self.kind = "task" if self.is_pile else group_by
         if group_by is not None and all(group_by not in record.metadata for record in records):

@@ -63,7 +63,7 @@ class Run:
     def method(self) -> str:
         """The method, what it trains if that is not the whole model, on what else than neighbors, and the mixture."""
         settings = self.settings
-        names = [str(settings.get("method", "ttt"))]
+        names = [str(settings["method"])]
         if self.trains and settings.get("trainable", "full") != "full":
             names.append(str(settings["trainable"]))
         if "train_on" in self.used_settings() and settings["train_on"] != "neighbors":
@@ -128,7 +128,7 @@ def _read_folder(folder: Path) -> list[Run]:
     trials, runs = {}, []
     for name in sorted(names, key=_by_number):
         settings, records = read_journal(folder / f"{name}.jsonl")
-        _check(records, folder / f"{name}.jsonl")
+        _check(settings, records, folder / f"{name}.jsonl")
         if name.startswith("journal-validation") and records:
             trials[name.removeprefix("journal-")] = settings, records
         elif name.startswith("journal-eval") and records:
@@ -145,7 +145,12 @@ def _by_number(name: str) -> tuple[str, float]:
     return (match[1], float(match[2])) if match else (name, -1.0)
 
 
-def _check(records: list[DocumentRecord], path: Path) -> None:
+def _check(settings: dict[str, Any], records: list[DocumentRecord], path: Path) -> None:
+    if records and "method" not in settings:
+        raise InputError(
+            f"The settings in '{path}' name no method, so its scores cannot be attributed. Let `settings` of a method "
+            "of yours extend `super().settings()`, and run the evaluation again."
+        )
     for record in records:
         if not record.nll or not all(isinstance(nll, int | float) and math.isfinite(nll) for nll in record.nll):
             raise InputError(
@@ -191,9 +196,9 @@ def _label(runs: list[Run]) -> None:
         run.label = f"{names[run.folder]} {rest}".rstrip()
 
 
-def worse_than_before(runs: list[Run]) -> str:
+def worse_than_before(*prompts: str) -> str:
     """Name the count of documents whose last score is worse than their first, which the prompt alone may give."""
-    return "worse than the prompt alone" if all(run.prompt == "context" for run in runs) else "worse than before"
+    return "worse than the prompt alone" if {*prompts} == {"context"} else "worse than before"
 
 
 def differing_settings(runs: list[Run]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -40,7 +40,7 @@ def overview(study: Study) -> list[Block]:
     header = ["run", "method", "prompt", "documents", "bytes", "bits per byte before", "after", "ratio"]
     header += [
         f"difference, {study.interval_name} interval",
-        worse_than_before(study.runs),
+        worse_than_before(*(run.prompt for run in study.runs)),
         "untrained",
         "with near-copies",
         "own neighbors",
@@ -137,10 +137,11 @@ def _warnings(item: Comparison) -> list[str]:
 
 def mixtures(study: Study) -> list[Block]:
     """Show what mixtures change: the scores of their runs with and without them."""
-    rows = []
+    rows, prompts = [], []
     for run, mixed in zip(study.runs, study.totals, strict=True):
         if not all(record.unmixed_nll for record in run.records):
             continue
+        prompts.append(run.prompt)
         plain = study.grouping.total([record.unmixed() for record in run.records])
         for name, result in (("none", plain), (str(run.settings.get("mix")), mixed)):
             cells = [*score_cells(result), share(result.worse, result.documents)]
@@ -152,14 +153,14 @@ def mixtures(study: Study) -> list[Block]:
         "higher score after than before."
     )
     header = ["run", "mix", "bits per byte before", "after", "ratio", f"difference, {study.interval_name} interval"]
-    return [Heading("Mixtures"), Paragraph(text), Table([*header, "worse"], rows)]
+    return [Heading("Mixtures"), Paragraph(text), Table([*header, worse_than_before(*prompts)], rows)]
 
 
 def group_table(study: Study, run: Run, results: list[Result]) -> list[Block]:
     """Lay out one run by task or group, and for tasks of the Pile the published figures beside it."""
     published = published_for(run) if study.grouping.is_pile else None
     header = [str(study.grouping.kind), "documents", "bits per byte before", "after", "ratio"]
-    header += [f"difference, {study.interval_name} interval", worse_than_before([run]), "seconds"]
+    header += [f"difference, {study.interval_name} interval", worse_than_before(run.prompt), "seconds"]
     if published:
         kind = "published" if published.is_same else "another model, published"
         header += [f"{kind}: before", "after", "ratio"]

@@ -8,6 +8,7 @@ from tttnn.errors import InputError
 from tttnn.intervals import Bootstrap
 from tttnn.report.results import Comparison, Grouping, Result, contaminated
 from tttnn.report.runs import Run, read_runs
+from tttnn.report.tables import count_documents
 
 
 @dataclass
@@ -69,7 +70,7 @@ def _notes(runs: list[Run], totals: list[Result], groups: list[list[Result]]) ->
     """Say which runs have fewer documents or tasks than others, and what is in no mean."""
     most = max(total.documents for total in totals)
     notes = [
-        f"{run.label} has {total.documents} documents, and another run has {most}: compare them in the paired "
+        f"{run.label} has {count_documents(total.documents)}, and another run has {most}: compare them in the paired "
         "comparison, not in the table of runs."
         for run, total in zip(runs, totals, strict=True)
         if total.documents < most
@@ -80,7 +81,8 @@ def _notes(runs: list[Run], totals: list[Result], groups: list[list[Result]]) ->
         if missing:
             notes.append(f"{run.label} has no document of {', '.join(missing)}: its total leaves them out.")
         notes += [
-            f"{run.label}: the documents of {result.group} have no byte to score and are in no mean."
+            f"{run.label}: no document{f' of {result.group}' if len(names) > 1 else ''} has a byte to score, so there "
+            "is no score."
             for result in results
             if not result.num_bytes
         ]

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from tttnn.intervals import Bootstrap
 from tttnn.records import DocumentRecord
 from tttnn.report.results import POOLED, Result, pool
+from tttnn.report.runs import worse_than_before
 
 
 NONE = "–"
 
 
-def document_table(records: list[DocumentRecord]) -> str:
+def document_table(records: list[DocumentRecord], prompt: str = "none") -> str:
     """
     Lay out a result document by document, with the pooled result and its interval below.
 
     Args:
         records (`list[DocumentRecord]`):
             At least one.
+        prompt (`str`, *optional*, defaults to `"none"`):
+            The `prompt` of the run. With `"context"` documents are counted as worse than the prompt alone.
 
     Returns:
         `str`: a Markdown table and a line.
@@ -34,16 +37,18 @@ def document_table(records: list[DocumentRecord]) -> str:
         for record in records
     ]
     header = ["document", "bytes", "bits per byte before", "after", "ratio", "seconds"]
-    return f"{markdown_table(header, rows)}\n\n{pooled_line(records)}"
+    return f"{markdown_table(header, rows)}\n\n{pooled_line(records, prompt)}"
 
 
-def pooled_line(records: list[DocumentRecord]) -> str:
+def pooled_line(records: list[DocumentRecord], prompt: str = "none") -> str:
     """
     Put a pooled result into a sentence.
 
     Args:
         records (`list[DocumentRecord]`):
             At least one.
+        prompt (`str`, *optional*, defaults to `"none"`):
+            The `prompt` of the run. With `"context"` documents are counted as worse than the prompt alone.
 
     Returns:
         `str`: bits per byte before and after, their ratio, the interval of the difference, and what stands out.
@@ -56,7 +61,7 @@ def pooled_line(records: list[DocumentRecord]) -> str:
     line = (
         f"Pooled over {count} ({result.num_bytes} bytes): {figure(result.before)} -> {figure(result.after)} bits per "
         f"byte, ratio {figure(result.ratio, '.3f')}, difference {figure(result.difference, '+.4f')} ({interval}). "
-        f"Worse on {result.worse} of {count}."
+        f"{worse_than_before(prompt).capitalize()} on {result.worse} of {count}."
     )
     if result.near_copies:
         line += f" {result.near_copies} had a near-copy of the document among their neighbors."
@@ -68,7 +73,9 @@ def pooled_line(records: list[DocumentRecord]) -> str:
     return line
 
 
-def task_table(groups: dict[str, list[DocumentRecord]], total: str, weights: dict[str, float]) -> str:
+def task_table(
+    groups: dict[str, list[DocumentRecord]], total: str, weights: dict[str, float], prompt: str = "none"
+) -> str:
     """
     Lay out a result task by task.
 
@@ -79,6 +86,8 @@ def task_table(groups: dict[str, list[DocumentRecord]], total: str, weights: dic
             Name of the weighted mean over tasks, the row below them. The last row pools all documents without weights.
         weights (`dict[str, float]`):
             Share of each task in the mean.
+        prompt (`str`, *optional*, defaults to `"none"`):
+            The `prompt` of the run. With `"context"` documents are counted as worse than the prompt alone.
 
     Returns:
         `str`: a Markdown table.
@@ -86,7 +95,7 @@ def task_table(groups: dict[str, list[DocumentRecord]], total: str, weights: dic
     records, bootstrap = [record for members in groups.values() for record in members], Bootstrap()
     results = [pool(task, members, bootstrap) for task, members in groups.items()]
     results += [pool(total, records, bootstrap, groups, weights), pool(POOLED, records, bootstrap)]
-    header = ["task", "documents", "worse", "bits per byte before", "after", "ratio"]
+    header = ["task", "documents", worse_than_before(prompt), "bits per byte before", "after", "ratio"]
     rows = [
         [
             result.group,

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tttnn.selection.by_vectors import VectorSelector
+from tttnn.errors import InputError
+from tttnn.selection.by_vectors import VectorSelector, check_vectors
 
 
-# Of the squared length of the longest difference between a candidate and the query: rounding.
+# Of the squared length of the longest difference between a vector of the mean and the query: rounding.
 TOLERANCE = 1e-10
 
 
@@ -52,18 +53,25 @@ def hull_weights(query: np.ndarray, vectors: np.ndarray, max_vectors: int | None
 
     Returns:
         `np.ndarray`: a weight of at least 0 for each vector, float64 of shape `(n,)`; their sum is 1.
+
+    Raises:
+        `ValueError`: If there is no vector, one is not finite or not as long as the query, or `max_vectors` is below
+            1.
     """
+    check_vectors(query, vectors)
+    if max_vectors is not None and max_vectors < 1:
+        raise InputError(f"`max_vectors` is {max_vectors}, but a mean is of at least one vector. Pass at least 1.")
     points = vectors.astype(np.float64) - query.astype(np.float64)
     lengths = np.square(points).sum(axis=1)
-    tolerance = TOLERANCE * lengths.max()
     support, weights = [int(lengths.argmin())], np.ones(1)
     limit = len(points) if max_vectors is None else max_vectors
     while len(support) < limit:
         mean = weights @ points[support]
         progress = points @ mean
         new = int(progress.argmin())
-        # no vector lies farther in the direction of the query than the mean itself
-        if new in support or mean @ mean - progress[new] <= tolerance:
+        # no vector lies farther in the direction of the query than the mean itself; one that lies far off and is not
+        # needed has no say in what counts as rounding
+        if new in support or mean @ mean - progress[new] <= TOLERANCE * lengths[[*support, new]].max():
             break
         support, weights = _corrected(points, [*support, new], np.append(weights, 0.0))
     shares = np.zeros(len(points))

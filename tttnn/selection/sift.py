@@ -1,11 +1,16 @@
 """SIFT: the neighbors that together leave the least uncertainty about the query."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from tttnn.errors import InputError
-from tttnn.selection.by_vectors import VectorSelector
+from tttnn.selection.by_vectors import VectorSelector, check_vectors
+
+
+ROUNDING = 1e-9  # gains that differ by less are equal: those of copies do
+LEAST = 1e-8  # regularization at which variances are exact to about 1e-10
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,10 @@ class Sift(VectorSelector):
 
     Args:
         regularization (`float`, *optional*, defaults to `0.01`):
-            The paper's lambda. The smaller, the less a pick is repeated.
+            The paper's lambda, at least 1e-8. The smaller, the less a pick is repeated.
 
     Raises:
-        `ValueError`: If `regularization` is not positive.
+        `ValueError`: If `regularization` is out of range.
 
     Source: [SIFT](https://huggingface.co/papers/2410.08020), section 3.
     """
@@ -31,8 +36,7 @@ class Sift(VectorSelector):
     regularization: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.regularization > 0:
-            raise InputError(f"`regularization` is {self.regularization}. Pass a number above 0.")
+        _check_regularization(self.regularization)
 
     def choose(self, query: np.ndarray, vectors: np.ndarray, num_neighbors: int) -> tuple[list[int], None]:
         """Choose `num_neighbors`, some of them perhaps several times, and weigh none."""
@@ -47,8 +51,8 @@ def sift_picks(
 
     Vectors are scaled to length 1, and their inner product is the kernel `k` of a Gaussian process, observed at the
     picks with noise of variance `regularization`. With `X` the picks, the variance at the query `q` is
-    `k(q, q) - k(q, X) (k(X, X) + regularization I)^-1 k(X, q)`. Each pick costs one pass over the covariances that are
-    left by those before it (a rank-one update).
+    `k(q, q) - k(q, X) (k(X, X) + regularization I)^-1 k(X, q)`. A pick is a rank-one update of all covariances. Only
+    the query's and the variances are kept up to date, so memory is linear in the number of vectors.
 
     Args:
         query (`np.ndarray`):
@@ -58,23 +62,39 @@ def sift_picks(
         num_picks (`int`):
             How often to pick. The same vector can be picked again.
         regularization (`float`, *optional*, defaults to `0.01`):
-            Variance of the noise.
+            Variance of the noise, at least 1e-8.
 
     Returns:
         `tuple[list[int], list[float]]`: the rows that were picked, and the variance after each pick. Of equally good
         rows the first is picked.
 
+    Raises:
+        `ValueError`: If there is no vector, one is not finite or not as long as the query, or `regularization` is out
+            of range.
+
     Source: [SIFT](https://huggingface.co/papers/2410.08020), section 3.
     """
+    check_vectors(query, vectors)
+    _check_regularization(regularization)
     points = np.vstack([query, vectors]).astype(np.float64)
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    covariance = points @ points.T  # given the picks; row 0 is the query
+    # given the picks: the covariance of each with the query, which is row 0, and the variance of each
+    with_query, variance = points @ points[0], np.square(points).sum(axis=1)
+    updates = np.empty((num_picks, len(points)))  # a pick takes its update's outer product from all covariances
     picks, variances = [], []
-    for _ in range(num_picks):
-        gains = covariance[0, 1:] ** 2 / (covariance.diagonal()[1:] + regularization)
-        pick = int(gains.argmax())
-        column = covariance[:, 1 + pick].copy()
-        covariance -= np.outer(column, column / (column[1 + pick] + regularization))
-        picks.append(pick)
-        variances.append(float(covariance[0, 0]))
+    for place in range(num_picks):
+        gains = with_query[1:] ** 2 / (variance[1:] + regularization)
+        pick = 1 + int((gains >= (1 - ROUNDING) * gains.max()).argmax())
+        column = points @ points[pick] - updates[:place, pick] @ updates[:place]
+        updates[place] = column / np.sqrt(variance[pick] + regularization)
+        with_query -= updates[place, 0] * updates[place]
+        variance = np.maximum(variance - updates[place] ** 2, 0)  # not below it by rounding
+        picks.append(pick - 1)
+        variances.append(float(variance[0]))
     return picks, variances
+
+
+def _check_regularization(regularization: float) -> None:
+    """Refuse noise so small that rounding would choose."""
+    if not LEAST <= regularization < math.inf:
+        raise InputError(f"`regularization` is {regularization}. Pass a finite number of at least {LEAST:g}.")

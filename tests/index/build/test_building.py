@@ -24,7 +24,7 @@ from tttnn.index.build.unfinished import UnfinishedIndex
 from tttnn.index.build.workspace import STATE, VIEWERS, WORK, work_file
 from tttnn.index.manifest import MANIFEST, OFFSETS, SHARD_FILES, VECTORS, VIEWER, Storage, read_manifest
 from tttnn.index.manifest import TEXTS as TEXTS_FILE
-from tttnn.index.search import open_index
+from tttnn.index.opening import open_index
 
 
 PROGRAM = Path(__file__).parents[2] / "build_program.py"

@@ -16,7 +16,8 @@ from tttnn import Document
 from tttnn.index.build.from_documents import IndexSettings, build_index
 from tttnn.index.build.workspace import STATE, WORK
 from tttnn.index.manifest import MANIFEST, VECTORS, Recall, read_manifest
-from tttnn.index.search import DocumentIndex, open_index, search_shards
+from tttnn.index.opening import open_index
+from tttnn.index.search import DocumentIndex, search_shards
 from tttnn.index.shard import Shard
 from tttnn.index.texts import TextList
 from tttnn.index.vectors import read_vectors

@@ -20,7 +20,7 @@ from tttnn.index.build.tttlm import import_tttlm_index
 from tttnn.index.build.unfinished import UnfinishedIndex
 from tttnn.index.build.workspace import WORK
 from tttnn.index.manifest import MANIFEST, Storage, read_manifest
-from tttnn.index.search import open_index
+from tttnn.index.opening import open_index
 
 
 DIMENSION = 24

@@ -21,7 +21,7 @@ from tttnn.files import locked
 from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.build.save import write_index
 from tttnn.index.manifest import MANIFEST
-from tttnn.index.search import open_index
+from tttnn.index.opening import open_index
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from tttnn.index.build.unfinished import NO_DOCUMENT, UnfinishedIndex, holds
 from tttnn.index.build.workspace import Settled, check_vacant, settle
 from tttnn.index.integrity import check_file
 from tttnn.index.manifest import MANIFEST, TEXTS, VECTORS, EmbedderDescription, Manifest, ShardEntry, read_manifest
-from tttnn.index.search import DocumentIndex, open_index
+from tttnn.index.opening import open_index
+from tttnn.index.search import DocumentIndex
 from tttnn.index.shard import Shard
 from tttnn.index.texts import TextList, document_to_line
 from tttnn.index.vectors import check_factory, default_shard_size, exact_index
