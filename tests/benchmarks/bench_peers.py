@@ -7,8 +7,8 @@ The vectors are those of `bench_scale.py`: synthetic, clustered, unit length, 38
 rows, moved. Each peer is built and searched in processes of its own, so that its memory is its own. For the search all
 processes are alive at once and take turns, round by round, in an order that rotates; in a turn a peer answers all
 queries one by one, and then in batches of 64. A peer with a dial is set to the fastest setting that finds 0.95 of the
-10 nearest rows of 64 other queries; tttnn chooses its settings itself when it builds. The README beside this file names
-the packages. A peer that is not installed is named as such.
+10 nearest rows of 64 other queries; tttnn chooses its settings itself when it builds. The README beside this file
+names the packages. A peer that is not installed is named as such.
 """
 
 import argparse
