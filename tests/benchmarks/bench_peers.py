@@ -2,13 +2,16 @@
 Search by tttnn against what a user would take instead: plain Faiss, usearch, hnswlib, LanceDB.
 
     python tests/benchmarks/bench_peers.py --sizes 100000 1000000 [--peers tttnn-flat hnswlib ...] [--threads 1]
+        [--build_budget 3600]
 
 The vectors are those of `bench_scale.py`: synthetic, clustered, unit length, 384 dimensions. Queries are vectors of
 rows, moved. Each peer is built and searched in processes of its own, so that its memory is its own. For the search all
 processes are alive at once and take turns, round by round, in an order that rotates; in a turn a peer answers all
 queries one by one, and then in batches of 64. A peer with a dial is set to the fastest setting that finds 0.95 of the
 10 nearest rows of 64 other queries; tttnn chooses its settings itself when it builds. The README beside this file
-names the packages. A peer that is not installed is named as such.
+names the packages. A peer that is not installed is named as such, and so is one that is not built within
+`--build_budget` seconds of processor time, the same for all: processor time depends less than seconds on what else
+runs.
 """
 
 import argparse
@@ -18,6 +21,8 @@ import importlib.util
 import json
 import os
 import platform
+import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -238,8 +243,10 @@ def memory() -> dict[str, float]:
     return {name: int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM", "RssAnon")}
 
 
-def build_one(name: str, vectors_file: str, folder: Path, threads: int) -> None:
+def build_one(name: str, vectors_file: str, folder: Path, threads: int, budget: int) -> None:
     """Build the files of a peer, with the vectors in memory, and print what it took."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGXCPU, which comes at the limit below, would write a core
+    resource.setrlimit(resource.RLIMIT_CPU, (budget, resource.RLIM_INFINITY))
     kind, arguments, _ = PEERS[name]
     vectors, peer = np.load(vectors_file), kind(*arguments)
     folder.mkdir()
@@ -339,21 +346,33 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} – {max(values):.3g})"
 
 
-def study(size: int, names: list[str], rounds: int, threads: int, work: Path) -> None:
-    """Build all, open all, take turns, and print a table."""
-    work.mkdir(parents=True, exist_ok=True)
-    vectors_file, queries_file = make_data(size, work)
+def build_all(names: list[str], vectors_file: Path, threads: int, budget: int, work: Path) -> dict[str, dict]:
+    """Build each peer within the budget; what was built before is kept."""
     builds = {}
     for name in names:
         folder = work / PEERS[name][2]
         log = work / f"{folder.name}.json"  # written last: without it the build is done again
         if not log.is_file():
             subprocess.run(["rm", "-rf", str(folder)], check=True)
-            words = ["--build", name, str(vectors_file), str(folder), str(threads)]
-            run = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+            words = ["--build", name, str(vectors_file), str(folder), str(threads), str(budget)]
+            run = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
+            if run.returncode == -signal.SIGXCPU:
+                print(f"{name}: not built within {budget} s of processor time", flush=True)
+                continue
+            run.check_returncode()
             log.write_text(run.stdout.splitlines()[-1])
         builds[name] = json.loads(log.read_text())
-        print(json.dumps({"rows": size, "peer": name, **builds[name]}), flush=True)
+        print(json.dumps({"peer": name, **builds[name]}), flush=True)
+    return builds
+
+
+def study(size: int, names: list[str], rounds: int, threads: int, budget: int, work: Path) -> None:
+    """Build all, open all, take turns, and print a table."""
+    work.mkdir(parents=True, exist_ok=True)
+    print(f"\n{size} rows", flush=True)
+    vectors_file, queries_file = make_data(size, work)
+    builds = build_all(names, vectors_file, threads, budget, work)
+    names = list(builds)
     workers = {name: Worker(name, work / PEERS[name][2], queries_file, threads) for name in names}
     asked: dict[str, dict[str, list]] = {name: {} for name in names}
     for name, worker in workers.items():
@@ -386,7 +405,7 @@ def study(size: int, names: list[str], rounds: int, threads: int, work: Path) ->
 def main() -> None:
     """Read the command line and run."""
     if len(sys.argv) > 1 and sys.argv[1] == "--build":
-        return build_one(sys.argv[2], sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))
+        return build_one(sys.argv[2], sys.argv[3], Path(sys.argv[4]), *map(int, sys.argv[5:7]))
     if len(sys.argv) > 1 and sys.argv[1] == "--serve":
         return serve(sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -394,6 +413,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--build_budget", type=int, default=3600, help="seconds of processor time of each build")
     parser.add_argument("--work", type=Path, default=Path("runs/peers"))
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "LANCE_CPU_THREADS", "RAYON_NUM_THREADS", "TOKIO_WORKER_THREADS"):
@@ -406,7 +426,8 @@ def main() -> None:
         if name not in there:
             print(f"{name}: not installed (`pip install {' '.join(PEERS[name][0].packages)}`)")
     for size in arguments.sizes:
-        study(size, there, arguments.rounds, arguments.threads, arguments.work / str(size))
+        work = arguments.work / str(size)
+        study(size, there, arguments.rounds, arguments.threads, arguments.build_budget, work)
 
 
 if __name__ == "__main__":
