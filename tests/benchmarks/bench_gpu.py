@@ -13,12 +13,14 @@ one chunk. No hub is needed.
 In a round each way runs once, in an order that rotates. Before it is timed it gets a fresh copy of the model and runs
 on one batch of documents; the other ways leave nothing on the device. A rate's ratio is to the official loop of the
 same round. Tokens are those that are trained on; the time includes scoring and restoring. Memory is the peak of what
-torch has allocated. bf16 is autocast, with weights in float32; without it torch's defaults hold (no TF32).
+torch has allocated. bf16 is autocast, with weights in float32; without it torch's defaults hold (no TF32). A way that
+runs out of memory is named, and so is a batch that was halved for that reason.
 """
 
 import argparse
 import contextlib
 import gc
+import logging
 import platform
 import statistics
 import subprocess
@@ -47,6 +49,8 @@ from transformers import (
 )
 
 from tttnn import TestTimeTrainer, TestTimeTrainingArguments
+from tttnn.adaptation import batched
+from tttnn.adaptation.internals import is_out_of_memory
 from tttnn.methods import METHODS, TrainableArguments, make_trainable
 
 
@@ -101,6 +105,18 @@ def make_episodes(num_documents: int, num_neighbors: int, length: int, vocab_siz
         return " ".join(f"w{number}" for number in generator.integers(1, vocab_size, size=length))
 
     return [(text(), [text() for _ in range(num_neighbors)]) for _ in range(num_documents)]
+
+
+class Halvings(logging.Handler):
+    """Counts the batches that were halved because there was no memory for them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a warning."""
+        self.count += "no memory" in record.getMessage()
 
 
 class Bench:
@@ -168,7 +184,7 @@ class Bench:
         return run
 
     def measure(self, way: str | int) -> dict[str, float]:
-        """Time one way, and leave nothing of it on the device."""
+        """Time one way."""
         run, size = self.runner(way), way if isinstance(way, int) else 1
         episodes = self.episodes[: max(size, self.options.documents)]
         run(episodes[:size])  # warms up
@@ -179,17 +195,18 @@ class Bench:
         scores = run(episodes)
         self.synchronize()
         seconds = perf_counter() - start
-        result = {
+        return {
             "documents_a_minute": 60 * len(episodes) / seconds,
             "tokens_a_second": len(episodes) * self.options.neighbors * self.length / seconds,
             "peak_mb": torch.cuda.max_memory_allocated() / 1e6 if self.is_cuda else float("nan"),
             "score": scores[0],
         }
-        del run
+
+    def free(self) -> None:
+        """Leave nothing of a way on the device."""
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()
-        return result
 
 
 def spread(values: list[float]) -> str:
@@ -202,25 +219,51 @@ def compare(name: str, bench: Bench) -> None:
     options = bench.options
     ways: list[str | int] = [OFFICIAL, PRESET, DEFAULT, *options.batches]
     results: dict[str | int, list[dict[str, float]]] = {way: [] for way in ways}
+    too_large: set[str | int] = set()
+    halved: set[str | int] = set()
+    halvings = Halvings()
+    batched.logger.addHandler(halvings)
     for number in range(options.rounds):
         place = number % len(ways)
         for way in ways[place:] + ways[:place]:
-            results[way].append(bench.measure(way))
-    scores = [results[way][0]["score"] for way in (OFFICIAL, PRESET)]
+            if way in too_large:
+                continue
+            try:
+                results[way].append(bench.measure(way))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                too_large.add(way)
+            bench.free()  # outside of `except`, where the error still holds the tensors
+            if halvings.count:
+                halved.add(way)
+                halvings.count = 0
+    batched.logger.removeHandler(halvings)
+    difference = "cannot be compared"
+    if not too_large & {OFFICIAL, PRESET}:
+        scores = [results[way][0]["score"] for way in (OFFICIAL, PRESET)]
+        difference = f"differ by {abs(scores[1] / scores[0] - 1):.1e}"
     parameters = sum(parameter.numel() for parameter in bench.base.parameters()) / 1e6
     print(
         f"\n{name}, {parameters:.1f} M parameters, {bench.precision}, chunks of {bench.length} tokens, "
         f"{options.neighbors} neighbors a document, {options.rounds} rounds, {options.documents} documents or a "
-        f"batch; the last scores of loop and preset differ by {abs(scores[1] / scores[0] - 1):.1e}\n"
+        f"batch; the last scores of loop and preset {difference}\n"
         "| | documents a minute | tokens a second | times the official loop | peak memory, MB |\n|---|--:|--:|--:|--:|"
     )
     for way, rows in results.items():
+        label = f"LoRA, {way} at once" if isinstance(way, int) else way
+        if way in too_large:
+            print(f"| {label} | out of memory | | | |", flush=True)
+            continue
         rates = [row["documents_a_minute"] for row in rows]
-        ratios = [rate / base["documents_a_minute"] for rate, base in zip(rates, results[OFFICIAL], strict=True)]
+        ratio = "–"
+        if OFFICIAL not in too_large:
+            bases = [row["documents_a_minute"] for row in results[OFFICIAL]]
+            ratio = spread([rate / base for rate, base in zip(rates, bases, strict=True)])
         tokens = [row["tokens_a_second"] for row in rows]
         peak = f"{max(row['peak_mb'] for row in rows):.0f}" if bench.is_cuda else "not measured"
-        label = f"LoRA, {way} at once" if isinstance(way, int) else way
-        print(f"| {label} | {spread(rates)} | {spread(tokens)} | {spread(ratios)} | {peak} |", flush=True)
+        label += " (halved: out of memory)" if way in halved else ""
+        print(f"| {label} | {spread(rates)} | {spread(tokens)} | {ratio} | {peak} |", flush=True)
 
 
 def compare_search(sizes: list[int], rounds: int) -> None:
@@ -289,8 +332,10 @@ def main() -> None:
         parser.error("`--device cpu` only tests this script. Add `--tiny`, or run it on a GPU without `--device`.")
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no CUDA device here. Run this on a machine with a GPU, or test it: `--device cpu --tiny`.")
+    if options.device == "cuda" and torch.cuda.device_count() > 1:
+        sys.exit(f"There are {torch.cuda.device_count()} cards here. Choose one of them: `CUDA_VISIBLE_DEVICES=0`.")
     if options.tiny:
-        options.lengths, options.batches, options.rows = [16], [1, 2], [1000]
+        options.lengths, options.batches, options.rows = [16], [1, 2], [1000] if options.rows else []
         options.documents, options.neighbors, options.rounds = 2, 2, 1
     describe_machine(options.device)
     for name in options.models:

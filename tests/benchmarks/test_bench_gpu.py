@@ -7,6 +7,8 @@ import bench_gpu
 import pytest
 import torch
 
+from tttnn.adaptation.batched import DocumentBatches
+
 
 def run(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["bench_gpu.py", *words])
@@ -38,3 +40,27 @@ def test_the_benchmark_for_a_gpu_gives_no_figures_of_a_cpu(monkeypatch, capsys):
         run(monkeypatch, "--device", "cpu")
     assert exit.value.code == 2
     assert "only tests this script" in capsys.readouterr().err
+
+
+def test_the_benchmark_for_a_gpu_names_what_runs_out_of_memory(monkeypatch, capsys, tmp_path):
+    measure, train_group = bench_gpu.Bench.measure, DocumentBatches._train_group
+
+    def measure_ours(bench, way):
+        if way == bench_gpu.OFFICIAL:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(bench, way)
+
+    def train_one(batches, plans):
+        if len(plans) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train_group(batches, plans)
+
+    monkeypatch.setattr(bench_gpu.Bench, "measure", measure_ours)
+    monkeypatch.setattr(DocumentBatches, "_train_group", train_one)
+    words = ["--models", "gpt2", "--precisions", "float32", "--rows", "--output_dir", str(tmp_path)]
+    run(monkeypatch, "--device", "cpu", "--tiny", *words)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    ways = [row.split(" | ")[0].strip("| ") for row in rows[1:6]]
+    assert ways[3:] == ["LoRA, 1 at once", "LoRA, 2 at once (halved: out of memory)"]
+    assert rows[1] == "| official loop | out of memory | | | |"
+    assert all("| – |" in row for row in rows[2:6])  # no ratio to what did not run
