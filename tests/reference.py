@@ -74,7 +74,7 @@ def rolling_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     """Sum the negative log-likelihood of a text in nats, each token predicted once, in windows of `max_length`."""
     model.eval()
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    tokens = torch.tensor([prefix, *tokenize(tokenizer, text)])
+    tokens = torch.tensor([prefix, *tokenize(tokenizer, text)], device=model.device)
     nll = 0.0
     for start in range(1, len(tokens), max_length):
         targets = tokens[start : start + max_length]
@@ -88,7 +88,7 @@ def rolling_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
 
 def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> torch.Tensor:
     """Give the mean loss of the tokens after the first; of a single token it is NaN, with gradients of zero."""
-    inputs = torch.tensor(chunk)
+    inputs = torch.tensor(chunk, device=model.device)
     logits = model(inputs[None], use_cache=False).logits[0]
     return F.cross_entropy(logits[:-1], inputs[1:])
 
