@@ -103,7 +103,7 @@ def main() -> None:
         for outcome in evaluate_documents(evaluation, documents, validation):
             if outcome.is_main:
                 print(outcome.name)
-                pile_eval.report(outcome)
+                pile_eval.report(outcome, evaluation.args.prompt)
 
 
 if __name__ == "__main__":

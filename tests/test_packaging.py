@@ -2,6 +2,7 @@
 
 import ast
 import email
+import importlib.util
 import re
 import subprocess
 import sys
@@ -94,6 +95,20 @@ def test_every_import_is_a_declared_dependency():
                 if names.isdisjoint(normalized(name) for name in distributions[module]):
                     undeclared[module] = path.name
     assert undeclared == {}
+
+
+SCRIPTS = sorted([*(ROOT / "examples").rglob("*.py"), *(ROOT / "tests" / "benchmarks").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_imports_what_the_package_has(path):
+    """Imports inside of functions too, which nothing runs before a user does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "tttnn":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                found = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert found, f"'{path.name}' imports {alias.name} from {node.module}"
 
 
 def test_every_dependency_is_pinned_for_reproduction():

@@ -35,9 +35,10 @@ def arguments(tmp_path):
 
 
 @pytest.fixture
-def choose(model, tokenizer, arguments):
+def choose(model, tokenizer, arguments, monkeypatch):
     def choose(text=TEXTS[0], measure=None, **options):
-        return choose_precision(model, tokenizer, arguments, text, measure=measure or Clock(), **options)
+        monkeypatch.setattr(precision, "seconds_of", measure or Clock())
+        return choose_precision(model, tokenizer, arguments, text, **options)
 
     return choose
 

@@ -48,7 +48,7 @@ class Tttnn:
     settings = [None]
 
     def __init__(self, preset: str) -> None:
-        from tttnn.index.search import open_index
+        from tttnn.index import open_index
         from tttnn.index.vectors import import_faiss
 
         import_faiss()

@@ -1,7 +1,5 @@
 """SIFT: picks and variances against the formula, a search over all, and an example by hand."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -135,16 +133,6 @@ def test_many_candidates_take_memory_in_proportion():
     query, vectors = drawn(100_000, 2, seed=0)
     picks, variances = sift_picks(query, vectors, 2)
     assert variances[-1] == pytest.approx(variance(query, vectors, picks, 0.01), rel=1e-8)
-
-
-def test_fifty_picks_among_two_hundred_take_a_moment():
-    query, vectors = drawn(200, 1024, seed=0)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        sift_picks(query, vectors, 50)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.1
 
 
 def test_the_selector_trains_on_picks_in_their_order_and_again_on_those_that_are_picked_again():

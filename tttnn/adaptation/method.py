@@ -44,6 +44,8 @@ class Method:
     trains: ClassVar[bool] = True
     # whether `start` changes the model
     starts: ClassVar[bool] = False
+    # whether it is left in float32 where the precision is open
+    stays_in_float32: ClassVar[bool] = False
     # whether `candidates` may list several, to choose from on validation documents
     chooses: ClassVar[bool] = False
     # dataclasses of the options that are its own, by the name of its argument that takes them

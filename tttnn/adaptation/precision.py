@@ -1,7 +1,6 @@
 """In which precision a model is run, if that is left open: bf16 where it is faster and scores alike, else float32."""
 
 import statistics
-from collections.abc import Callable
 from itertools import cycle, islice
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -65,7 +64,6 @@ def choose_precision(
     text: str,
     *,
     trains: bool = True,
-    measure: Callable[[Probe, bool], float] | None = None,
 ) -> PrecisionChoice:
     """
     Choose between float32 and bf16 autocast for a model on its device.
@@ -85,8 +83,6 @@ def choose_precision(
             The first document; its beginning, at most 512 tokens, is scored in both precisions.
         trains (`bool`, *optional*, defaults to `True`):
             Whether steps are taken. If not, only the forward pass is timed.
-        measure (`Callable`, *optional*):
-            Gives the seconds of a `Probe` without bf16 or with it, in the place of the clock.
 
     Returns:
         `PrecisionChoice`: the precision, and why.
@@ -118,18 +114,23 @@ def choose_precision(
             try:
                 model.to(args.device)  # type: ignore[arg-type]
                 head = model.get_output_embeddings() if hands_out_logits(model, processing_class) else None
-                probe = Probe(model, list(islice(cycle(token_ids), length)), trains, head)
                 with evaluating(model):
-                    gain = _gain(probe, measure or seconds_of)
-                    if not gain >= MIN_GAIN:
-                        return PrecisionChoice("float32", f"Precision float32: bf16 is {gain:.2f} times as fast here.")
-                    plain, mixed = (_loss(Probe(model, token_ids, False, None), bf16).item() for bf16 in (False, True))
+                    return _compare(Probe(model, list(islice(cycle(token_ids), length)), trains, head), token_ids)
             finally:
                 model.to(device)  # type: ignore[arg-type]
     except (RuntimeError, MemoryError) as error:  # an operation without bf16, or no memory for the probe
         if internals.is_out_of_memory(error):
             internals.empty_cache()
         return PrecisionChoice("float32", f"Precision float32: the probe of bf16 failed ({error!r:.200}).")
+
+
+def _compare(probe: Probe, token_ids: list[int]) -> PrecisionChoice:
+    """Choose by the speed of what is timed, and by the score of a text."""
+    gain = _gain(probe)
+    if not gain >= MIN_GAIN:
+        return PrecisionChoice("float32", f"Precision float32: bf16 is {gain:.2f} times as fast here.")
+    scored = probe._replace(token_ids=token_ids, trains=False)
+    plain, mixed = (_loss(scored, bf16).item() for bf16 in (False, True))
     if not abs(mixed - plain) <= TOLERANCE * abs(plain):  # NaN is not
         return PrecisionChoice(
             "float32",
@@ -173,15 +174,15 @@ def _obstacle(model: "PreTrainedModel", device: torch.device) -> str | None:
     return None
 
 
-def _gain(probe: Probe, measure: Callable[[Probe, bool], float]) -> float:
+def _gain(probe: Probe) -> float:
     """Say how many times as fast bf16 is, by the median of pairs in turns."""
-    first = [measure(probe, bf16) for bf16 in (False, True)]  # which also warms up
+    first = [seconds_of(probe, bf16) for bf16 in (False, True)]  # which also warms up
     if first[1] > HOPELESS * first[0]:
         return first[0] / first[1]
     ratios = []
     for pair in range(PAIRS):
         order = (False, True) if pair % 2 == 0 else (True, False)
-        seconds = {bf16: measure(probe, bf16) for bf16 in order}
+        seconds = {bf16: seconds_of(probe, bf16) for bf16 in order}
         ratios.append(seconds[False] / seconds[True])
     return statistics.median(ratios)
 

@@ -13,7 +13,6 @@ from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.evaluation.options import Evaluation
 from tttnn.journal import read_journal
-from tttnn.methods import KnnLM
 
 
 logger = logging.get_logger(__name__)
@@ -64,8 +63,8 @@ def _choose(
         return PrecisionChoice(args.mixed_precision, f"Precision {args.mixed_precision}: the launcher asks for it.")
     # a budget may choose a method that trains
     trains = evaluation.method.trains or evaluation.budget is not None
-    if isinstance(evaluation.method, KnnLM) and evaluation.budget is None:
-        return PrecisionChoice("float32", "Precision float32: kNN-LM compares hidden states, whose distances differ.")
+    if evaluation.method.stays_in_float32 and evaluation.budget is None:
+        return PrecisionChoice("float32", f"Precision float32: the method {evaluation.method.name} stays in it.")
     text = next((document.text for document in documents if document.text), "")
     return choose_precision(model, processing_class, args, text, trains=trains)
 

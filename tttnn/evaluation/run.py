@@ -134,9 +134,7 @@ def evaluate_documents(
     loaded["model"] = make_trainable(loaded["model"], trainable, evaluation.args.seed)
     evaluation = settle_precision(evaluation, loaded["model"], loaded["processing_class"], documents)
     if evaluation.budget is not None:
-        precision = evaluation.args.precision
         evaluation = settle_budget(evaluation, evaluation.budget, loaded["model"], loaded["processing_class"])
-        evaluation = with_precision(evaluation, precision)  # its options were parsed again
         check_validation(evaluation.rates, evaluation.method, documents, validation)
     index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
     whole = loaded.pop("retriever")
@@ -203,7 +201,7 @@ def settle_budget(
         logger.warning(outcome.reason)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"asked": asked, **outcome._asdict()})
-    return budget.settle(outcome)
+    return with_precision(budget.settle(outcome), args.precision)  # options are parsed again
 
 
 def _earlier_choice(path: Path, asked: dict[str, Any]) -> BudgetChoice | None:

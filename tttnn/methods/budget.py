@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tttnn import adaptation
 from tttnn.adaptation import CurveRow, Method, Tuning, read_tuning
 from tttnn.errors import InputError
-from tttnn.methods.context import Context
 from tttnn.methods.speed import Speed, measure_speed
 
 
@@ -57,7 +56,7 @@ class BudgetChoice(NamedTuple):
         Raises:
             `ValueError`: If only the mixture was to use the neighbors, and there is none now.
         """
-        if isinstance(method, Context) and method.leaves_neighbors_out(args):
+        if method.retrieves and not (method.trains or method.needs_neighbors(args)):
             raise InputError(
                 f"`mix` is {args.mix!r}, and the budget chose {self.method} for a mixture that counts the neighbors: "
                 f"nothing would be done with them. Leave `mix` out, or pass another budget. ({self.reason})"

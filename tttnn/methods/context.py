@@ -71,7 +71,7 @@ class Context(Method):
                 f"`trainable` is 'prefix', which takes the place of the context that {self.name} reads first. Choose "
                 "another, for example lora."
             )
-        if self.leaves_neighbors_out(trainer.args):
+        if not (self.trains or self.needs_neighbors(trainer.args)):
             raise InputError(
                 f"`context_length` is 0 and `mix` is {trainer.args.mix!r}: nothing would be done with the neighbors. "
                 "Pass `mix='cache'`, which counts their n-grams, or choose another method."
@@ -90,9 +90,10 @@ class Context(Method):
             )
         return replace(self, context=ContextArguments(length))
 
-    def leaves_neighbors_out(self, args: "TestTimeTrainingArguments") -> bool:
-        """Whether nothing would be done with the neighbors: not read, not counted, not trained on."""
-        return self.context.context_length == 0 and args.mix not in ("cache", "both") and not self.trains
+    def needs_neighbors(self, args: "TestTimeTrainingArguments") -> bool:
+        """Retrieve none that would not be read, counted or trained on."""
+        trained_on = self.trains and args.train_on != "query"
+        return self.context.context_length != 0 or args.mix in ("cache", "both") or trained_on
 
     def settings(self) -> dict[str, Any]:
         """Name the method and the room for neighbors."""

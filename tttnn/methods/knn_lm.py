@@ -78,6 +78,7 @@ class KnnLM(Method):
     name = "knn-lm"
     description = "the neighbors' hidden states vote for the next token"
     trains = False
+    stays_in_float32 = True  # distances of hidden states differ
     chooses = True
     own_options = {"knn": KnnArguments}
 
