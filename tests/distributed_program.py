@@ -7,6 +7,8 @@ their journals lie in `FOLDER/NAME`.
 
 import json
 import os
+import signal
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "all": {"disable_dropout": False, "order": "random", "score_every_neighbor": True},
     "fewer than processes": {"documents": DOCUMENTS[:1]},
     "resumed": {},
+    "uneven": {},
 }
+MINUTES = 4 * 60  # longer than anything here takes
 
 
 class TurningRetriever:
@@ -35,6 +39,10 @@ class TurningRetriever:
 
     def __init__(self) -> None:
         self.queries: list[str] = []
+
+    def describe(self) -> dict[str, Any]:
+        """The same for the classes below, which only take longer."""
+        return {"retriever": "TurningRetriever"}
 
     def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
         self.queries += texts
@@ -45,8 +53,44 @@ class TurningRetriever:
         return [[Neighbor(row, TEXTS[row], float(place)) for place, row in enumerate(members)] for members in rows]
 
 
+class WaitingRetriever(TurningRetriever):
+    """Keeps whoever has the first document until all others are finished, as a very long document would."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
+        started = time.monotonic()
+        while DOCUMENTS[0] in texts and num_finished(self.folder) < len(DOCUMENTS) - 1:
+            assert time.monotonic() < started + MINUTES, "nobody took the other documents"
+            time.sleep(0.01)
+        return super().retrieve(texts, top_k)
+
+
+class DyingRetriever(TurningRetriever):
+    """Lets process 1 die on its second document, while process 0, at its second, would take long."""
+
+    def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
+        if len(self.queries) == 1:
+            if os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(MINUTES)
+        return super().retrieve(texts, top_k)
+
+
+def num_finished(folder: Path) -> int:
+    """Count the whole lines of all journals, without their headers."""
+    counts = [path.read_bytes().count(b"\n") - 1 for path in folder.glob("journal-eval*.jsonl")]
+    return sum(max(count, 0) for count in counts)
+
+
 def make_trainer(
-    folder: str | Path, tokenizer: Any, vocab_size: int | None = None, **overrides: Any
+    folder: str | Path,
+    tokenizer: Any,
+    vocab_size: int | None = None,
+    retriever: TurningRetriever | None = None,
+    **overrides: Any,
 ) -> TestTimeTrainer:
     """Make a trainer of a tiny GPT-2 that keeps a journal in `folder`."""
     torch.manual_seed(0)
@@ -63,7 +107,8 @@ def make_trainer(
             **overrides,
         }
     )
-    return TestTimeTrainer(model, args, TurningRetriever(), processing_class=tokenizer, callbacks=[JournalCallback()])
+    parts = {"processing_class": tokenizer, "callbacks": [JournalCallback()]}
+    return TestTimeTrainer(model, args, retriever or TurningRetriever(), **parts)
 
 
 def evaluate(trainer: TestTimeTrainer, documents: list[str] = DOCUMENTS) -> dict[str, Any]:
@@ -96,9 +141,22 @@ def main(folder: Path, tokenizer: Any) -> None:
     for name, scenario in SCENARIOS.items():
         overrides = dict(scenario)
         documents = overrides.pop("documents", DOCUMENTS)
-        result = evaluate(make_trainer(folder / name, tokenizer, **overrides), documents)
+        retriever = WaitingRetriever(folder / name) if name == "uneven" else None
+        result = evaluate(make_trainer(folder / name, tokenizer, retriever=retriever, **overrides), documents)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
     try:
         make_trainer(folder / "carried", tokenizer, reset_optimizer=False)
     except ValueError as error:
         (folder / f"carried-{rank}.json").write_text(json.dumps(str(error)))
+
+
+def be_killed(folder: Path, tokenizer: Any) -> None:
+    """Evaluate until process 1 dies, and with it the launch."""
+    evaluate(make_trainer(folder / "killed", tokenizer, retriever=DyingRetriever()))
+
+
+def resume(folder: Path, tokenizer: Any) -> None:
+    """Resume the run of which a process was killed."""
+    finished = num_finished(folder / "killed")  # before any process can finish another
+    result = evaluate(make_trainer(folder / "killed", tokenizer)) | {"finished": finished}
+    (folder / f"killed-{os.environ['RANK']}.json").write_text(json.dumps(result))

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -452,7 +453,7 @@ def test_long_work_is_estimated_once_after_its_first_document(capsys, seconds, n
         record = DocumentRecord(index, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": seconds})
         bar.on_document_begin(None, state, None, record=record)
         bar.on_steps_begin(None, state, None, num_steps=5)
-        bar.on_document_end(None, state, None, record=record)
+        bar.on_document_end(SimpleNamespace(world_size=1), state, None, record=record)
         records[index] = record
     bar.on_evaluation_end(None, state, None)
     assert estimates_in(capsys.readouterr().err) == estimates
@@ -464,10 +465,27 @@ def test_documents_of_an_earlier_run_are_not_estimated(capsys):
     bar.on_evaluation_begin(None, state, None, records=dict.fromkeys(range(6)), indices=range(10))
     record = DocumentRecord(6, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": 60.0})
     bar.on_document_begin(None, state, None, record=record)
-    bar.on_document_end(None, state, None, record=record)
+    bar.on_document_end(SimpleNamespace(world_size=1), state, None, record=record)
     bar.on_evaluation_end(None, state, None)
     assert estimates_in(capsys.readouterr().err) == [
         "About 3 minutes: 3 documents, if each takes as long as the first one."
+    ]
+
+
+def test_of_two_processes_a_bar_counts_what_both_have_taken_and_half_the_time(capsys):
+    state, args = TrainerState(), SimpleNamespace(world_size=2)
+    bar = DocumentProgressCallback()
+    bar.on_evaluation_begin(None, state, None, records={}, indices=range(10))
+    counts = []
+    for index in (1, 2, 7):  # the other process has taken 0 and 3 to 6
+        record = DocumentRecord(index, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": 60.0})
+        bar.on_document_begin(args, state, None, record=record)
+        bar.on_document_end(args, state, None, record=record)
+        counts.append(bar.document_bar.n)
+    bar.on_evaluation_end(None, state, None)
+    assert counts == [2, 3, 8]
+    assert estimates_in(capsys.readouterr().err) == [  # 8 of 60 s, by two
+        "About 4 minutes: 8 documents, if each takes as long as the first one."
     ]
 
 

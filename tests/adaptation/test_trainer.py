@@ -839,14 +839,9 @@ def test_the_metrics_can_be_saved_by_trainer(make, tmp_path):
     assert saved["eval_bits_per_byte"] == metrics["eval_bits_per_byte"]
 
 
-def test_the_data_loader_gives_each_process_every_nth_document(make, monkeypatch):
-    trainer = make(eval_dataset=[f"text {row}" for row in range(5)])
-    for rank, expected in ((0, [0, 2, 4]), (1, [1, 3])):
-        monkeypatch.setattr(type(trainer.args), "world_size", 2)
-        monkeypatch.setattr(type(trainer.args), "process_index", rank)
-        pairs = list(trainer.get_eval_dataloader())
-        assert [index for index, _ in pairs] == expected
-        assert [document.text for _, document in pairs] == [f"text {row}" for row in expected]
+def test_the_data_loader_gives_all_documents_with_their_positions(make):
+    pairs = list(make(eval_dataset=[f"text {row}" for row in range(5)]).get_eval_dataloader())
+    assert [(index, document.text) for index, document in pairs] == [(row, f"text {row}") for row in range(5)]
 
 
 def test_a_collator_of_the_users_own_makes_the_inputs(make_trainer, model, tokenizer):

@@ -140,8 +140,8 @@ class TestTimeTrainingArguments(
     average_tokens_across_devices: bool = field(default=False, metadata={"help": "Always off: ranks are independent."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Always off: metadata columns are kept."})
     save_strategy: str = field(default="no", metadata={"help": "When train() saves; evaluate() saves no weights."})
-    # ranks reach the final gather as far apart as their documents' lengths make them
-    ddp_timeout: int = field(default=7 * 24 * 3600, metadata={"help": "Seconds that ranks wait for each other."})
+    # at the end of an evaluation ranks wait for the last document, or batch of documents, of another
+    ddp_timeout: int = field(default=24 * 3600, metadata={"help": "Seconds that ranks wait for each other."})
 
     # set by `from_preset`: what the model and the index are checked by, and a card names
     tuning: Tuning | None = field(

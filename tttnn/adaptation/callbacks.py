@@ -60,10 +60,10 @@ class TestTimeCallback(TrainerCallback):
         """
         Before the first document of `evaluate` or `predict`.
 
-        `metric_key_prefix` is `"eval"`, `"test"`, or what was passed; `indices` are the documents of this process;
-        `settings` are what the numbers depend on. `records` holds the documents that are done, by index: a callback
-        that knows some from an earlier run adds them, and they are not run again. It fills up as documents are
-        finished.
+        `metric_key_prefix` is `"eval"`, `"test"`, or what was passed; `indices` are all documents, of which each
+        process takes the next that nobody has; `settings` are what the numbers depend on. `records` holds the
+        documents that are done, by index: a callback that knows some from an earlier run adds them, and they are not
+        run again. It fills up as this process finishes documents.
         """
 
     def on_evaluation_end(

@@ -18,7 +18,8 @@ class DocumentProgressCallback(TestTimeCallback):
     Progress bars: one over documents and, within a document, one over its steps.
 
     After the first document, one line says how long the others will take, if that is long. `adapt` shows the bar of
-    steps only. Of several processes on a machine, the first one shows its bars.
+    steps only. Of several processes on a machine, the first one shows its bars; the bar of documents then counts those
+    that any process has taken.
     """
 
     def __init__(self) -> None:
@@ -59,17 +60,19 @@ class DocumentProgressCallback(TestTimeCallback):
         if self.step_bar is not None:
             self.step_bar.update()
 
-    def on_document_end(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
+    def on_document_end(self, args: TrainingArguments, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Count a document and show its score."""
         if self.document_bar is None:
             self._close()  # the steps of `adapt`
             return
         before, after = record.bits_per_byte(0), record.bits_per_byte(-1)
         self.document_bar.set_postfix_str(f"{before:.3f} -> {after:.3f} bits per byte", refresh=False)
-        self.document_bar.update()
+        # documents are taken in their order, so that all before this one are taken too
+        self.document_bar.update(max(1, record.index + 1 - self.document_bar.n) if args.world_size > 1 else 1)
         if not self.has_estimated and record.error is None:
             self.has_estimated = True
-            seconds = record.seconds["total"] * (self.document_bar.total - self.document_bar.n)
+            left = self.document_bar.total - self.document_bar.n
+            seconds = record.seconds["total"] * left / args.world_size
             if seconds >= LONG_WORK:
                 self._write_estimate(seconds)
 

@@ -40,6 +40,7 @@ from tttnn.adaptation.requirements import (
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
 from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.settings import run_settings
+from tttnn.adaptation.sharing import share
 from tttnn.adaptation.steps import NotFiniteError, OptimizerState
 from tttnn.adaptation.windows import prefix_token_id
 from tttnn.documents import Document, as_documents
@@ -184,14 +185,14 @@ class TestTimeTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ANN401
         """
-        Check a data set and give this process its documents.
+        Check a data set and give its documents; `evaluation_loop` shares them among the processes.
 
         Args:
             eval_dataset (`Dataset`, `list` or `str`, *optional*):
                 Test documents, or the name of one of several data sets. By default `self.eval_dataset`.
 
         Returns:
-            `DataLoader`: of pairs of index and `Document`, every `world_size`-th from this process's rank.
+            `DataLoader`: of pairs of index and `Document`, all of them, in the order of the data set.
 
         Raises:
             `ValueError`: If there is no document, a text column is missing, or a text cannot be encoded.
@@ -206,8 +207,7 @@ class TestTimeTrainer(Trainer):
         if not documents:
             raise InputError("The data set holds no document. Pass at least one.")
         check_exclude(documents, self.args.exclude)
-        mine = range(self.args.process_index, len(documents), self.args.world_size)
-        return DataLoader(list(enumerate(documents)), batch_size=None, sampler=mine, collate_fn=lambda item: item)  # type: ignore[arg-type]
+        return DataLoader(list(enumerate(documents)), batch_size=None, collate_fn=lambda item: item)  # type: ignore[arg-type]
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:  # noqa: ANN401
         """Same as `get_eval_dataloader`; `predict` calls it."""
@@ -223,6 +223,8 @@ class TestTimeTrainer(Trainer):
     ) -> EvalLoopOutput:
         """
         Run the episode of every document; `evaluate` and `predict` call this.
+
+        Of several processes, each takes the next document that nobody has.
 
         Args:
             dataloader (`DataLoader`):
@@ -240,13 +242,14 @@ class TestTimeTrainer(Trainer):
 
         Raises:
             `RuntimeError`: If there is no retriever, or a loss or score is not finite.
+            `ValueError`: If the processes have different documents or settings.
         """
         internals.show_dataloader(self, dataloader)
         if self.method.needs_neighbors(self.args) and isinstance(self.retriever, Prepared):
             self.retriever.prepare(num_candidates(self.args, self.retriever))
         failure: NotFiniteError | None = None
         try:
-            records = self._evaluate_each(dataloader, metric_key_prefix)
+            records = self._evaluate_shared(dataloader, metric_key_prefix)
         except NotFiniteError as error:
             failure, records = error, []
         # all processes must raise this error together: one that continued alone would wait for the others forever
@@ -256,23 +259,31 @@ class TestTimeTrainer(Trainer):
         self.records = sorted(gather_object(records), key=lambda record: record.index)
         return evaluation_output(self.records, self.compute_metrics, metric_key_prefix)
 
-    def _evaluate_each(self, dataloader: DataLoader[Any], prefix: str) -> list[DocumentRecord]:
-        """Run the documents of this process that no callback has a record of."""
-        indices: list[int] = list(dataloader.sampler)
+    def _evaluate_shared(self, dataloader: DataLoader[Any], prefix: str) -> list[DocumentRecord]:
+        """Run the documents that this process takes and no callback has a record of."""
+        documents = [document for _, document in dataloader.dataset]  # type: ignore[attr-defined]
         records: dict[int, DocumentRecord] = {}
-        with self.episodes(len(indices)) as episodes, ExitStack() as stack:
+        share_of_all = -(-len(documents) // self.args.world_size)
+        with self.episodes(share_of_all) as episodes, ExitStack() as stack:
+            settings = run_settings(self)
+            shared = share(documents, settings, self.args.world_size)
             stack.callback(dispatch, self, "on_evaluation_end")
             dispatch(
                 self,
                 "on_evaluation_begin",
                 metric_key_prefix=prefix,
-                indices=indices,
+                indices=range(len(documents)),
                 records=records,
-                settings=run_settings(self),
+                settings=settings,
             )
-            for record in episodes.run_all(_not_done(dataloader, records)):
-                records[record.index] = record
-        return [records[index] for index in indices]
+            taken = ((index, documents[index]) for index in shared)
+            try:
+                for record in episodes.run_all(_not_done(taken, records)):
+                    records[record.index] = record
+            except NotFiniteError:
+                shared.close()  # the other processes need not go on
+                raise
+        return [records[index] for index in shared.taken]
 
     @contextmanager
     def episodes(self, num_documents: int = 1) -> Iterator[Episodes]:
