@@ -22,9 +22,6 @@ import torch
 from reference import Settings, adapted_nll, chunk_loss, tokenize
 
 
-MAX_LENGTH = 256
-
-
 def resident() -> float:
     """Give the resident memory of this process now, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -41,26 +38,26 @@ def measure(what: str, length: int) -> dict[str, float]:
     libraries = resident()
     model, tokenizer = parts.real_parts()
     loaded, loading = resident(), peak()
-    episodes = parts.make_episodes(1, 3, 1000)
+    episodes = parts.make_episodes(1, 3, 4 * length)
     document, neighbors = episodes[0]
     if what in ("rows", "logits"):
         with parts.training_steps(model, tokenizer, length) as step:
             for _ in range(2):  # the second has AdamW's moments beside it
                 step(what == "rows")
     elif what == "trainer":
-        parts.make_trainer(model, tokenizer, episodes, max_length=MAX_LENGTH).evaluate([document])
+        parts.make_trainer(model, tokenizer, episodes, max_length=length).evaluate([document])
     elif what == "loop":
-        adapted_nll(model, tokenizer, episodes, Settings(MAX_LENGTH, 2e-5, score_every_neighbor=False))
+        adapted_nll(model, tokenizer, episodes, Settings(length, 2e-5, score_every_neighbor=False))
     else:
         model.train()
         model.config.use_cache = False
         for neighbor in neighbors:
-            chunk_loss(model, tokenize(tokenizer, neighbor)[:MAX_LENGTH]).backward()
+            chunk_loss(model, tokenize(tokenizer, neighbor)[:length]).backward()
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
     return {"libraries": libraries, "loaded": loaded, "loading": loading, "peak": peak(), "weights": parameters}
 
 
-def measured(what: str, length: int = MAX_LENGTH) -> dict[str, float]:
+def measured(what: str, length: int) -> dict[str, float]:
     """Do one thing in a separate process."""
     command = [sys.executable, __file__, "--measure", what, "--length", str(length)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -88,21 +85,21 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=["episode", "head"], default="episode")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a step of `--case head`")
+    parser.add_argument("--length", type=int, help="tokens of a step; by default 256, and 1024 of `--case head`")
     parser.add_argument("--rounds", type=int, default=3, help="of `--case head`")
     parser.add_argument("--measure", choices=["pass", "trainer", "loop", "rows", "logits"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
         print(json.dumps(measure(arguments.measure, arguments.length)))
     elif arguments.case == "head":
-        compare_heads(arguments.length, arguments.rounds)
+        compare_heads(arguments.length or 1024, arguments.rounds)
     else:
-        compare_episodes()
+        compare_episodes(arguments.length or 256)
 
 
-def compare_episodes() -> None:
+def compare_episodes(length: int) -> None:
     """Print the peak of an episode of the trainer and of the plain loop against the terms."""
-    plain, trainer, loop = (measured(what) for what in ("pass", "trainer", "loop"))
+    plain, trainer, loop = (measured(what, length) for what in ("pass", "trainer", "loop"))
     weights = plain["weights"]
     terms = {
         "Python and its libraries": plain["libraries"],
@@ -110,7 +107,7 @@ def compare_episodes() -> None:
         "snapshot": weights,
         "gradients": weights,
         "AdamW's moments": 2 * weights,
-        f"activations of {MAX_LENGTH} tokens": plain["peak"] - plain["libraries"] - 2 * weights,
+        f"activations of {length} tokens": plain["peak"] - plain["libraries"] - 2 * weights,
     }
     print(f"SmolLM2-135M-Instruct, dequantized from Q4_1, with torch {torch.__version__}: megabytes")
     for name, size in [*terms.items(), ("sum", sum(terms.values()))]:
