@@ -22,6 +22,9 @@ import torch
 from reference import Settings, adapted_nll, chunk_loss, tokenize
 
 
+MEASURED = ("pass", "trainer", "checkpointed", "loop", "rows", "logits")
+
+
 def resident() -> float:
     """Give the resident memory of this process now, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -44,8 +47,11 @@ def measure(what: str, length: int) -> dict[str, float]:
         with parts.training_steps(model, tokenizer, length) as step:
             for _ in range(2):  # the second has AdamW's moments beside it
                 step(what == "rows")
-    elif what == "trainer":
-        parts.make_trainer(model, tokenizer, episodes, max_length=length).evaluate([document])
+    elif what in ("trainer", "checkpointed"):
+        trainer = parts.make_trainer(
+            model, tokenizer, episodes, max_length=length, activation_checkpointing=what == "checkpointed"
+        )
+        trainer.evaluate([document])
     elif what == "loop":
         adapted_nll(model, tokenizer, episodes, Settings(length, 2e-5, score_every_neighbor=False))
     else:
@@ -87,7 +93,7 @@ def main() -> None:
     parser.add_argument("--case", choices=["episode", "head"], default="episode")
     parser.add_argument("--length", type=int, help="tokens of a step; by default 256, and 1024 of `--case head`")
     parser.add_argument("--rounds", type=int, default=3, help="of `--case head`")
-    parser.add_argument("--measure", choices=["pass", "trainer", "loop", "rows", "logits"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
         print(json.dumps(measure(arguments.measure, arguments.length)))
@@ -99,7 +105,9 @@ def main() -> None:
 
 def compare_episodes(length: int) -> None:
     """Print the peak of an episode of the trainer and of the plain loop against the terms."""
-    plain, trainer, loop = (measured(what, length) for what in ("pass", "trainer", "loop"))
+    plain, trainer, checkpointed, loop = (
+        measured(what, length) for what in ("pass", "trainer", "checkpointed", "loop")
+    )
     weights = plain["weights"]
     terms = {
         "Python and its libraries": plain["libraries"],
@@ -111,10 +119,10 @@ def compare_episodes(length: int) -> None:
     }
     print(f"SmolLM2-135M-Instruct, dequantized from Q4_1, with torch {torch.__version__}: megabytes")
     for name, size in [*terms.items(), ("sum", sum(terms.values()))]:
-        print(f"  {name:28} {size:8.0f}")
-    for name, result in (("trainer", trainer), ("plain loop", loop)):
-        print(f"  peak of the {name:16} {result['peak']:8.0f}  {result['peak'] / sum(terms.values()):.3f} of the sum")
-    print(f"  peak of loading the model    {plain['loading']:8.0f}")
+        print(f"  {name:35} {size:8.0f}")
+    for name, result in (("trainer", trainer), ("its activations checkpointed", checkpointed), ("plain loop", loop)):
+        print(f"  peak, {name:29} {result['peak']:8.0f}  {result['peak'] / loop['peak']:.3f} of the loop")
+    print(f"  peak, loading the model             {plain['loading']:8.0f}")
 
 
 if __name__ == "__main__":
