@@ -22,7 +22,7 @@ import torch
 from reference import Settings, adapted_nll, chunk_loss, tokenize
 
 
-MAX_LENGTH = 256
+MEASURED = ("pass", "trainer", "checkpointed", "loop", "rows", "logits")
 
 
 def resident() -> float:
@@ -41,26 +41,29 @@ def measure(what: str, length: int) -> dict[str, float]:
     libraries = resident()
     model, tokenizer = parts.real_parts()
     loaded, loading = resident(), peak()
-    episodes = parts.make_episodes(1, 3, 1000)
+    episodes = parts.make_episodes(1, 3, 4 * length)
     document, neighbors = episodes[0]
     if what in ("rows", "logits"):
         with parts.training_steps(model, tokenizer, length) as step:
             for _ in range(2):  # the second has AdamW's moments beside it
                 step(what == "rows")
-    elif what == "trainer":
-        parts.make_trainer(model, tokenizer, episodes, max_length=MAX_LENGTH).evaluate([document])
+    elif what in ("trainer", "checkpointed"):
+        trainer = parts.make_trainer(
+            model, tokenizer, episodes, max_length=length, activation_checkpointing=what == "checkpointed"
+        )
+        trainer.evaluate([document])
     elif what == "loop":
-        adapted_nll(model, tokenizer, episodes, Settings(MAX_LENGTH, 2e-5, score_every_neighbor=False))
+        adapted_nll(model, tokenizer, episodes, Settings(length, 2e-5, score_every_neighbor=False))
     else:
         model.train()
         model.config.use_cache = False
         for neighbor in neighbors:
-            chunk_loss(model, tokenize(tokenizer, neighbor)[:MAX_LENGTH]).backward()
+            chunk_loss(model, tokenize(tokenizer, neighbor)[:length]).backward()
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
     return {"libraries": libraries, "loaded": loaded, "loading": loading, "peak": peak(), "weights": parameters}
 
 
-def measured(what: str, length: int = MAX_LENGTH) -> dict[str, float]:
+def measured(what: str, length: int) -> dict[str, float]:
     """Do one thing in a separate process."""
     command = [sys.executable, __file__, "--measure", what, "--length", str(length)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -88,21 +91,23 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=["episode", "head"], default="episode")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a step of `--case head`")
+    parser.add_argument("--length", type=int, help="tokens of a step; by default 256, and 1024 of `--case head`")
     parser.add_argument("--rounds", type=int, default=3, help="of `--case head`")
-    parser.add_argument("--measure", choices=["pass", "trainer", "loop", "rows", "logits"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
         print(json.dumps(measure(arguments.measure, arguments.length)))
     elif arguments.case == "head":
-        compare_heads(arguments.length, arguments.rounds)
+        compare_heads(arguments.length or 1024, arguments.rounds)
     else:
-        compare_episodes()
+        compare_episodes(arguments.length or 256)
 
 
-def compare_episodes() -> None:
+def compare_episodes(length: int) -> None:
     """Print the peak of an episode of the trainer and of the plain loop against the terms."""
-    plain, trainer, loop = (measured(what) for what in ("pass", "trainer", "loop"))
+    plain, trainer, checkpointed, loop = (
+        measured(what, length) for what in ("pass", "trainer", "checkpointed", "loop")
+    )
     weights = plain["weights"]
     terms = {
         "Python and its libraries": plain["libraries"],
@@ -110,14 +115,14 @@ def compare_episodes() -> None:
         "snapshot": weights,
         "gradients": weights,
         "AdamW's moments": 2 * weights,
-        f"activations of {MAX_LENGTH} tokens": plain["peak"] - plain["libraries"] - 2 * weights,
+        f"activations of {length} tokens": plain["peak"] - plain["libraries"] - 2 * weights,
     }
     print(f"SmolLM2-135M-Instruct, dequantized from Q4_1, with torch {torch.__version__}: megabytes")
     for name, size in [*terms.items(), ("sum", sum(terms.values()))]:
-        print(f"  {name:28} {size:8.0f}")
-    for name, result in (("trainer", trainer), ("plain loop", loop)):
-        print(f"  peak of the {name:16} {result['peak']:8.0f}  {result['peak'] / sum(terms.values()):.3f} of the sum")
-    print(f"  peak of loading the model    {plain['loading']:8.0f}")
+        print(f"  {name:35} {size:8.0f}")
+    for name, result in (("trainer", trainer), ("its activations checkpointed", checkpointed), ("plain loop", loop)):
+        print(f"  peak, {name:29} {result['peak']:8.0f}  {result['peak'] / loop['peak']:.3f} of the loop")
+    print(f"  peak, loading the model             {plain['loading']:8.0f}")
 
 
 if __name__ == "__main__":

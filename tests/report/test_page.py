@@ -251,6 +251,9 @@ def test_a_page_of_tasks_has_an_unweighted_row_and_a_note_about_single_documents
     (run,) = json.loads((tmp_path / "report" / "results.json").read_text())["runs"]
     assert run["pooled"]["after"] == pytest.approx(2.0)
     assert run["total"]["low"] is not None
+    with (tmp_path / "report" / "results.csv").open() as file:
+        rows = [(row["group"], row["is_total"], row["documents"]) for row in csv.DictReader(file)]
+    assert rows[2:] == [("weighted_mean", "1", "3"), ("pooled, unweighted", "0", "3")]
 
 
 def test_an_untrained_document_is_listed_with_its_error(tmp_path):

@@ -20,7 +20,13 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from tttnn.adaptation import TrainableArguments, make_trainable, next_token_loss, random_states_kept
+from tttnn.adaptation import (
+    TestTimeTrainingArguments,
+    TrainableArguments,
+    make_trainable,
+    next_token_loss,
+    random_states_kept,
+)
 from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.files import sha256_of, sync, write_json
@@ -272,8 +278,8 @@ def _train(
                 num_train_epochs=1,
                 seed=arguments.seed,
                 bf16=arguments.bf16,
-                # transformers refuses bfloat16 on a CPU that was not asked for
-                use_cpu=arguments.use_cpu or (arguments.bf16 and not torch.accelerator.is_available()),
+                # the arguments of a test-time trainer know where bfloat16 needs this
+                use_cpu=TestTimeTrainingArguments(use_cpu=arguments.use_cpu, bf16=arguments.bf16).use_cpu,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,

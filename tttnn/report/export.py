@@ -81,7 +81,11 @@ def study_json(study: Study) -> str:
 
 
 def study_csv(study: Study) -> str:
-    """Write a row for each run and group, and one for the total of each run; a cell without a number is empty."""
+    """
+    Write a row for each run and group, one for the total of each run, and one without weights where that has weights.
+
+    A cell without a number is empty.
+    """
     names = ("documents", "num_bytes", "before", "after", "ratio", "difference", "low", "high")
     counts = ("worse", "untrained", "near_copies", "own_neighbors", "trained_tokens", "scored_tokens")
     phases = list(study.totals[0].seconds)
@@ -90,8 +94,8 @@ def study_csv(study: Study) -> str:
     writer.writerow(
         ["run", "method", "prompt", "group", "is_total", *names, *counts, *(f"seconds_{name}" for name in phases)]
     )
-    for run, total, groups in zip(study.runs, study.totals, study.groups, strict=True):
-        for result in [*groups, total]:
+    for run, total, pooled, groups in zip(study.runs, study.totals, study.pooled, study.groups, strict=True):
+        for result in [*groups, total, *([] if pooled is None else [pooled])]:
             row = finite(_row(result))
             cells = [row[name] for name in (*names, *counts)] + [row["seconds"][name] for name in phases]
             writer.writerow([run.label, run.method, run.prompt, result.group, int(result is total), *cells])

@@ -308,10 +308,16 @@ def test_the_embedder_reads_every_passage_to_its_end():
         assert len(TOKENIZERS["pieces"](passage.text)["input_ids"]) <= 64
 
 
-def test_an_embedder_that_does_not_say_where_tokens_stand_is_refused(tmp_path, tokenizer):
-    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu")
-    with pytest.raises(ValueError, match="does not say where tokens stand. Use another embedder"):
-        list(split_into_passages([Document("0", "a")], Embedder(static), 4))
+def test_static_embeddings_cut_where_a_transformer_with_their_tokenizer_does():
+    text = " ".join(TEXTS) * 3
+    backend = Tokenizer.from_str(TOKENIZERS["pieces"].backend_tokenizer.to_str())
+    backend.enable_truncation(8)
+    backend.enable_padding(length=8)
+    static = SentenceTransformer(modules=[StaticEmbedding(backend, embedding_dim=8)], device="cpu")
+    passages = [passage.text for passage in split_into_passages([Document("0", text)], Embedder(static), 12)]
+    assert passages == [passage.text for passage in cut(text, "pieces", 12)]
+    assert len(passages) > 3
+    assert backend.truncation is not None  # of the model's own tokenizer nothing changed
 
 
 def test_a_tokenizer_in_python_is_refused(tmp_path):

@@ -2,10 +2,11 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import cast
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from tttnn.documents import Document
@@ -43,35 +44,50 @@ def split_into_passages(documents: Iterable[Document], embedder: Embedder, token
         `ValueError`: If `tokens` is not positive or more than the embedder reads, or its tokenizer does not say where
             tokens stand.
     """
-    tokenizer: Any = embedder.model.tokenizer
-    limit = embedder.max_seq_length
-    if limit is None or not (isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.is_fast):
-        raise InputError(f"The tokenizer of '{embedder.name}' does not say where tokens stand. Use another embedder.")
-    room = limit - tokenizer.num_special_tokens_to_add()
-    if embedder.document_prompt:
-        room -= len(tokenizer(embedder.document_prompt, add_special_tokens=False)["input_ids"])
-    if not 1 <= tokens <= room:
-        raise InputError(
-            f"Passages of {tokens} tokens were asked for, but '{embedder.name}' reads {room} of a text. Pass 1 to "
-            f"{room}."
-        )
+    find_tokens, num_special = _tokens_of(embedder)
+    if tokens < 1:
+        raise InputError(f"Passages of {tokens} tokens were asked for. Pass at least 1.")
+    if embedder.max_seq_length is not None:
+        room = embedder.max_seq_length - num_special - len(find_tokens(embedder.document_prompt))
+        if tokens > room:
+            raise InputError(
+                f"Passages of {tokens} tokens were asked for, but '{embedder.name}' reads {room} of a text. Pass 1 to "
+                f"{room}."
+            )
     for document in documents:
         line = 1
-        for number, passage in enumerate(_passages(document.text, tokenizer, tokens)):
+        for number, passage in enumerate(_passages(document.text, find_tokens, tokens)):
             place = {"passage": number, "start_line": line, "end_line": line + passage.count("\n", 0, -1)}
             line += passage.count("\n")
             yield Document(document.id, passage, {**document.metadata, **place})
 
 
-def _passages(text: str, tokenizer: Any, tokens: int) -> Iterator[str]:  # noqa: ANN401
+def _tokens_of(embedder: Embedder) -> tuple[Callable[[str], list[tuple[int, int]]], int]:
+    """Give what finds the first and last character of each token, and the number of special tokens in a text."""
+    tokenizer: object = embedder.model.tokenizer
+    if isinstance(tokenizer, Tokenizer):  # of static embeddings; a copy, because these settings are of the object
+        plain = Tokenizer.from_str(tokenizer.to_str())
+        plain.no_truncation()
+        plain.no_padding()
+        return lambda text: plain.encode(text, add_special_tokens=False).offsets, 0
+    if not (isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.is_fast):
+        raise InputError(f"The tokenizer of '{embedder.name}' does not say where tokens stand. Use another embedder.")
+
+    def find_tokens(text: str) -> list[tuple[int, int]]:
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        return cast(list[tuple[int, int]], encoded["offset_mapping"])
+
+    return find_tokens, tokenizer.num_special_tokens_to_add()
+
+
+def _passages(text: str, find_tokens: Callable[[str], list[tuple[int, int]]], tokens: int) -> Iterator[str]:
     """Cut a text slice by slice."""
     begin = 0
     while True:
         end = _end_of_slice(text, begin)
-        encoded = tokenizer(
-            text[begin:end], add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-        )
-        passages = [*_cut(text[begin:end], encoded["offset_mapping"], tokens, end == len(text))]
+        passages = [*_cut(text[begin:end], find_tokens(text[begin:end]), tokens, end == len(text))]
         if end == len(text):
             yield from passages
             return
