@@ -22,7 +22,9 @@ import numpy as np
 
 import tttnn.index.build.blocks
 from tttnn import Document, Embedder
+from tttnn.documents import Corpus
 from tttnn.embedding import PROBE
+from tttnn.index.build.by_shards import build_shards, finish_index
 from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index
 from tttnn.index.build.tttlm import import_tttlm_index
 
@@ -203,6 +205,13 @@ def two_at_once(folder: Path) -> Any:
     return {"first": first, "second": second, "third": forked(lambda: build(WordEmbedder()), folder / "third.json")}
 
 
+def write_corpus(path: Path, documents: Sequence[Document]) -> Corpus:
+    """Write documents as lines of JSON, to be read from any of them on."""
+    rows = [{"id": document.id, "text": document.text, **document.metadata} for document in documents]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Corpus(path)
+
+
 def publish(folder: Path) -> tuple[list[Path], list[Path]]:
     """Write two files of vectors and two of texts, as the method's authors published them."""
     folder.mkdir()
@@ -221,7 +230,8 @@ def publish(folder: Path) -> tuple[list[Path], list[Path]]:
 def main(folder: Path) -> None:
     """Kill every kind of build at each of its steps."""
     tttnn.index.build.blocks.BLOCK_DOCUMENTS = BLOCK_DOCUMENTS
-    documents, more = make_documents(NUM_DOCUMENTS), make_documents(NUM_DOCUMENTS - 10, seed=1)
+    corpus = write_corpus(folder / "corpus.jsonl", make_documents(NUM_DOCUMENTS))
+    documents, more = [*corpus], make_documents(NUM_DOCUMENTS - 10, seed=1)
     published = publish(folder / "published")
     result = {"two at once": two_at_once(folder / "two")}
     for preset, every in (("flat", 3), ("scale", 1)):  # what flat does, scale does and more
@@ -231,6 +241,12 @@ def main(folder: Path) -> None:
             return build_index(documents, embedder, path, settings)
 
         result[f"build {preset}"] = kill_everywhere(preset, build, folder, every=every)
+
+        def build_by_shards(path: Path, embedder: Embedder, settings: IndexSettings = settings) -> bool:
+            build_shards(corpus, embedder, path, settings)
+            return finish_index(path, embedder)
+
+        result[f"shards {preset}"] = kill_everywhere(f"shards-{preset}", build_by_shards, folder, every=2 * every)
         given = folder / f"{preset}-whole"
         result[f"add {preset}"] = kill_everywhere(
             f"add-{preset}", lambda path, embedder: add_documents(more, embedder, path), folder, given, every

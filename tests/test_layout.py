@@ -66,6 +66,7 @@ SELF_CONTAINED = "metrics"
 IMPORTED_LATE = {
     "documents/formats.py": {"pyarrow"},
     "documents/rows.py": {"pyarrow"},
+    "documents/folders.py": {"datasets"},
     "documents/sources.py": {"datasets"},
     "files.py": {"filelock"},
 }

@@ -63,22 +63,33 @@ def write_json(path: Path, content: dict[str, Any], work: Path | None = None) ->
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into a folder: a hidden file beside it is locked."""
+def try_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a file, and tell whether it is held; the system gives it back when the process ends, however it does."""
     from filelock import FileLock, Timeout
 
+    path.touch()  # FileLock would take some of its errors for another process
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from writing into a folder: a hidden file beside it is locked."""
     path = folder.with_name(f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # FileLock would take some of these errors for another process
+        path.touch()
     except OSError as error:
         raise OSError(f"The folder '{folder}' cannot be written ({error}). Choose another one.") from error
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StateError(f"Another process is writing '{folder}'. Wait until it ends, then start again.") from None
-    try:
+    with try_lock(path, wait=wait) as is_held:
+        if not is_held:
+            raise StateError(f"Another process is writing '{folder}'. Wait until it ends, then start again.")
         yield
-    finally:
-        lock.release()

@@ -94,6 +94,52 @@ def test_a_second_build_of_the_same_corpus_has_nothing_to_do(build, corpus, tmp_
     assert {path: path.read_bytes() for path in (tmp_path / "built").rglob("*") if path.is_file()} == files
 
 
+def test_shards_and_then_a_finish_make_the_index_of_one_command(build, corpus, embedder_folder, tmp_path, capsys):
+    options = ["--shard-size", 4, "--preset", "ivf"]
+    assert build(corpus, *options) == 0
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "built").rglob("*") if path.is_file()}
+    output = tmp_path / "shards"
+    command = ["build-index", corpus, "--output", output, "--embedder", embedder_folder, *options, "--shards"]
+    capsys.readouterr()
+    assert run_main(*command, "1:2") == 0
+    assert capsys.readouterr().out == f"Built 1 of 3 shards: {output}. 2 are not built yet, or others are at them.\n"
+    assert run_main("build-index", "--finish", output) == 1
+    assert "2 of the 3 shards" in capsys.readouterr().err
+    assert run_main(*command, ":") == 0
+    assert capsys.readouterr().out.endswith(f"All are built: `tttnn build-index --finish {output}` makes the index.\n")
+    assert run_main("build-index", "--finish", output, "--device", "cpu") == 0
+    assert capsys.readouterr().out.startswith("Indexed 10 rows of 10 documents in 3 shards, recall@10 ")
+    assert {path.name: path.read_bytes() for path in output.rglob("*") if path.is_file()} == expected
+    assert run_main("build-index", "--finish", output) == 0
+    assert run_main(*command, ":") == 0
+    assert capsys.readouterr().out.count("Nothing to do: the index holds 10 rows of 10 documents in 3 shards") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "A corpus and `--output` are needed"),
+        (["corpus"], "A corpus and `--output` are needed"),
+        (["--finish", "x", "corpus"], "takes what it needs from its folder, and `source` was passed"),
+        (["--finish", "x", "--shard-size", 4], "and `shard-size` was passed"),
+        (["--finish", "x", "--preset", "scale"], "and `preset` was passed"),
+        (["--finish", "x"], "'x' holds no index that is built by shards."),
+        (["corpus", "--output", "x", "--shards", ":", "--push-to-hub", "a/b"], "Pass `--push-to-hub` with `--finish`"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_main("build-index", *words) == 1
+    assert message in capsys.readouterr().err.replace(f"{tmp_path}/", "")
+
+
+@pytest.mark.parametrize("value", ["3", "5:5", "7:2", "a:b", "-1:2", ""])
+def test_what_is_no_range_of_shards_is_refused(value, capsys):
+    with pytest.raises(SystemExit):
+        run_main("build-index", "corpus", "--output", "x", f"--shards={value}")
+    assert "is no range of shards. Pass for example 0:50" in capsys.readouterr().err
+
+
 def test_an_index_of_another_corpus_is_not_overwritten(build, corpus, tmp_path, capsys):
     assert build(corpus) == 0
     (corpus / "more.txt").write_text("more")

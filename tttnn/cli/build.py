@@ -1,16 +1,18 @@
 """The commands that make and extend indexes."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tttnn.documents import Corpus
 from tttnn.errors import InputError
 from tttnn.helptext import Parser
 
 
 if TYPE_CHECKING:
-    from tttnn.documents import Document
+    from tttnn.index import ShardProgress
 
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -23,17 +25,25 @@ def add_build_index(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="embed and index a corpus",
         description="Embed a corpus, and write a Faiss index of it with its texts to a folder. An interrupted build "
         "resumes after the last embedded documents when it is started again. An index of the same corpus stays as it "
-        "is.",
+        "is. Several processes or machines that share the folder build it with --shards, and --finish makes it an "
+        "index.",
     )
-    parser.set_defaults(run=_build_index)
-    _corpus_options(parser)
+    parser.set_defaults(run=lambda arguments: _build_index(arguments, parser))
+    _corpus_options(parser, required=False)
+    parser.add_argument("--output", help="folder to write, outside of the sources: new, empty, or an index of them")
     parser.add_argument(
-        "--output", required=True, help="folder to write, outside of the sources: new, empty, or an index of them"
+        "--shards",
+        type=_shards,
+        metavar="FIRST:END",
+        help="build only the shards from FIRST up to, not including, END that nobody has; `:` means all",
+    )
+    parser.add_argument(
+        "--finish", metavar="FOLDER", help="make an index of the shards in this folder; several calls share the work"
     )
     parser.add_argument(
         "--embedder",
-        default=DEFAULT_EMBEDDER,
-        help="Hub id or folder of a sentence-transformers model, or tttlm, the model of the method's authors",
+        help="Hub id or folder of a sentence-transformers model, or tttlm, the model of the method's authors "
+        f"(default: {DEFAULT_EMBEDDER}; with --finish, that of the shards)",
     )
     parser.add_argument("--embedder-revision", help="branch, tag or commit of the embedder")
     parser.add_argument("--max-seq-length", type=int, help="tokens of a text to embed (default: the embedder's)")
@@ -49,21 +59,28 @@ def add_build_index(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--license", help="licence of the corpus (default: that of the card before, or unknown)")
 
 
-def _build_index(arguments: argparse.Namespace) -> None:
+def _build_index(arguments: argparse.Namespace, parser: Parser) -> None:
     for option, value in (("--private", arguments.private), ("--license", arguments.license)):
         if value and not arguments.push_to_hub:
             raise InputError(
                 f"`{option}` was passed without `--push-to-hub`. Name the repo to push to, or leave it out."
             )
+    if arguments.finish is not None:
+        _finish(arguments, parser)
+        return
+    if not arguments.source or arguments.output is None:
+        raise InputError("A corpus and `--output` are needed: `tttnn build-index CORPUS --output FOLDER`.")
+    if arguments.shards is not None and arguments.push_to_hub:
+        raise InputError("`--shards` makes no index yet. Pass `--push-to-hub` with `--finish`.")
     _check_apart(arguments.source, arguments.output)
 
     from tttnn.embedding import Embedder
-    from tttnn.index import IndexSettings, build_index, push_index
+    from tttnn.index import IndexSettings, build_index, build_shards
 
     documents = _documents(arguments)
     _check_devices(arguments.device)
     embedder = Embedder(
-        arguments.embedder,
+        arguments.embedder or DEFAULT_EMBEDDER,
         arguments.embedder_revision,
         arguments.max_seq_length,
         arguments.device,
@@ -72,14 +89,62 @@ def _build_index(arguments: argparse.Namespace) -> None:
     )
     preset = arguments.factory or arguments.preset
     settings = IndexSettings(preset, arguments.shard_size, arguments.passages, arguments.recall_target)
-    names = _names(arguments.source)
-    built = build_index(
-        documents, embedder, arguments.output, settings, arguments.batch_size, sources=names, show_progress_bar=True
-    )
-    print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(arguments.output)}")
+    options: dict[str, Any] = {"sources": _names(arguments.source), "show_progress_bar": True}
+    output, batch_size = arguments.output, arguments.batch_size
+    if arguments.shards is not None:
+        progress = build_shards(documents, embedder, output, settings, arguments.shards, batch_size, **options)
+        print(_progress(progress, output))
+        return
+    built = build_index(documents, embedder, output, settings, batch_size, **options)
+    print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(output)}")
+    _push(arguments, output)
+
+
+def _finish(arguments: argparse.Namespace, parser: Parser) -> None:
+    """Finish an index that was built by shards; what it is like stands in its folder."""
+    allowed = {"command", "run", "finish", "embedder", "device", "push_to_hub", "private", "license"}
+    for name in {*vars(arguments)} - allowed:
+        value = getattr(arguments, name)
+        if value and value != parser.get_default(name):
+            raise InputError(
+                f"`--finish` takes what it needs from its folder, and `{name.replace('_', '-')}` was passed. Leave it "
+                "out."
+            )
+    _check_devices(arguments.device)
+
+    from tttnn.index import finish_index
+
+    finished = finish_index(arguments.finish, arguments.embedder, arguments.device)
+    print(f"{'Indexed' if finished else 'Nothing to do: the index holds'} {_size(arguments.finish)}")
+    _push(arguments, arguments.finish)
+
+
+def _push(arguments: argparse.Namespace, folder: str) -> None:
+    from tttnn.index import push_index
+
     if arguments.push_to_hub:
         private, license = arguments.private or None, arguments.license
-        print(push_index(arguments.output, arguments.push_to_hub, private=private, license=license).commit_url)
+        print(push_index(folder, arguments.push_to_hub, private=private, license=license).commit_url)
+
+
+def _progress(progress: "ShardProgress", folder: str) -> str:
+    """Say what a call with `--shards` has built, and what comes next."""
+    built, missing, number = progress
+    if not number:
+        return f"Nothing to do: the index holds {_size(folder)}"
+    done = f"Built {len(built)} of {number} shards: {folder}."
+    if missing:
+        return f"{done} {len(missing)} are not built yet, or others are at them."
+    return f"{done} All are built: `tttnn build-index --finish {folder}` makes the index."
+
+
+def _shards(value: str) -> slice:
+    """Read a range of shards, as Python writes it."""
+    if not (match := re.fullmatch(r"(\d*):(\d*)", value)) or match[1] and match[2] and int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is no range of shards. Pass for example 0:50 for the shards 0 to 49, or : for all."
+        )
+    return slice(int(match[1] or 0), int(match[2]) if match[2] else None)
 
 
 def add_add(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -162,10 +227,10 @@ def _import_tttlm(arguments: argparse.Namespace) -> None:
     print(f"Imported {_size(arguments.output)}")
 
 
-def _corpus_options(parser: Parser) -> None:
+def _corpus_options(parser: Parser, *, required: bool = True) -> None:
     parser.add_argument(
         "source",
-        nargs="+",
+        nargs="+" if required else "*",
         metavar="SOURCE",
         help="files of rows (.jsonl, .json, .csv, .tsv or .parquet), other files and folders of files (each a text), "
         "or ids of Hub data sets",
@@ -247,41 +312,26 @@ def _check_devices(names: Sequence[str] | None) -> None:
             )
 
 
-class _Corpus:
-    """The documents that a command line names; their number is known before they are read if they are local."""
+class _LocalCorpus(Corpus):
+    """A corpus whose documents are counted before they are read."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-
-    def __iter__(self) -> "Iterator[Document]":
-        return self._read()
-
-    def _read(self, quiet: bool = False) -> "Iterator[Document]":
-        from tttnn.documents import read_documents
-
-        arguments = self.arguments
-        return read_documents(
-            arguments.source,
-            arguments.text_column,
-            arguments.id_column,
-            arguments.split,
-            arguments.dataset_revision,
-            limit=arguments.limit,
-            include_files=arguments.include_files or (),
-            exclude_files=arguments.exclude_files or (),
-            dataset_config=arguments.dataset_config,
-            quiet=quiet,
-        )
-
-
-class _LocalCorpus(_Corpus):
     def __len__(self) -> int:
-        return sum(1 for _ in self._read(quiet=True))  # warnings come when the documents are read
+        return self.count()
 
 
-def _documents(arguments: argparse.Namespace) -> "Iterable[Document]":
+def _documents(arguments: argparse.Namespace) -> Corpus:
     is_local = all(Path(source).expanduser().exists() for source in arguments.source)
-    return (_LocalCorpus if is_local else _Corpus)(arguments)
+    return (_LocalCorpus if is_local else Corpus)(
+        arguments.source,
+        arguments.text_column,
+        arguments.id_column,
+        arguments.split,
+        arguments.dataset_revision,
+        limit=arguments.limit,
+        include_files=arguments.include_files or (),
+        exclude_files=arguments.exclude_files or (),
+        dataset_config=arguments.dataset_config,
+    )
 
 
 def _names(sources: Sequence[str]) -> list[str]:

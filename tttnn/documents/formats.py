@@ -5,6 +5,8 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +29,106 @@ def is_rows_file(name: str) -> bool:
     return ROWS_FILE.fullmatch(name) is not None
 
 
-def read_rows(path: Path, name: str, text_column: str) -> Iterator[tuple[str, Any]]:
-    """Read the rows of a file, each with its id `NAME:NUMBER`; all but `.json` files are streamed."""
+def begins_anywhere(name: str) -> bool:
+    """Whether a reader can begin inside of a file of rows of this name without reading what is before."""
+    return _kind(name) in (("jsonl", None), ("ndjson", None), (None, None))
+
+
+def read_rows(
+    path: Path, name: str, text_column: str, first: int = 0, byte: int | None = None
+) -> Iterator[tuple[str, Any]]:
+    """
+    Read the rows of a file, each with its id `NAME:NUMBER`; all but `.json` files are streamed.
+
+    `first` and `byte` are what `row_places` gave for the row to begin with.
+    """
+    kind, compression = _kind(path.name)
+    with _readable(path):
+        if kind is None:
+            yield from enumerated(_parquet_rows(path, first), name, first)
+            return
+        with _opened(path, compression, byte or 0) as stream:
+            if kind == "json":
+                yield from islice(_json_rows(stream.read(), name, text_column), first, None)
+            elif kind in DIALECTS:
+                yield from islice(_csv_rows(stream, name, kind), first, None)
+            else:
+                lines = stream if byte is not None else islice(stream, first, None)
+                yield from _line_rows(lines, name, first)
+
+
+def row_places(path: Path, name: str, text_column: str) -> Iterator[tuple[int, int | None]]:
+    """Give for each row of a file how many are before it, lines without one included, and how many bytes, if known."""
+    kind, compression = _kind(path.name)
+    with _readable(path):
+        if kind is None:
+            import pyarrow.parquet
+
+            yield from ((row, None) for row in range(pyarrow.parquet.read_metadata(path).num_rows))
+            return
+        with _opened(path, compression) as stream:
+            if kind == "json":
+                rows: Iterable[Any] = _json_rows(stream.read(), name, text_column)
+            elif kind in DIALECTS:
+                rows = _csv_rows(stream, name, kind)
+            else:
+                byte = 0
+                for number, line in enumerate(stream):  # not parsed: this is the speed of the disk
+                    if line.strip():
+                        yield number, None if compression else byte
+                    byte += len(line)
+                return
+            yield from ((row, None) for row, _ in enumerate(rows))
+
+
+def _kind(name: str) -> tuple[str | None, str | None]:
+    """Give the kind of a file of rows and its compression; `None` for Parquet."""
+    match = ROWS_FILE.fullmatch(name.lower())
+    return (match[1], match[2]) if match else (None, None)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into an error that names it."""
     import pyarrow
 
-    match = ROWS_FILE.fullmatch(path.name.lower())
-    kind, compression = match.groups() if match else (None, None)
     try:
-        if kind is None:
-            yield from enumerated(_parquet_rows(path), name)
-            return
-        # of the zstd readers, this one notices a file that was cut short
-        with pyarrow.input_stream(str(path), compression=COMPRESSIONS[compression]) as opened:
-            stream = io.BufferedReader(opened, buffer_size=1 << 20)
-            if kind == "json":
-                yield from _json_rows(stream.read(), name, text_column)
-            elif kind in DIALECTS:
-                yield from _csv_rows(stream, name, kind)
-            else:
-                yield from _line_rows(stream, name)
+        yield
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"'{path}' cannot be read ({error}). It is damaged, or not what its name says.") from None
 
 
-def enumerated(rows: Iterable[Any], name: str) -> Iterator[tuple[str, Any]]:
-    """Give each row with the id `NAME:NUMBER`, counted from 1."""
-    return ((f"{name}:{number}", row) for number, row in enumerate(rows, 1))
+@contextmanager
+def _opened(path: Path, compression: str | None, byte: int = 0) -> Iterator[io.BufferedReader]:
+    import pyarrow
+
+    # of the zstd readers, this one notices a file that was cut short
+    with pyarrow.input_stream(str(path), compression=COMPRESSIONS[compression]) as opened:
+        if byte:
+            opened.seek(byte)
+        yield io.BufferedReader(opened, buffer_size=1 << 20)
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def enumerated(rows: Iterable[Any], name: str, first: int = 0) -> Iterator[tuple[str, Any]]:
+    """Give each row with the id `NAME:NUMBER`, counted from 1; `first` are before."""
+    return ((f"{name}:{number}", row) for number, row in enumerate(rows, first + 1))
+
+
+def _parquet_rows(path: Path, first: int) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        group = 0
+        while group < len(counts) and counts[group] <= first:  # whole groups are passed over
+            first -= counts[group]
+            group += 1
+        batches = file.iter_batches(batch_size=256, row_groups=range(group, len(counts)))
+        yield from islice((row for batch in batches for row in batch.to_pylist()), first, None)
 
 
-def _line_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, line in enumerated(lines, name):
+def _line_rows(lines: Iterable[bytes], name: str, first: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, line in enumerated(lines, name, first):
         if line.strip():
             row = _parse(line, where)
             if not isinstance(row, dict):

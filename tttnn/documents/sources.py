@@ -1,24 +1,23 @@
 """Documents of files, folders and data sets of the Hub, one at a time."""
 
+import hashlib
 import logging
 import os
 import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tttnn.documents.formats import NoRowsError, enumerated, is_rows_file, read_rows
-from tttnn.documents.rows import Document, as_documents, check_text, document_from
+from tttnn.documents.folders import NAMES_IN_WARNING, Files, RowPlace
+from tttnn.documents.formats import begins_anywhere, is_rows_file
+from tttnn.documents.rows import Document, document_from
 from tttnn.errors import HubError, InputError, InputTypeError
 
 
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]*\w/[\w-][\w.-]*")
-NAMES_IN_WARNING = 5
 
 
 def read_documents(
@@ -85,45 +84,207 @@ def read_documents(
             an option does not fit the sources.
         `TypeError`: If a text is not a string.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"The limit is {limit} documents. Pass at least 1.")
-    for patterns in (include_files, exclude_files):
-        if isinstance(patterns, str):
-            raise InputTypeError(f"A list of patterns is needed, and the string {patterns!r} was given. Pass a list.")
-    sources = [source] if isinstance(source, str | Path) else [*source]
-    paths = [_find(item) for item in sources]
-    if len({path or item for path, item in zip(paths, sources, strict=True)}) < len(sources):
-        raise InputError(f"A source is given twice: {[str(item) for item in sources]}. Pass each one once.")
-    if dataset_config is not None and None not in paths:
-        raise InputError("`dataset_config` chooses a configuration of a Hub data set, and every source is a path.")
-    files = _Files([path for path in paths if path], (text_column, id_column), split, include_files, exclude_files)
+    return iter(
+        Corpus(
+            source,
+            text_column,
+            id_column,
+            split,
+            revision,
+            token=token,
+            limit=limit,
+            include_files=include_files,
+            exclude_files=exclude_files,
+            dataset_config=dataset_config,
+            quiet=quiet,
+        )
+    )
 
-    def read() -> Iterator[Document]:
-        for item, path in zip(sources, paths, strict=True):
-            if path is not None:
-                yield from files.read(path)
-                continue
-            from datasets import load_dataset
 
-            options = {"split": split, "revision": revision, "token": token, "streaming": True}
-            if dataset_config is not None:
-                options["name"] = dataset_config
-            name = "/".join(filter(None, (str(item), dataset_config, split)))
-            try:
-                rows = load_dataset(str(item), **options)
-            except ConnectionError as error:
-                raise HubError(
-                    f"The data set '{item}' cannot be read ({error}). Check its name and your connection, or pass "
-                    "files."
-                ) from error
-            yield from as_documents(rows, text_column, id_column, name)
+class Place(NamedTuple):
+    """Where a document of a corpus is: the number of its source, and the place in it."""
 
-    def read_and_report() -> Iterator[Document]:
-        yield from islice(read(), limit)
-        if not quiet:
+    source: int
+    row: RowPlace
+
+
+class Corpus:
+    """
+    The documents of files, folders and data sets of the Hub, read as often as needed, from any document on.
+
+    Args:
+        source (`str`, `Path` or a sequence of them):
+            As `read_documents` takes it, and so are the other arguments.
+
+    Raises:
+        `FileNotFoundError`: If a source looks like a path and nothing is there.
+        `ValueError`: If a source is given twice, or an option does not fit the sources.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Sequence[str | Path],
+        text_column: str = "text",
+        id_column: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        *,
+        token: str | bool | None = None,
+        limit: int | None = None,
+        include_files: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        dataset_config: str | None = None,
+        quiet: bool = False,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise InputError(f"The limit is {limit} documents. Pass at least 1.")
+        for patterns in (include_files, exclude_files):
+            if isinstance(patterns, str):
+                raise InputTypeError(
+                    f"A list of patterns is needed, and the string {patterns!r} was given. Pass a list."
+                )
+        self.sources = [source] if isinstance(source, str | Path) else [*source]
+        self.paths = [_find(item) for item in self.sources]
+        if len({path or item for path, item in zip(self.paths, self.sources, strict=True)}) < len(self.sources):
+            raise InputError(f"A source is given twice: {[str(item) for item in self.sources]}. Pass each one once.")
+        if dataset_config is not None and None not in self.paths:
+            raise InputError("`dataset_config` chooses a configuration of a Hub data set, and every source is a path.")
+        self.columns, self.split, self.revision, self.token = (text_column, id_column), split, revision, token
+        self.limit, self.patterns = limit, ([*include_files], [*exclude_files])
+        self.dataset_config, self.quiet = dataset_config, quiet
+        self._files()
+
+    def __iter__(self) -> Iterator[Document]:
+        files = self._files()
+        yield from islice(self._read(files, 0), self.limit)
+        if not self.quiet:
             files.report()
 
-    return read_and_report()
+    def read_from(self, place: Place) -> Iterator[Document]:
+        """
+        Read the corpus from a document on.
+
+        Args:
+            place (`Place`):
+                Where it is, as `places` gave it. JSON lines, Parquet files and saved data sets are opened there; other
+                files and data sets of the Hub are read from their beginning.
+
+        Yields:
+            `Document`: that one and all after it; `limit` is left to the caller.
+        """
+        yield from self._read(self._files(), place.source, place.row)
+
+    def count(self) -> int:
+        """
+        Count the documents; lines are counted, not parsed.
+
+        Returns:
+            `int`: how many a reader gets.
+
+        Raises:
+            `ValueError`: If a file is damaged or not what its name says.
+        """
+        return sum(1 for _ in islice(self._places(self._files()), self.limit))
+
+    def places(self, every: int = 1) -> tuple[list[Place], int]:
+        """
+        Find out where documents are; lines are counted, not parsed.
+
+        Args:
+            every (`int`, *optional*, defaults to `1`):
+                Give the place of the first document and of each one that comes `every` documents later.
+
+        Returns:
+            `tuple[list[Place], int]`: the places, and the number of documents.
+
+        Raises:
+            `ValueError`: If a file is damaged or not what its name says.
+        """
+        places, number, files, from_begin = list[Place](), 0, self._files(), dict[str, None]()
+        for place in islice(self._places(files), self.limit):
+            if number % every == 0:
+                places.append(place)
+                if place.row.row and place.row.byte is None and not self._begins_anywhere(place):
+                    from_begin[place.row.file] = None
+            number += 1
+        if not self.quiet:
+            files.report()
+            if from_begin:
+                logger.warning(
+                    "A part that begins inside of one of these is found by reading it from its beginning: %s. Plain "
+                    "`.jsonl` files, Parquet files, or many smaller ones are opened where a part begins.",
+                    ", ".join([*from_begin][:NAMES_IN_WARNING]) + ", ..." * (len(from_begin) > NAMES_IN_WARNING),
+                )
+        return places, number
+
+    def describe(self) -> dict[str, Any]:
+        """
+        Say which corpus this is, without reading it.
+
+        Returns:
+            `dict[str, Any]`: JSON-able; equal for the same names of files, sizes and options.
+        """
+        files, sizes = self._files(), hashlib.sha256()
+        for path in self.paths:
+            for name, size in files.sizes(path) if path else ():
+                sizes.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+        hub = [str(item) for item, path in zip(self.sources, self.paths, strict=True) if path is None]
+        return {
+            "files": sizes.hexdigest(),
+            "data_sets": [*hub, self.split, self.revision, self.dataset_config],
+            "columns": [*self.columns],
+            "limit": self.limit,
+            "patterns": [*self.patterns],
+        }
+
+    def _files(self) -> Files:
+        return Files([path for path in self.paths if path], self.columns, self.split, *self.patterns)
+
+    def _read(self, files: Files, first: int, start: RowPlace | None = None) -> Iterator[Document]:
+        """Read the sources from the one of that number on, and this one from a place on."""
+        for item, path in [*zip(self.sources, self.paths, strict=True)][first:]:
+            if path is not None:
+                yield from files.read(path, start)
+            else:
+                row = start.row if start else 0
+                rows = self._load(item)
+                for position, value in enumerate(rows.skip(row) if row else rows, row):
+                    yield document_from(value, f"{self._name(item)} {position}", *self.columns)
+            start = None
+
+    def _places(self, files: Files) -> Iterator[Place]:
+        for number, (item, path) in enumerate(zip(self.sources, self.paths, strict=True)):
+            rows: Iterable[RowPlace]
+            if path is not None:
+                rows = files.places(path)
+            else:
+                data = self._load(item)
+                splits = data.info.splits or {}  # a count that the data set names saves reading it
+                counted = range(splits[self.split].num_examples) if self.split in splits else data
+                rows = (RowPlace(self._name(item), row, None) for row, _ in enumerate(counted))
+            yield from (Place(number, row) for row in rows)
+
+    def _begins_anywhere(self, place: Place) -> bool:
+        """Whether a reader can begin there: inside of a plain file of lines or Parquet, or of a saved data set."""
+        path = self.paths[place.source]
+        return path is not None and (begins_anywhere(place.row.file) or not is_rows_file(place.row.file))
+
+    def _name(self, item: str | Path) -> str:
+        return "/".join(filter(None, (str(item), self.dataset_config, self.split)))
+
+    def _load(self, item: str | Path) -> Any:  # noqa: ANN401
+        """Open a data set of the Hub as a stream."""
+        from datasets import load_dataset
+
+        options = {"split": self.split, "revision": self.revision, "token": self.token, "streaming": True}
+        if self.dataset_config is not None:
+            options["name"] = self.dataset_config
+        try:
+            return load_dataset(str(item), **options)
+        except ConnectionError as error:
+            raise HubError(
+                f"The data set '{item}' cannot be read ({error}). Check its name and your connection, or pass files."
+            ) from error
 
 
 def _find(item: str | Path) -> Path | None:
@@ -136,139 +297,3 @@ def _find(item: str | Path) -> Path | None:
             f"There is no file or folder at '{item}', and an id on the Hub reads 'user/name'. Check the path."
         )
     return None
-
-
-def _is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote this folder."""
-    return (folder / "dataset_dict.json").is_file() or all(
-        (folder / name).is_file() for name in ("state.json", "dataset_info.json")
-    )
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path matches a pattern; `**/` may stand for no folder, and `/` at the end for all that is in it."""
-    forms = (form + "*" * form.endswith("/") for pattern in patterns for form in (pattern, pattern.replace("**/", "")))
-    return any(fnmatchcase(name, form) for form in forms)
-
-
-class _Files:
-    """Reads the sources that are paths, and remembers what it skips."""
-
-    def __init__(
-        self,
-        sources: list[Path],
-        columns: tuple[str, str | None],
-        split: str,
-        include: Sequence[str],
-        exclude: Sequence[str],
-    ) -> None:
-        self.columns, self.split, self.include, self.exclude = columns, split, include, exclude
-        # the folder in which the names of a source's files begin
-        self.roots = {path: path if path.is_dir() and not _is_saved(path) else path.parent for path in sources}
-        self.common = Path(os.path.commonpath([path.parent for path in sources])) if sources else Path()
-        self.num_skipped: Counter[str] = Counter()
-        self.skipped: dict[str, list[str]] = defaultdict(list)
-        self.unmatched: list[Path] = []
-        if (include or exclude) and all(path != root for path, root in self.roots.items()):
-            raise InputError(
-                "`include_files` and `exclude_files` choose files of a folder, and no source is a folder."
-            )
-
-    def read(self, source: Path) -> Iterator[Document]:
-        """Read a source: a file, a saved data set, or a folder, in which what has no documents is skipped."""
-        if self.roots[source] != source:
-            yield from self._documents(source, self._name(source, source))
-            return
-        path = None
-        for path in self._walk(source, source, {source.resolve()}):
-            name = self._name(path, source)
-            try:
-                yield from self._documents(path, name, in_folder=True)
-            except NoRowsError:
-                self._skip(name, "JSON without rows")
-        if path is None and (self.include or self.exclude):
-            self.unmatched.append(source)
-
-    def report(self) -> None:
-        """Warn of what was skipped, once for each reason, and of patterns that leave nothing."""
-        for source in self.unmatched:
-            logger.warning("The patterns leave no file of '%s'.", source)
-        for reason, count in self.num_skipped.items():
-            names = ", ".join(self.skipped[reason]) + ", ..." * (count > NAMES_IN_WARNING)
-            logger.warning("Skipped %d %s (%s): %s", count, "file" if count == 1 else "files", reason, names)
-
-    def _skip(self, name: str, reason: str) -> None:
-        self.num_skipped[reason] += 1
-        if self.num_skipped[reason] <= NAMES_IN_WARNING:
-            self.skipped[reason].append(name)
-
-    def _name(self, path: Path, source: Path) -> str:
-        """Name a file by its place in its source, or in the folder of all sources if another one has that name too."""
-        name = path.relative_to(self.roots[source])
-        for other, root in self.roots.items():
-            places = (root / name, self.common / name)
-            if other != source and any(place.is_relative_to(other) and place.exists() for place in places):
-                return path.relative_to(self.common).as_posix()
-        return name.as_posix()
-
-    def _walk(self, folder: Path, source: Path, visited: set[Path]) -> Iterator[Path]:
-        """List the files and saved data sets of a folder, and those of its folders in their place."""
-        for path in sorted(folder.iterdir()):  # so that memory holds no list of all files
-            name = path.relative_to(source).as_posix()
-            if path.name.startswith(".") or path.name == "__pycache__" or _matches(name, self.exclude):
-                continue
-            chosen = not self.include or _matches(name, self.include)
-            if path.is_dir():
-                target = path.resolve()
-                if target in visited or path.is_symlink() and target.is_relative_to(source.resolve()):
-                    self._skip(name, "a link to a folder that is read under another name")
-                    continue
-                visited.add(target)
-                if not _is_saved(path):
-                    yield from self._walk(path, source, visited)
-                elif chosen:
-                    yield path
-            elif not path.is_file():
-                self._skip(name, "a broken link, or not a regular file")
-            elif chosen:
-                yield path
-
-    def _documents(self, path: Path, name: str, in_folder: bool = False) -> Iterator[Document]:
-        check_text(name, f"the file name {name!a}")
-        rows: Iterable[tuple[str, Any]]
-        if path.is_dir():
-            rows = self._saved_rows(path, name)
-        elif path.stat().st_size == 0:
-            return self._skip(name, "empty")
-        elif is_rows_file(path.name):
-            rows = read_rows(path, name, self.columns[0])
-        else:
-            rows = self._text(path, name, in_folder)
-        for where, row in rows:
-            document = document_from(row, where, *self.columns)
-            document.metadata.setdefault("source", name)
-            yield document
-
-    def _saved_rows(self, folder: Path, name: str) -> Iterator[tuple[str, Any]]:
-        from datasets import DatasetDict, load_from_disk
-
-        rows = load_from_disk(str(folder))
-        if not isinstance(rows, DatasetDict):
-            return enumerated(rows, name)
-        if self.split not in rows:
-            raise InputError(f"'{folder}' has no split '{self.split}', but {sorted(rows)}. Choose one of these.")
-        return enumerated(rows[self.split], f"{name}/{self.split}")
-
-    def _text(self, path: Path, name: str, in_folder: bool) -> list[tuple[str, str]]:
-        """Read a file that is one text; in a folder, other files are none."""
-        data = path.read_bytes()
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if not in_folder:
-                raise InputError(f"'{path}' is not UTF-8 text ({error}). Convert it, or leave it out.") from None
-            text = "\0"
-        if in_folder and "\0" in text:
-            self._skip(name, "not UTF-8 text")
-            return []
-        return [(name, text)]

@@ -6,6 +6,7 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
+    from tttnn.index.build.by_shards import ShardProgress, build_shards, finish_index
     from tttnn.index.build.from_documents import IndexSettings, add_documents, build_index, index_in_memory
     from tttnn.index.build.passages import split_into_passages
     from tttnn.index.build.save import write_index
@@ -23,10 +24,13 @@ __all__ = [
     "IndexSettings",
     "IndexSubset",
     "Pairs",
+    "ShardProgress",
     "add_documents",
     "build_index",
+    "build_shards",
     "fetch_index",
     "fetch_manifest",
+    "finish_index",
     "import_tttlm_index",
     "index_in_memory",
     "open_index",
@@ -46,10 +50,13 @@ __getattr__, __dir__ = door(
         "IndexSettings": "build.from_documents",
         "IndexSubset": "subset",
         "Pairs": "search",
+        "ShardProgress": "build.by_shards",
         "add_documents": "build.from_documents",
         "build_index": "build.from_documents",
+        "build_shards": "build.by_shards",
         "fetch_index": "hub.transfer",
         "fetch_manifest": "hub.transfer",
+        "finish_index": "build.by_shards",
         "import_tttlm_index": "build.tttlm",
         "index_in_memory": "build.from_documents",
         "open_index": "opening",

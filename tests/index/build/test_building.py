@@ -28,7 +28,7 @@ from tttnn.index.opening import open_index
 
 
 PROGRAM = Path(__file__).parents[2] / "build_program.py"
-KINDS = ["build flat", "add flat", "build scale", "add scale", "import"]
+KINDS = ["build flat", "add flat", "build scale", "add scale", "import", "shards flat", "shards scale"]
 DOCUMENTS = make_documents(50)
 MORE = make_documents(30, seed=1)
 SETTINGS = IndexSettings(shard_size=20)
@@ -130,7 +130,7 @@ def test_a_killed_build_ends_with_the_files_of_an_uninterrupted_one_and_leaves_n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS[:-1])
+@pytest.mark.parametrize("kind", KINDS[:4])
 def test_what_is_embedded_is_not_embedded_again(killed, kind):
     # noted at the start, after each block of 25 rows, and at the end of each shard of 40 and of the corpus
     noted = [0, 0, 25, 40, 40, 65, 80, 80] + ([100, 100, 100] if kind.startswith("build") else [90, 90, 90])
@@ -142,6 +142,12 @@ def test_what_is_embedded_is_not_embedded_again(killed, kind):
         if step != str(len(expected["steps"]) - 1):
             num_rows = noted[before.count("rename state.json.tmp")]
             assert again["embedded"] == expected["embedded"][num_rows:], expected["steps"][int(step)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["flat", "scale"])
+def test_a_build_by_shards_ends_with_the_files_of_one_at_once(killed, preset):
+    assert killed[f"shards {preset}"]["whole"]["files"] == killed[f"build {preset}"]["whole"]["files"]
 
 
 @pytest.mark.slow

@@ -102,11 +102,11 @@ def build_index(
     """
     settings, folder, described = settings or IndexSettings(), Path(folder).resolve(), embedder.describe()
     check_factory(settings.preset, embedder.dimension)
-    rows = _rows(documents, embedder, settings.passage_tokens)
+    rows = rows_of(documents, embedder, settings.passage_tokens)
     with locked(folder):
         settle(folder)
         if (folder / MANIFEST).is_file():
-            if _is_index_of(folder, rows, settings, described):
+            if is_index_of(folder, rows, settings, described):
                 return False
             check_vacant(folder)
         build_settings = {
@@ -174,7 +174,7 @@ def add_documents(
     with locked(folder):
         settled, old = settle(folder), read_manifest(folder)
         embedder.check(old.embedder.to_json())
-        rows, first = _rows(documents, embedder, old.passage_tokens), len(old.shards)
+        rows, first = rows_of(documents, embedder, old.passage_tokens), len(old.shards)
         if settled is not None and settled.is_addition:
             return _rows_of_settled(folder, old, settled, rows)
         build_settings = {"added_to": old.corpus_digest, "passage_tokens": old.passage_tokens}
@@ -228,7 +228,7 @@ def index_in_memory(
     digest = hashlib.sha256(json.dumps(described).encode())
     bar = _bar(documents, embedder, passage_tokens, show_progress_bar)
     with embedder.reported_truncation(), bar:
-        corpus = _rows(documents, embedder, passage_tokens)
+        corpus = rows_of(documents, embedder, passage_tokens)
         for block, embedded in embedded_blocks(corpus, embedder, batch_size, progress=bar.update):
             vectors.add(embedded)
             rows += block
@@ -239,7 +239,8 @@ def index_in_memory(
     return DocumentIndex([Shard(vectors, rows)], described, digest.hexdigest(), passage_tokens=passage_tokens)
 
 
-def _rows(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:
+def rows_of(documents: Iterable[Document], embedder: Embedder, passage_tokens: int | None) -> Iterator[Document]:
+    """Give the rows of an index of documents: these, or their passages."""
     return iter(documents) if passage_tokens is None else split_into_passages(documents, embedder, passage_tokens)
 
 
@@ -249,11 +250,11 @@ def _bar(documents: Iterable[Document], embedder: Embedder, passage_tokens: int 
     if shown and isinstance(documents, Sized):
         total = len(documents)
         if passage_tokens is not None:
-            total = sum(1 for _ in _rows(documents, embedder, passage_tokens))
+            total = sum(1 for _ in rows_of(documents, embedder, passage_tokens))
     return tqdm(desc="Embedding", unit="row", total=total, disable=not shown)
 
 
-def _is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]) -> bool:
+def is_index_of(folder: Path, rows: Iterator[Document], settings: IndexSettings, described: dict[str, Any]) -> bool:
     """Whether a folder holds the index that a build would make; the corpus is read, but nothing is embedded."""
     manifest = read_manifest(folder)
     storage, recall = manifest.storage, manifest.recall

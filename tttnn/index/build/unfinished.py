@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -51,7 +51,7 @@ from tttnn.index.manifest import (
     Storage,
 )
 from tttnn.index.texts import document_to_line
-from tttnn.index.vectors import STORAGE_PRESETS, factory_for, write_vectors
+from tttnn.index.vectors import STORAGE_PRESETS, factory_for, read_vectors, write_vectors
 
 
 NO_DOCUMENT = "The corpus holds no document. Check its path, its split and the limit."
@@ -75,23 +75,40 @@ class UnfinishedIndex:
             Rows in a shard, unless an interrupted build has its own.
         first_shard (`int`, *optional*, defaults to `0`):
             Number of the first shard to make.
+        shards (`Sequence[ShardEntry]`, *optional*):
+            Shards that were made elsewhere, if no build is interrupted here; their files are in place.
+        verified (`bool`, *optional*, defaults to `False`):
+            Whether the files of an interrupted build are compared by their sizes only, not by their checksums.
 
     Raises:
         `FileExistsError`: If the folder holds something else.
         `ValueError`: If the interrupted build had other settings, or is damaged.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], shard_size: int, first_shard: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        shard_size: int,
+        first_shard: int = 0,
+        *,
+        shards: Sequence[ShardEntry] = (),
+        verified: bool = False,
+    ) -> None:
         self.folder, self.settings, self.shard_size, self.first_shard = folder, settings, shard_size, first_shard
-        self.shards: list[ShardEntry] = []
+        self.shards = [*shards]
         self.growing: Growing | None = None
-        self.complete = False  # whether the corpus has come to its end
+        self.complete = bool(shards)  # whether the corpus has come to its end
+        self.verified = verified
         # what was trained for a preset, and the Faiss files that were made from it
         self.preset = "flat"
         self.trained: FileEntry | None = None
         self.stored: list[FileEntry] = []
         if is_under_way(folder):
             self._resume()
+        elif shards:
+            self._note()
+            self._make_folders()
         else:
             self._start()
 
@@ -118,7 +135,7 @@ class UnfinishedIndex:
     def _resume(self) -> None:
         state = read_state(self.folder)
         with intact(self.folder):
-            different = _different(self.settings, state["settings"])
+            different = different_settings(self.settings, state["settings"])
             is_same_place = self.first_shard == state["first_shard"]
             different += [] if is_same_place else ["first_shard"]
             is_begun = state["shards"] or state["growing"]
@@ -160,7 +177,7 @@ class UnfinishedIndex:
         for path, expected in files.items():
             if not path.is_file():
                 raise FileNotFoundError(f"'{path}' is missing")
-            if FileEntry.of(path) != expected:
+            if path.stat().st_size != expected.bytes or not self.verified and FileEntry.of(path) != expected:
                 raise InputError(f"'{path}' is not what was written")
 
     def _note(self) -> None:
@@ -211,8 +228,10 @@ class UnfinishedIndex:
             writer.vectors.write(part.tobytes())
         self._finish_shard(writer)
 
-    def embed(self, rows: Iterator[Document], embedder: Embedder, batch_size: int | None, bar: tqdm) -> None:
-        """Go past the rows of the corpus that are embedded, and embed all others."""
+    def embed(
+        self, rows: Iterator[Document], embedder: Embedder, batch_size: int | None, bar: tqdm, row: int = 0
+    ) -> None:
+        """Go past the rows of the corpus that are embedded, and embed all others; the first has the number `row`."""
         done = self._go_past_shards(rows)
         bar.update(done)
         while self.growing or (first := [*islice(rows, 1)]):
@@ -223,7 +242,7 @@ class UnfinishedIndex:
                     raise self._other_corpus(f"up to row {done + writer.num_rows} they differ")
             bar.update(writer.num_rows)
             of_shard = chain(first, islice(rows, self.shard_size - writer.num_rows - len(first)))
-            first_row = done + writer.num_rows
+            first_row = row + done + writer.num_rows
             for block, vectors in embedded_blocks(of_shard, embedder, batch_size, first_row, bar.update):
                 writer.add(block)
                 writer.vectors.write(vectors.tobytes())
@@ -278,32 +297,49 @@ class UnfinishedIndex:
         These are those of the shard `like`; without it they are trained, and the recall is measured with queries that
         the embedder makes.
         """
-        self._choose(preset)
-        work, numbers = self.folder / WORK, range(self.first_shard, self.number)
-        paths = [self.folder / VECTORS.format(number) for number in numbers]
-        starts = np.cumsum([0] + [entry.rows for entry in self.shards]).tolist()
-        exact = OpenedInTurn([work_file(self.folder, VECTORS, number) for number in numbers], "flat", starts[:-1])
-        factory = factory_for(preset, starts[-1], embedder.dimension)
-        if self.trained is None:
-            write_vectors(trained_for(factory, exact) if like is None else emptied(like), work / TRAINED, work)
-            self.trained = FileEntry.of(work / TRAINED)
-            self._note()
-        for place in range(len(self.stored), len(paths)):
-            write_vectors(converted(exact[place].vectors, work / TRAINED), paths[place], work)
-            self.stored.append(FileEntry.of(paths[place]))
+        self.train(preset, like)
+        for place in range(len(self.stored), len(self.shards)):
+            self.stored.append(self.convert(place))
             self._note()
         search: dict[str, int] = {}
         recall = None
+        exact, num_rows = self._exact_shards()
         if like is None:
-            stored = OpenedInTurn(paths, preset, starts[:-1])
+            paths = [self.folder / VECTORS.format(number) for number in range(self.first_shard, self.number)]
+            stored = OpenedInTurn(paths, preset, exact.starts)
             queries = draw_queries(self.folder, self.shards, embedder)
-            search, recall = measure(exact, stored, work / TRAINED, queries, recall_target)
+            search, recall = measure(exact, stored, self.folder / WORK / TRAINED, queries, recall_target)
         for place, file in enumerate(self.stored):
             files = {**self.shards[place].files, VECTORS.format(self.first_shard + place): file}
             self.shards[place] = replace(self.shards[place], files=files)
             if preset not in STORAGE_PRESETS:
                 note_built(file)
+        factory = factory_for(preset, num_rows, exact[0].vectors.d)
         return Storage(preset, factory, search, self.shard_size), recall
+
+    def train(self, preset: str, like: Path | None = None) -> None:
+        """Have what the storage of a preset needs, trained once on a sample of all rows or taken from a shard."""
+        self._choose(preset)
+        if self.trained is None:
+            work, (exact, num_rows) = self.folder / WORK, self._exact_shards()
+            factory = factory_for(preset, num_rows, exact[0].vectors.d)
+            write_vectors(trained_for(factory, exact) if like is None else emptied(like), work / TRAINED, work)
+            self.trained = FileEntry.of(work / TRAINED)
+            self._note()
+
+    def convert(self, place: int) -> FileEntry:
+        """Turn the exact vectors of a shard, counted from the first that is made, into what was trained."""
+        number, work = self.first_shard + place, self.folder / WORK
+        exact = read_vectors(work_file(self.folder, VECTORS, number), "flat")
+        path = self.folder / VECTORS.format(number)
+        write_vectors(converted(exact, work / TRAINED), path, work)
+        return FileEntry.of(path)
+
+    def _exact_shards(self) -> tuple[OpenedInTurn, int]:
+        """Open the exact vectors, and count them."""
+        paths = [work_file(self.folder, VECTORS, number) for number in range(self.first_shard, self.number)]
+        starts = np.cumsum([0] + [entry.rows for entry in self.shards]).tolist()
+        return OpenedInTurn(paths, "flat", starts[:-1]), starts[-1]
 
     # --- the end ---
 
@@ -348,7 +384,7 @@ class UnfinishedIndex:
         return [path for path in paths if (digits := re.search(r"-(\d+)\.", path.name)) and int(digits[1]) >= number]
 
 
-def _different(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
+def different_settings(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
     """Name the settings that differ."""
     names = sorted(name for name in {*settings, *others} if settings.get(name) != others.get(name))
     if "embedder" in {*names} & {*settings} & {*others} and same_embedder(settings["embedder"], others["embedder"]):

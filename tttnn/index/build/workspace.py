@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tttnn.index.manifest import MANIFEST, VECTORS, VIEWER, read_manifest
 # In the folder of an index; what is in it is no part of the index.
 WORK = ".unfinished"
 STATE, TRAINED = "state.json", "trained.faiss"
+PLAN = "plan.json"  # of an index that several processes build
 SEARCH_FOLDERS = ("index", "texts")
 VIEWER_FOLDER = "data"  # made at the very end
 # While a build is under way: without it `load_dataset` would read the texts of a folder that holds no Parquet yet.
@@ -42,9 +44,13 @@ def show_only_parquet(folder: Path) -> None:
 
 def check_vacant(folder: Path) -> None:
     """Make sure that nothing would be overwritten; what a kill at the first step of a build left is nothing."""
-    if folder.exists() and (
-        not folder.is_dir() or names_in(folder) - {WORK} or names_in(folder / WORK) - {STATE + ".tmp"}
-    ):
+    if (folder / WORK / PLAN).is_file():
+        raise FileExistsError(
+            f"'{folder}' is being built by shards. Go on with `--shards`, end it with `tttnn build-index --finish "
+            f"{folder}`, or remove it."
+        )
+    nothing = {STATE + ".tmp", PLAN + ".tmp"}
+    if folder.exists() and (not folder.is_dir() or names_in(folder) - {WORK} or names_in(folder / WORK) - nothing):
         raise FileExistsError(
             f"'{folder}' is there already. Choose another folder, or remove it first; `tttnn add` appends documents "
             "to an index."
@@ -122,8 +128,11 @@ def intact(folder: Path) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Remove what a build made beside the index; last its state, by which it is known to be a build."""
     work = folder / WORK
+    if (work / PLAN).is_file():
+        for path in work.glob("[0-9]*/"):  # shards of several processes, and what those left that died
+            shutil.rmtree(path)
     patterns = [Path(re.sub(r"{.*}", "*", name)).name for name in (VECTORS, VIEWER)]
-    for pattern in (*patterns, "*.tmp", TRAINED):
+    for pattern in (*patterns, "*.tmp", TRAINED, "shard-*.lock", "stored-*.json", PLAN):
         for path in work.glob(pattern):
             path.unlink()
     if (folder / VIEWERS).is_file() and (folder / VIEWERS).read_text(encoding="utf-8") == ONLY_PARQUET:
