@@ -30,7 +30,7 @@ from tttnn.evaluation import (
 from tttnn.report import task_table
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PileArguments(EvaluateArguments):
     """What is evaluated."""
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.trainer import TestTimeTrainer
     from tttnn.documents import Document, read_documents
     from tttnn.embedding import Embedder
+    from tttnn.generation.generator import Generation, TestTimeGenerator
     from tttnn.neighbors import Neighbor
     from tttnn.records import DocumentRecord
     from tttnn.retrieval.retriever import NeighborRetriever
@@ -23,11 +24,13 @@ __all__ = [  # noqa: RUF022
     "Document",
     "DocumentRecord",
     "Embedder",
+    "Generation",
     "JournalCallback",
     "Neighbor",
     "NeighborEarlyStoppingCallback",
     "NeighborRetriever",
     "TestTimeCallback",
+    "TestTimeGenerator",
     "TestTimeTrainer",
     "TestTimeTrainingArguments",
     "read_documents",
@@ -40,11 +43,13 @@ __getattr__, __dir__ = door(
         "Document": "documents",
         "DocumentRecord": "records",
         "Embedder": "embedding",
+        "Generation": "generation.generator",
         "JournalCallback": "adaptation.callbacks",
         "Neighbor": "neighbors",
         "NeighborEarlyStoppingCallback": "adaptation.stopping",
         "NeighborRetriever": "retrieval.retriever",
         "TestTimeCallback": "adaptation.callbacks",
+        "TestTimeGenerator": "generation.generator",
         "TestTimeTrainer": "adaptation.trainer",
         "TestTimeTrainingArguments": "adaptation.arguments",
         "read_documents": "documents",

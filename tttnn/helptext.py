@@ -76,6 +76,15 @@ class OptionParser(Parser):
         if kind is bool and item.default is True:
             self.add_argument(f"--no-{name}", dest=item.name, action="store_false", help=argparse.SUPPRESS)
 
+    def with_values(self, words: Sequence[str]) -> list[str]:
+        """Give flags their value, `--raw=true`, where the next word is none: it then belongs to no option."""
+        valued = []
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            action = self._option_string_actions.get(word)
+            is_flag = action is not None and action.type is switch and action.nargs == "?"
+            valued.append(f"{word}=true" if is_flag and following.lower() not in SWITCHED else word)
+        return valued
+
     def parse_groups(self, words: Sequence[str]) -> tuple[dict[type, Any], list[str]]:
         """Parse words; gives an instance of each dataclass by its type, and the words that belong to no option."""
         values, rest = self.parse_known_args(words)
@@ -105,12 +114,14 @@ def _value_of(kind: type[Enum]) -> Callable[[str], Any]:
     return {str(member.value): member.value for member in kind}.get
 
 
+# what may be said after a flag
+SWITCHED = {name: name in ("yes", "true", "t", "y", "1") for name in "yes true t y 1 no false f n 0".split()}
+
+
 def switch(word: str) -> bool:
     """Read what is said after a flag: `--bf16 false`."""
-    words = {True: ("yes", "true", "t", "y", "1"), False: ("no", "false", "f", "n", "0")}
-    for value, names in words.items():
-        if word.lower() in names:
-            return value
+    if word.lower() in SWITCHED:
+        return SWITCHED[word.lower()]
     raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
 
 

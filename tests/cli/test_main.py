@@ -21,7 +21,7 @@ from tttnn.methods import METHODS
 
 COMMANDS = [
     *("build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "train-experts", "evaluate"),
-    "report",
+    *("report", "generate"),
 ]
 
 

@@ -6,6 +6,7 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
+    from tttnn.adaptation.adaptation_cache import AdaptationCache
     from tttnn.adaptation.arguments import TestTimeTrainingArguments
     from tttnn.adaptation.callbacks import JournalCallback, TestTimeCallback
     from tttnn.adaptation.episode import Episode
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.ngram_cache import NgramCache
     from tttnn.adaptation.options import (
         SIZES,
+        THROUGH_PEFT,
         NeighborStepArguments,
         RetrievalArguments,
         RunArguments,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.windows import Window, prefix_token_id, scoring_windows, split_document
 
 __all__ = [
+    "AdaptationCache",
     "CurveRow",
     "DocumentProgressCallback",
     "Episode",
@@ -54,6 +57,7 @@ __all__ = [
     "ScoredText",
     "ScoringArguments",
     "StepArguments",
+    "THROUGH_PEFT",
     "TestTimeCallback",
     "TestTimeTrainer",
     "TestTimeTraining",
@@ -82,6 +86,7 @@ __all__ = [
 __getattr__, __dir__ = door(
     __name__,
     {
+        "AdaptationCache": "adaptation_cache",
         "CurveRow": "tuning",
         "DocumentProgressCallback": "progress",
         "Episode": "episode",
@@ -94,6 +99,7 @@ __getattr__, __dir__ = door(
         "PRESETS": "presets",
         "PrecisionChoice": "precision",
         "SIZES": "options",
+        "THROUGH_PEFT": "options",
         "ScoredText": "scoring",
         "TestTimeCallback": "callbacks",
         "TestTimeTrainer": "trainer",

@@ -48,6 +48,8 @@ class Episode:
         scored_text (`ScoredText`): the part that is scored, in windows.
         neighbors (`list[Neighbor]`): the selected neighbors, in the order of training.
         weights (`list[float]`): a factor for the loss of each neighbor.
+        changed (`bool`): whether the model was changed for it, once it was adapted without a score.
+        reused (`bool`): whether what had been learned before was taken from a cache.
         unadapted_nll (`TokenNll`): the first score of each token; set by `add_score`, as the next.
         token_nll (`TokenNll`): the last score of each token, before the mixture.
     """
@@ -69,6 +71,7 @@ class Episode:
         self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
         self.neighbors: list[Neighbor] = []
         self.weights: list[float] = []
+        self.changed = self.reused = False
         self._predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @property

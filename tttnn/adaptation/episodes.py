@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from tttnn.adaptation.adaptation_cache import AdaptationCache
 from tttnn.adaptation.batched import DocumentBatches
 from tttnn.adaptation.batching import check_batching, check_reading_together
 from tttnn.adaptation.callbacks import dispatch
@@ -141,58 +142,57 @@ class Episodes:
         if self.trainer.args.reset_optimizer:
             self._optimizer.reset()
 
-    def adapt(self, text: str, neighbors: Sequence[Neighbor | str] | None = None) -> DocumentRecord:
+    def prepare(
+        self, text: str, neighbors: Sequence[Neighbor | str] | None = None, cache: AdaptationCache | None = None
+    ) -> Episode:
         """
-        Train on a text as `train_on` says, and leave the model adapted; `TestTimeTrainer.adapt` is thin over this.
+        Do for a text what the method does before its last score, and leave the model so, without a score.
+
+        `TestTimeTrainer.adapt` and `adapted_episode` are thin over this.
 
         Args:
             text (`str`):
                 The whole of it is the query.
             neighbors (`Sequence[Neighbor | str]`, *optional*):
-                Neighbors that were found elsewhere. By default they are retrieved and selected.
+                Neighbors that were found elsewhere. By default they are retrieved, if the method uses any.
+            cache (`AdaptationCache`, *optional*):
+                What was learned from the same neighbors before is taken from it, and what is learned goes into it.
 
         Returns:
-            `DocumentRecord`: without a score.
+            `Episode`: `changed` says whether the model was changed, `reused` whether by what was in the cache.
 
         Raises:
-            `ValueError`: If there is no neighbor to train on, or none has a token; or the method takes no such step.
+            `ValueError`: If `neighbors` are passed to a method that does not use them, or are none.
             `RuntimeError`: If there is no retriever, or a loss is not finite.
             `ConnectionError`, `TimeoutError`: If retrieving fails.
         """
-        method, train_on = self.trainer.method, self.trainer.args.train_on
-        if not (method.retrieves and (method.trains or method.starts)):
-            raise InputError(
-                f"`adapt` takes steps on neighbors, and the method '{method.name}' does not. Pass the trainer one "
-                "that does, such as `TestTimeTraining()`; with a budget, `with_budget(..., method='ttt')`."
-            )
-        if neighbors is not None and not method.trains:
-            raise InputError(f"`neighbors` were passed, and the method '{method.name}' takes no step. Leave them out.")
-        if neighbors is not None and train_on == "query":
-            raise InputError(
-                "`neighbors` were passed, and `train_on` is 'query': no step would be taken on them. Leave them out, "
-                "or pass `train_on='both'`."
-            )
-        episode = Episode(self.trainer, Document("adapt", check_text(text, "`text`")), 0, query="document")
-        dispatch(self.trainer, "on_document_begin", record=episode.record)
-        method.start(episode)
-        changed = method.starts
-        if method.trains and train_on != "query":
-            changed = self._train_on_neighbors(episode, neighbors) or changed
-        if method.trains and train_on != "neighbors":
-            changed = episode.train_on_query() or changed
-        if not changed:
-            raise InputError("There is nothing to train on: the neighbors, or the text, have no token.")
-        check_weights(self._snapshot.parameters)
-        dispatch(self.trainer, "on_document_end", record=episode.record)
-        return episode.record
-
-    def _train_on_neighbors(self, episode: Episode, neighbors: Sequence[Neighbor | str] | None) -> bool:
-        """Take the steps of `adapt` on neighbors; say whether any of them has a token."""
-        if neighbors is None:
-            episode.retrieve()
-        else:
+        method, trainer = self.trainer.method, self.trainer
+        episode = Episode(trainer, Document("adapt", check_text(text, "`text`")), 0, query="document")
+        dispatch(trainer, "on_document_begin", record=episode.record)
+        if neighbors is not None:
+            self._check_passed()
             episode.neighbors = as_neighbors(neighbors)
             episode.weights = [1.0] * len(episode.neighbors)
-        if not episode.neighbors:
-            raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
-        return any([changed for _, changed in episode.train_on_neighbors()])
+        elif method.needs_neighbors(trainer.args):
+            episode.retrieve()
+        key = None if cache is None else cache.key_of(episode)
+        kept = None if cache is None or key is None else cache.get(key)
+        if kept is not None:
+            kept.give_back(self._snapshot.tensors, episode)
+        else:
+            episode.changed = method.adapt(episode)
+            if episode.changed:
+                check_weights(self._snapshot.parameters)
+            if episode.changed and cache is not None and key is not None:
+                cache.put(key, self._snapshot.tensors, episode)
+        dispatch(trainer, "on_document_end", record=episode.record)
+        return episode
+
+    def _check_passed(self) -> None:
+        """Refuse neighbors that would not be used."""
+        method, args = self.trainer.method, self.trainer.args
+        if not (method.needs_neighbors(args) and (method.trains or not method.starts)):
+            reason = f"the method '{method.name}' takes no step on neighbors, and reads none"
+            if method.trains and args.train_on == "query":
+                reason = "`train_on` is 'query': no step would be taken on them"
+            raise InputError(f"`neighbors` were passed, and {reason}. Leave them out, or pass `train_on='both'`.")

@@ -44,6 +44,8 @@ class Method:
     trains: ClassVar[bool] = True
     # whether `start` changes the model
     starts: ClassVar[bool] = False
+    # whether what it does changes the words that the model generates
+    generates: ClassVar[bool] = True
     # whether it is left in float32 where the precision is open
     stays_in_float32: ClassVar[bool] = False
     # whether `candidates` may list several, to choose from on validation documents
@@ -150,6 +152,40 @@ class Method:
             episode (`Episode`):
                 The document, with its neighbors.
         """
+
+    def adapt(self, episode: "Episode") -> bool:
+        """
+        Do for a document what is done before its last score, without a score: `TestTimeTrainer.adapt` and generation.
+
+        Args:
+            episode (`Episode`):
+                The document, with its neighbors.
+
+        Returns:
+            `bool`: whether the model was changed.
+        """
+        self.start(episode)
+        changed, train_on = self.starts, episode.trainer.args.train_on
+        if self.trains and train_on != "query":
+            changed = any([is_step for _, is_step in episode.train_on_neighbors()]) or changed
+        if self.trains and train_on != "neighbors":
+            changed = episode.train_on_query() or changed
+        return changed
+
+    def lay_before(self, episode: "Episode", room: int | None) -> list[int]:
+        """
+        Lay out what is read before the prompt when text is generated.
+
+        Args:
+            episode (`Episode`):
+                The prompt, with its neighbors.
+            room (`int`, *optional*):
+                Tokens that the model's context has left for it; `None` for a model without positions.
+
+        Returns:
+            `list[int]`: tokens, at most `room`; by default none.
+        """
+        return []
 
     def score_after(self, episode: "Episode") -> None:
         """

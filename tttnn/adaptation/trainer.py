@@ -15,12 +15,13 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import logging
 
 from tttnn.adaptation import internals
+from tttnn.adaptation.adaptation_cache import AdaptationCache
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
 from tttnn.adaptation.batching import check_batching
 from tttnn.adaptation.beginnings import can_cut_at_spaces
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
-from tttnn.adaptation.episode import num_candidates
+from tttnn.adaptation.episode import Episode, num_candidates
 from tttnn.adaptation.episodes import Episodes
 from tttnn.adaptation.head import head_loss, is_last_row, last_row_only
 from tttnn.adaptation.method import Method, TestTimeTraining
@@ -342,14 +343,54 @@ class TestTimeTrainer(Trainer):
             model.generate(...)
         ```
         """
+        method = self.method
+        if not (method.retrieves and (method.trains or method.starts)):
+            raise InputError(
+                f"`adapt` takes steps on neighbors, and the method '{method.name}' does not. Pass the trainer one "
+                "that does, such as `TestTimeTraining()`; with a budget, `with_budget(..., method='ttt')`."
+            )
+        with self.adapted_episode(text, neighbors) as episode:
+            if not episode.changed:
+                if method.needs_neighbors(self.args) and not episode.neighbors:
+                    raise InputError("There is no neighbor to train on: the retriever or `neighbors=` gave none.")
+                raise InputError("There is nothing to train on: the neighbors, or the text, have no token.")
+            yield self.model
+
+    @contextmanager
+    def adapted_episode(
+        self, text: str, neighbors: Sequence[Neighbor | str] | None = None, cache: AdaptationCache | None = None
+    ) -> Iterator[Episode]:
+        """
+        Do for a text what the method does, and hand out the episode; restore the model on the way out.
+
+        Same as `adapt`, but for every method, one that only reads its neighbors too, and also if there is none:
+        `TestTimeGenerator` stands on it.
+
+        Args:
+            text (`str`):
+                The whole of it is the query.
+            neighbors (`Sequence[Neighbor | str]`, *optional*):
+                As in `adapt`.
+            cache (`AdaptationCache`, *optional*):
+                Adaptations of earlier texts. One with the same neighbors is taken again, without a step.
+
+        Yields:
+            `Episode`: its `neighbors`, its `record`, and whether the model was `changed` or an adaptation `reused`.
+
+        Raises:
+            `ValueError`: If `neighbors` are passed to a method that does not use them.
+            `RuntimeError`: If there is no retriever, a loss is not finite, or an episode of this trainer is running.
+            `ConnectionError`, `TimeoutError`: If retrieving fails.
+        """
         self._check_free()
         with restored(self.model) as snapshot, ExitStack() as stack:
             stack.callback(setattr, self, "adaptation", None)
             with self._ready_to_train(snapshot, 1) as optimizer:
-                self.adaptation = Episodes(self, snapshot, optimizer).adapt(text, neighbors)
+                episode = Episodes(self, snapshot, optimizer).prepare(text, neighbors, cache)
+                self.adaptation = episode.record if episode.changed else None
             snapshot.restore_random_states()
             self.model.eval()
-            yield self.model
+            yield episode
 
     def create_model_card(
         self,

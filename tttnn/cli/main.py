@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from tttnn.cli.build import add_add, add_build_index, add_import_tttlm
 from tttnn.cli.evaluate import add_evaluate, add_tune, evaluate
 from tttnn.cli.experts import add_train_experts
+from tttnn.cli.generate import add_generate, generate
 from tttnn.cli.index import add_info, add_pull, add_push, add_retrieve
 from tttnn.cli.report import add_report
 from tttnn.errors import InputError, StateError
@@ -21,7 +22,7 @@ from tttnn.helptext import Parser, dashed, misspelled, suggestion
 COMMANDS = (
     *(add_build_index, add_add, add_import_tttlm),
     *(add_push, add_pull, add_info, add_retrieve),
-    *(add_tune, add_train_experts, add_evaluate, add_report),
+    *(add_tune, add_train_experts, add_evaluate, add_report, add_generate),
 )
 
 # the Hub's errors, ours and those of huggingface_hub, are OSErrors
@@ -77,8 +78,10 @@ def _run(words: list[str]) -> None:
         add_command(commands)
     if words and words[0] in commands.choices:
         known = commands.choices[words[0]]
-        if words[0] == "evaluate":  # another parser reads its options, which depend on the method
-            evaluate(words[1:])
+        # another parser reads these options, which depend on the method
+        run = {"evaluate": evaluate, "generate": generate}.get(words[0])
+        if run is not None:
+            run(words[1:])
             return
         options = known._option_string_actions
         # argparse would first miss the option that was misspelled

@@ -6,19 +6,22 @@ from tttnn.doors import door
 
 
 if TYPE_CHECKING:
-    from tttnn.evaluation.options import Budget, EvaluateArguments, Evaluation, parse_evaluation
+    from tttnn.evaluation.options import Budget, EvaluateArguments, Evaluation, ModelArguments
+    from tttnn.evaluation.parsing import parse_evaluation
     from tttnn.evaluation.pile import TEST_FRACTION, parse_tasks, pile_weights, select_documents, task_of
-    from tttnn.evaluation.run import Outcome, evaluate_documents, load_model
+    from tttnn.evaluation.run import Outcome, evaluate_documents, load_model, load_trainer_arguments
     from tttnn.evaluation.tune import tune_on_index
 
 __all__ = [
     "Budget",
     "EvaluateArguments",
     "Evaluation",
+    "ModelArguments",
     "Outcome",
     "TEST_FRACTION",
     "evaluate_documents",
     "load_model",
+    "load_trainer_arguments",
     "parse_evaluation",
     "parse_tasks",
     "pile_weights",
@@ -32,12 +35,14 @@ __getattr__, __dir__ = door(
     {
         "Budget": "options",
         "EvaluateArguments": "options",
+        "ModelArguments": "options",
         "Evaluation": "options",
         "Outcome": "run",
         "TEST_FRACTION": "pile",
         "evaluate_documents": "run",
         "load_model": "run",
-        "parse_evaluation": "options",
+        "load_trainer_arguments": "run",
+        "parse_evaluation": "parsing",
         "parse_tasks": "pile",
         "pile_weights": "pile",
         "select_documents": "pile",

@@ -59,7 +59,21 @@ class Outcome(NamedTuple):
 
 
 def load_trainer_arguments(evaluation: Evaluation[Any]) -> dict[str, Any]:
-    """Load `model`, `processing_class` and `retriever` of a `TestTimeTrainer`; the retriever caches on disk."""
+    """
+    Load what a `TestTimeTrainer` needs, as an evaluation names it.
+
+    Args:
+        evaluation (`Evaluation`):
+            Which model, and which index (see `parse_evaluation`).
+
+    Returns:
+        `dict[str, Any]`: `model`, `processing_class` and `retriever`, which caches on disk, and is `None` without an
+        index.
+
+    Raises:
+        `ValueError`: If the model cannot be loaded, or the index is damaged.
+        `OSError`: If there is no such index.
+    """
     inputs, index, retriever = evaluation.inputs, evaluation.index, None
     if index is not None:
         retriever = NeighborRetriever.from_pretrained(

@@ -1,5 +1,6 @@
 """Neighbors in the context window, in the place of training on them or beside it."""
 
+import math
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -99,13 +100,18 @@ class Context(Method):
         """Name the method and the room for neighbors."""
         return {**super().settings(), "context_length": self.context.context_length}
 
+    def lay_before(self, episode: "Episode", room: int | None) -> list[int]:
+        """Lay the neighbors before the prompt, as many as fit, nearest last."""
+        length = self.context.context_length
+        if length is None:
+            length = episode.trainer.args.num_neighbors * (episode.trainer.max_length + 1)
+        return _lay_out(episode, length if room is None else max(min(length, room), 0))
+
     def score_adapted(self, episode: "Episode") -> None:
         """Score the document after its neighbors."""
-        start, trainer, text = perf_counter(), episode.trainer, episode.scored_text
-        nearest_first = sorted(episode.distinct_neighbors, key=lambda neighbor: neighbor.distance)
-        token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
-        context = adaptation.lay_out_context(token_ids, text.prefix_id, self._room(episode))
-        limit = _limit(trainer)
+        start, text = perf_counter(), episode.scored_text
+        context = _lay_out(episode, self._room(episode))
+        limit = _limit(episode.trainer)
         if context and limit is not None:
             # one token more parts the context from the window
             text = text.cut(min(text.max_length, limit - len(context) - 1))
@@ -123,6 +129,14 @@ class Context(Method):
         text = episode.scored_text
         left = text.max_length - len(text.prompt_ids) - len(text.token_ids) - 1
         return max(left, text.max_length // 2)
+
+
+def _lay_out(episode: "Episode", room: int) -> list[int]:
+    """Put the neighbors into one sequence of at most `room` tokens, nearest last."""
+    # neighbors that were passed as texts have no distance, and stay in their order
+    nearest_first = sorted(episode.distinct_neighbors, key=lambda item: (math.isnan(item.distance), item.distance))
+    token_ids = [sum(episode.chunks_of(neighbor), []) for neighbor in nearest_first]
+    return adaptation.lay_out_context(token_ids, episode.scored_text.prefix_id, room)
 
 
 def _limit(trainer: "TestTimeTrainer") -> int | None:

@@ -30,6 +30,7 @@ class Dynamic(Method):
 
     name = "dynamic"
     description = "score a window, take a step on it, continue with the next; no neighbors"
+    generates = False
     retrieves = False
     own_options = {"trainable": TrainableArguments}
 

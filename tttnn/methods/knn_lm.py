@@ -77,6 +77,7 @@ class KnnLM(Method):
 
     name = "knn-lm"
     description = "the neighbors' hidden states vote for the next token"
+    generates = False
     trains = False
     stays_in_float32 = True  # distances of hidden states differ
     chooses = True

@@ -33,6 +33,10 @@ class Query(Method):
             )
         return super().prepared_for(trainer)
 
+    def adapt(self, episode: "Episode") -> bool:
+        """Train on the query."""
+        return episode.train_on_query()
+
     def score_after(self, episode: "Episode") -> None:
         """Train on the query, if it has a token, and score."""
         if not episode.train_on_query():
