@@ -246,7 +246,7 @@ def main(folder: Path) -> None:
             build_shards(corpus, embedder, path, settings)
             return finish_index(path, embedder)
 
-        result[f"shards {preset}"] = kill_everywhere(f"shards-{preset}", build_by_shards, folder, every=2 * every)
+        result[f"shards {preset}"] = kill_everywhere(f"shards-{preset}", build_by_shards, folder, every=3 * every)
         given = folder / f"{preset}-whole"
         result[f"add {preset}"] = kill_everywhere(
             f"add-{preset}", lambda path, embedder: add_documents(more, embedder, path), folder, given, every

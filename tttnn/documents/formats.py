@@ -74,7 +74,7 @@ def row_places(path: Path, name: str, text_column: str) -> Iterator[tuple[int, i
             else:
                 byte = 0
                 for number, line in enumerate(stream):  # not parsed: this is the speed of the disk
-                    if line.strip():
+                    if not line.isspace():
                         yield number, None if compression else byte
                     byte += len(line)
                 return
