@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := cpu,peft,report,quickstart,test,docs
+EXTRAS := cpu,peft,report,serve,quickstart,test,docs
 
 .PHONY: help install quickstart test coverage lint docs space clean
 

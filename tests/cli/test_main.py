@@ -21,7 +21,7 @@ from tttnn.methods import METHODS
 
 COMMANDS = [
     *("build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "train-experts", "evaluate"),
-    *("report", "generate"),
+    *("report", "generate", "serve"),
 ]
 
 
@@ -84,7 +84,6 @@ def test_a_version_is_told(capsys):
     [
         ([], "required: COMMAND"),
         (["adapt"], "there is no command `adapt`."),
-        (["build-index"], "required: SOURCE, --output"),
         (["build-index", "a", "--output", "b", "--batch-size", "many"], "invalid int value: 'many'"),
         (
             ["build-index", "a", "--output", "b", "--preset", "hnsw"],

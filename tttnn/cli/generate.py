@@ -104,13 +104,8 @@ def generate(argv: Sequence[str]) -> None:
     words: list[str] = []
     evaluation = parse_evaluation(GenerateArguments, argv, prog="tttnn generate", description=DESCRIPTION, words=words)
     inputs = evaluation.inputs
-    if evaluation.index is not None and evaluation.index.index_fraction:
-        raise InputError("`--index-fraction` is for evaluations. Leave it out.")
     prompt = _prompt(inputs, words)
-    if evaluation.budget is not None:
-        budget = evaluation.budget
-        evaluation = replace(evaluation, budget=replace(budget, curve=_that_generates(budget.curve)))
-    generator = _load(evaluation)
+    generator = load_generator(evaluation)
     if prompt is None:
         _converse(generator, inputs)
     else:
@@ -137,13 +132,15 @@ def _that_generates(curve: "Tuning") -> "Tuning":
     return replace(curve, curve=rows)
 
 
-def _load(evaluation: Any) -> "TestTimeGenerator":  # noqa: ANN401
+def load_generator(evaluation: Any, cache_bytes: int = 1 << 31) -> "TestTimeGenerator":  # noqa: ANN401
     """Load the model and the index, settle a budget, and make the generator."""
-    from tttnn.adaptation import TestTimeTrainer, TrainableArguments, make_trainable
+    from tttnn.adaptation import AdaptationCache, TestTimeTrainer, TrainableArguments, make_trainable
     from tttnn.evaluation import load_trainer_arguments
     from tttnn.generation import TestTimeGenerator
     from tttnn.methods import choose_budget
 
+    if evaluation.index is not None and evaluation.index.index_fraction:
+        raise InputError("`--index-fraction` is for evaluations. Leave it out.")
     loaded = load_trainer_arguments(evaluation)
     trainable = evaluation.method.trainable or TrainableArguments()
     loaded["model"] = make_trainable(loaded["model"], trainable, evaluation.args.seed)
@@ -154,7 +151,7 @@ def _load(evaluation: Any) -> "TestTimeGenerator":  # noqa: ANN401
             loaded["model"],
             loaded["processing_class"],
             evaluation.args,
-            budget.curve,
+            _that_generates(budget.curve),
             budget.methods,
         )
         print(choice.reason, file=sys.stderr)
@@ -162,7 +159,7 @@ def _load(evaluation: Any) -> "TestTimeGenerator":  # noqa: ANN401
     if not evaluation.method.retrieves:
         loaded["retriever"] = None
     trainer = TestTimeTrainer(args=evaluation.args, method=evaluation.method, **loaded)
-    return TestTimeGenerator(trainer)
+    return TestTimeGenerator(trainer, AdaptationCache(cache_bytes))
 
 
 def _as_prompt(

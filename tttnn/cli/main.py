@@ -14,6 +14,7 @@ from tttnn.cli.experts import add_train_experts
 from tttnn.cli.generate import add_generate, generate
 from tttnn.cli.index import add_info, add_pull, add_push, add_retrieve
 from tttnn.cli.report import add_report
+from tttnn.cli.serve import add_serve, serve
 from tttnn.errors import InputError, StateError
 from tttnn.helptext import Parser, dashed, misspelled, suggestion
 
@@ -22,7 +23,7 @@ from tttnn.helptext import Parser, dashed, misspelled, suggestion
 COMMANDS = (
     *(add_build_index, add_add, add_import_tttlm),
     *(add_push, add_pull, add_info, add_retrieve),
-    *(add_tune, add_train_experts, add_evaluate, add_report, add_generate),
+    *(add_tune, add_train_experts, add_evaluate, add_report, add_generate, add_serve),
 )
 
 # the Hub's errors, ours and those of huggingface_hub, are OSErrors
@@ -79,7 +80,7 @@ def _run(words: list[str]) -> None:
     if words and words[0] in commands.choices:
         known = commands.choices[words[0]]
         # another parser reads these options, which depend on the method
-        run = {"evaluate": evaluate, "generate": generate}.get(words[0])
+        run = {"evaluate": evaluate, "generate": generate, "serve": serve}.get(words[0])
         if run is not None:
             run(words[1:])
             return

@@ -140,6 +140,7 @@ class TestTimeGenerator:
         generation_config: GenerationConfig | None = None,
         *,
         neighbors: Sequence[Neighbor | str] | None = None,
+        query: str | None = None,
         adapts: bool = True,
         seed: int | None = None,
         **generate_options: Any,  # noqa: ANN401
@@ -154,6 +155,8 @@ class TestTimeGenerator:
                 How to generate. By default that of the model. If nothing says how long, 256 new tokens at most.
             neighbors (`Sequence[Neighbor | str]`, *optional*):
                 Neighbors that were found elsewhere. By default they are retrieved.
+            query (`str`, *optional*):
+                What finds the neighbors. By default the prompt, or the last message of the user.
             adapts (`bool`, *optional*, defaults to `True`):
                 `False`: with the model as it is, to compare.
             seed (`int`, *optional*):
@@ -172,7 +175,7 @@ class TestTimeGenerator:
             `RuntimeError`: If there is no retriever, or a loss is not finite.
             `ConnectionError`, `TimeoutError`: If retrieving fails.
         """
-        options = {"neighbors": neighbors, "adapts": adapts, "seed": seed}
+        options = {"neighbors": neighbors, "query": query, "adapts": adapts, "seed": seed}
         if isinstance(prompts, str) or is_chat(prompts):
             return self._generate(prompts, generation_config, generate_options, **options)  # type: ignore[arg-type]
         if not isinstance(prompts, Sequence) or not prompts:
@@ -185,6 +188,7 @@ class TestTimeGenerator:
         generation_config: GenerationConfig | None,
         generate_options: dict[str, Any],
         neighbors: Sequence[Neighbor | str] | None,
+        query: str | None,
         adapts: bool,
         seed: int | None,
     ) -> Generation:
@@ -194,11 +198,11 @@ class TestTimeGenerator:
         config, options, room = self._settle(generation_config, generate_options, read)
         seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         if not adapts:
-            with self._as_it_is():
+            with self.as_it_is():
                 finished, seconds = self._run(read.token_ids, config, options, seed)
             phases = {"retrieve": 0.0, "train": 0.0, "generate": seconds}
             return self._pack(prompt, read, [], finished, seed, phases, start)
-        with trainer.adapted_episode(read.query, neighbors, self.cache) as episode:
+        with trainer.adapted_episode(query or read.query, neighbors, self.cache) as episode:
             context = trainer.method.lay_before(episode, room)
             prefix_id = prefix_token_id(trainer.processing_class)
             if context and read.token_ids[0] != prefix_id:
@@ -276,8 +280,13 @@ class TestTimeGenerator:
         return new, perf_counter() - start
 
     @contextmanager
-    def _as_it_is(self) -> Iterator[None]:
-        """The model before any adapting, in eval mode: an untrained prefix changes what it says, and is off."""
+    def as_it_is(self) -> Iterator[None]:
+        """
+        Have the model before any adapting inside, in eval mode: an untrained prefix changes what it says, and is off.
+
+        Yields:
+            `None`
+        """
         model, trainable = self.trainer.model, self.trainer.method.trainable
         modes = [(module, module.training) for module in model.modules()]
         try:
