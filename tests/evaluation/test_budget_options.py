@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from commands import run_main
+from made_experts import made_experts
 
 from tttnn.adaptation import CurveRow, Tuning
 from tttnn.errors import InputError
@@ -48,6 +49,17 @@ def test_a_choice_settles_the_method_and_its_settings(curve):
     args = settled.args
     assert (settled.method.name, settled.inputs.method, settled.budget) == ("ttt", "ttt", None)
     assert (args.num_neighbors, args.learning_rate, args.max_length) == (3, 1e-3, 16)
+
+
+def test_experts_are_chosen_only_where_there_are_some(model, tmp_path):
+    assert parse("--budget", "best").budget.methods == ["prefix", "context", "ttt"]
+    folder = made_experts(tmp_path / "experts", model, "digest", 8)
+    evaluation = parse("--budget", "best", "--experts", folder)
+    assert evaluation.budget.methods == ["experts"]
+    (row,) = [row for row in evaluation.budget.curve.curve if row.method == "experts"]
+    settled = evaluation.budget.settle(BudgetChoice(row.method, row.settings, row.options, ""))
+    assert settled.method.experts.num_experts == 3
+    assert settled.args.mix == "both"
 
 
 def test_options_override_what_a_budget_sets(curve):

@@ -162,6 +162,12 @@ def test_methods_restrict_the_choice(model, tokenizer, args, fixed_speed):
         choose_budget("best", model, tokenizer, args, CURVE, ["knn-lm"])
 
 
+def test_a_method_that_needs_more_than_a_budget_knows_is_refused(model, tokenizer, args, fixed_speed):
+    assert choose_budget("best", model, tokenizer, args).method == "ttt", "though experts cost less"
+    with pytest.raises(ValueError, match="The method 'experts' needs `experts`, which a budget does not know"):
+        with_budget("best", model, tokenizer, args, method="experts")
+
+
 def test_a_curve_of_another_model_is_refused(model, tokenizer, args, fixed_speed):
     model.config._name_or_path = "gpt2"
     curve = Tuning("curve.json", "gpt2-large", None, 24, 42, {}, {}, ROWS)
@@ -231,7 +237,7 @@ def test_the_curve_of_a_preset_is_used(model, tokenizer, args, fixed_speed):
 
 def test_the_default_curve_names_methods_that_there_are(model, tokenizer, args, fixed_speed):
     curve = default_curve()
-    assert {row.method for row in curve.curve} == {"prefix", "context", "ttt"} < set(METHODS)
+    assert {row.method for row in curve.curve} == {"prefix", "context", "experts", "ttt"} < set(METHODS)
     choice = choose_budget("best", model, tokenizer, args)
     assert "in the default curve" in choice.reason
 

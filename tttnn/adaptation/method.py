@@ -5,7 +5,7 @@ The help of the command line reads methods: neither this file nor a method impor
 used.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tttnn.adaptation.options import (
@@ -66,6 +66,22 @@ class Method:
         shared = [RetrievalArguments] * cls.retrieves + [StepArguments] * cls.trains
         both = [NeighborStepArguments] * (cls.retrieves and cls.trains)
         return [*shared, *both, *cls.own_options.values()]
+
+    @classmethod
+    def required_options(cls) -> list[str]:
+        """
+        List the own options without which the method cannot be made.
+
+        Returns:
+            `list[str]`: their names.
+        """
+        groups = cls.own_options.values()
+        return [
+            item.name
+            for group in groups
+            for item in fields(group)
+            if item.default is MISSING and item.default_factory is MISSING
+        ]
 
     def prepared_for(self, trainer: "TestTimeTrainer") -> "Method":
         """

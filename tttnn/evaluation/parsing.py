@@ -96,11 +96,13 @@ def parse_evaluation(
     curve = tuning or default_curve()
     names = [chosen.method] if chosen.method else [*dict.fromkeys(row.method for row in curve.curve)]
     with_index = any(METHODS[name].retrieves for name in names if name in METHODS)
-    # an option of some methods only, such as `--trainable`, leaves the others out
+    # an option of some methods only, such as `--trainable`, leaves the others out; so does one that is missing
+    passed = {word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
     fitting = [
         name
         for name in names
         if name in METHODS
+        and passed.issuperset(METHODS[name].required_options())
         and misspelled(argv, OptionParser(groups(METHODS[name], with_index))._option_string_actions) is None
     ]
     evaluation = parse((fitting or names)[0], with_index=with_index)

@@ -166,7 +166,7 @@ def choose_budget(
             What was measured, or the file of `tttnn tune`. By default the file that `args` are from, else the curve
             that comes with the package.
         methods (`Sequence[str]`, *optional*):
-            Choose among these. By default among all of the curve.
+            Choose among these. By default among all of the curve that need nothing which you must pass, as experts do.
 
     Returns:
         `BudgetChoice`: the method, its settings, and why.
@@ -186,10 +186,12 @@ def choose_budget(
             f"`budget` is {budget!r} and `prompt` is {args.prompt!r}: curves are measured with the prompt in context, "
             "and say nothing about scores without it. Pass `prompt='context'` (and `query='prefix'`), or no budget."
         )
-    rows = [row for row in curve.curve if row.method in METHODS and (methods is None or row.method in methods)]
+    if methods is None:
+        methods = [name for name, method in METHODS.items() if not method.required_options()]
+    rows = [row for row in curve.curve if row.method in METHODS and row.method in methods]
     if not rows:
         raise InputError(
-            f"The curve of '{curve.name}' has no row of the method {', '.join(methods or [])}, but of "
+            f"The curve of '{curve.name}' has no row of the method {', '.join(methods)}, but of "
             f"{', '.join(dict.fromkeys(row.method for row in curve.curve))}. Choose one of these, or no budget."
         )
     for row in rows:
@@ -292,6 +294,11 @@ def with_budget(
     args = adaptation.TestTimeTrainingArguments() if args is None else args
     curve = _as_tuning(curve, args)
     args = replace(args, **overrides)
+    if method in METHODS and (required := METHODS[method].required_options()):
+        raise InputError(
+            f"The method '{method}' needs `{required[0]}`, which a budget does not know. Make it yourself, or use "
+            "`tttnn evaluate --budget`."
+        )
     methods = None if method is None else [method]
     choice = choose_budget(budget, model, processing_class, args, curve, methods)
     chosen = replace(args, **{**choice.settings, **overrides})
