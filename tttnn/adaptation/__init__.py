@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.requirements import context_length
     from tttnn.adaptation.restore import random_states_kept, restored
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, next_token_loss, score
+    from tttnn.adaptation.settings import run_settings
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
     from tttnn.adaptation.trainable import make_trainable
@@ -78,6 +79,7 @@ __all__ = [
     "random_states_kept",
     "read_tuning",
     "restored",
+    "run_settings",
     "score",
     "scoring_windows",
     "split_document",
@@ -121,6 +123,7 @@ __getattr__, __dir__ = door(
         "random_states_kept": "restore",
         "read_tuning": "tuning",
         "restored": "restore",
+        "run_settings": "settings",
         "score": "scoring",
         "scoring_windows": "windows",
         "split_document": "windows",

@@ -178,6 +178,25 @@ class Episode:
             )
         return training_chunks(token_ids, trainer.max_length, number)
 
+    def lay_before(self, token_ids: Sequence[int], room: int | None) -> list[int]:
+        """
+        Lay out what the method reads before a prompt, and part it from the prompt.
+
+        Args:
+            token_ids (`Sequence[int]`):
+                The prompt, at least one token.
+            room (`int`, *optional*):
+                Tokens that the model's context has left; `None` for a model without positions.
+
+        Returns:
+            `list[int]`: at most `room` tokens; none for a method that reads nothing.
+        """
+        context, prefix_id = self.trainer.method.lay_before(self, room), self.scored_text.prefix_id
+        if context and token_ids[0] != prefix_id:
+            # as between two neighbors; where one token is missing for it, the last is left out
+            context = [*context[: None if room is None or len(context) < room else -1], prefix_id]
+        return context
+
     def train_on_neighbors(self) -> Iterator[tuple[int, bool]]:
         """
         Take a step on each neighbor.

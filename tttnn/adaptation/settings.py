@@ -35,6 +35,13 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     Say what the numbers of a run depend on, inside of `episodes`.
 
     The learning rate is the one in the optimizer's groups: an optimizer that was passed has its own.
+
+    Args:
+        trainer (`TestTimeTrainer`):
+            With its method, arguments, model and retriever.
+
+    Returns:
+        `dict[str, Any]`: by name; a journal keeps it.
     """
     groups = (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments)
     names = [item.name for group in groups for item in fields(group) if item.name not in NO_NUMBER]

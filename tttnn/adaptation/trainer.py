@@ -25,7 +25,7 @@ from tttnn.adaptation.episode import Episode, num_candidates
 from tttnn.adaptation.episodes import Episodes
 from tttnn.adaptation.head import head_loss, is_last_row, last_row_only
 from tttnn.adaptation.method import Method, TestTimeTraining
-from tttnn.adaptation.options import MAX_WINDOW_LENGTH
+from tttnn.adaptation.options import MAX_WINDOW_LENGTH, THROUGH_PEFT
 from tttnn.adaptation.output import evaluation_output
 from tttnn.adaptation.progress import DocumentProgressCallback
 from tttnn.adaptation.requirements import (
@@ -391,6 +391,27 @@ class TestTimeTrainer(Trainer):
             snapshot.restore_random_states()
             self.model.eval()
             yield episode
+
+    @contextmanager
+    def unadapted(self) -> Iterator[PreTrainedModel]:
+        """
+        Have the model before any adapting inside, in eval mode: an untrained prefix changes what it says, and is off.
+
+        Yields:
+            `PreTrainedModel`: the model itself.
+        """
+        model, trainable = self.model, self.method.trainable
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            model.eval()
+            if trainable is not None and trainable.trainable in THROUGH_PEFT:
+                with model.disable_adapter():  # type: ignore[operator]
+                    yield model
+            else:
+                yield model
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def create_model_card(
         self,

@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from tttnn.helptext import Parser
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tttnn.adaptation import Tuning
     from tttnn.generation import Generation, TestTimeGenerator
 
 
@@ -126,40 +125,13 @@ def _prompt(inputs: GenerateArguments, words: list[str]) -> str | None:
     return None if inputs.prompt_file is None and sys.stdin.isatty() else sys.stdin.read()
 
 
-def _that_generates(curve: "Tuning") -> "Tuning":
-    """Leave out the rows that only change scores: neighbors that are counted, and neither read nor trained on."""
-    rows = [row for row in curve.curve if not (row.method == "context" and row.options.get("context_length") == 0)]
-    return replace(curve, curve=rows)
-
-
 def load_generator(evaluation: Any, cache_bytes: int = 1 << 31) -> "TestTimeGenerator":  # noqa: ANN401
     """Load the model and the index, settle a budget, and make the generator."""
-    from tttnn.adaptation import AdaptationCache, TestTimeTrainer, TrainableArguments, make_trainable
-    from tttnn.evaluation import load_trainer_arguments
+    from tttnn.adaptation import AdaptationCache
+    from tttnn.evaluation import load_trainer
     from tttnn.generation import TestTimeGenerator
-    from tttnn.methods import choose_budget
 
-    if evaluation.index is not None and evaluation.index.index_fraction:
-        raise InputError("`--index-fraction` is for evaluations. Leave it out.")
-    loaded = load_trainer_arguments(evaluation)
-    trainable = evaluation.method.trainable or TrainableArguments()
-    loaded["model"] = make_trainable(loaded["model"], trainable, evaluation.args.seed)
-    if evaluation.budget is not None:
-        budget = evaluation.budget
-        choice = choose_budget(
-            budget.value,
-            loaded["model"],
-            loaded["processing_class"],
-            evaluation.args,
-            _that_generates(budget.curve),
-            budget.methods,
-        )
-        print(choice.reason, file=sys.stderr)
-        evaluation = budget.settle(choice)
-    if not evaluation.method.retrieves:
-        loaded["retriever"] = None
-    trainer = TestTimeTrainer(args=evaluation.args, method=evaluation.method, **loaded)
-    return TestTimeGenerator(trainer, AdaptationCache(cache_bytes))
+    return TestTimeGenerator(load_trainer(evaluation), AdaptationCache(cache_bytes))
 
 
 def _as_prompt(

@@ -13,6 +13,7 @@ from tttnn.cli.evaluate import add_evaluate, add_tune, evaluate
 from tttnn.cli.experts import add_train_experts
 from tttnn.cli.generate import add_generate, generate
 from tttnn.cli.index import add_info, add_pull, add_push, add_retrieve
+from tttnn.cli.lm_eval import add_lm_eval, lm_eval
 from tttnn.cli.report import add_report
 from tttnn.cli.serve import add_serve, serve
 from tttnn.errors import InputError, StateError
@@ -23,7 +24,7 @@ from tttnn.helptext import Parser, dashed, misspelled, suggestion
 COMMANDS = (
     *(add_build_index, add_add, add_import_tttlm),
     *(add_push, add_pull, add_info, add_retrieve),
-    *(add_tune, add_train_experts, add_evaluate, add_report, add_generate, add_serve),
+    *(add_tune, add_train_experts, add_evaluate, add_report, add_generate, add_serve, add_lm_eval),
 )
 
 # the Hub's errors, ours and those of huggingface_hub, are OSErrors
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         `SystemExit`: With 2 after a wrong use, and with 0 after `--help` and `--version`.
     """
-    words = dashed(sys.argv[1:] if argv is None else argv)
+    raw = [*(sys.argv[1:] if argv is None else argv)]
+    # lm-evaluation-harness has names with underscores
+    words = raw if raw[:1] == ["lm-eval"] else dashed(raw)
     command = " ".join(["tttnn", *words[:1]])
     try:
         try:
@@ -80,7 +83,7 @@ def _run(words: list[str]) -> None:
     if words and words[0] in commands.choices:
         known = commands.choices[words[0]]
         # another parser reads these options, which depend on the method
-        run = {"evaluate": evaluate, "generate": generate, "serve": serve}.get(words[0])
+        run = {"evaluate": evaluate, "generate": generate, "serve": serve, "lm-eval": lm_eval}.get(words[0])
         if run is not None:
             run(words[1:])
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from tttnn.adaptation import (
@@ -21,6 +21,7 @@ from tttnn.adaptation import (
 from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.evaluation.choose import check_validation, choose
+from tttnn.evaluation.loading import load_trainer_arguments
 from tttnn.evaluation.options import Budget, Evaluation
 from tttnn.evaluation.precision import precision_of, settle_precision, with_precision
 from tttnn.files import write_json
@@ -28,7 +29,7 @@ from tttnn.journal import EVALUATION, RANDOM_DISTANCES
 from tttnn.methods import BudgetChoice, choose_budget
 from tttnn.neighbors import Retriever
 from tttnn.records import DocumentRecord, digest
-from tttnn.retrieval import NeighborCache, NeighborRetriever
+from tttnn.retrieval import NeighborRetriever
 
 
 logger = logging.get_logger(__name__)
@@ -56,68 +57,6 @@ class Outcome(NamedTuple):
     records: list[DocumentRecord]
     metrics: dict[str, Any]
     is_main: bool
-
-
-def load_trainer_arguments(evaluation: Evaluation[Any]) -> dict[str, Any]:
-    """
-    Load what a `TestTimeTrainer` needs, as an evaluation names it.
-
-    Args:
-        evaluation (`Evaluation`):
-            Which model, and which index (see `parse_evaluation`).
-
-    Returns:
-        `dict[str, Any]`: `model`, `processing_class` and `retriever`, which caches on disk, and is `None` without an
-        index.
-
-    Raises:
-        `ValueError`: If the model cannot be loaded, or the index is damaged.
-        `OSError`: If there is no such index.
-    """
-    inputs, index, retriever = evaluation.inputs, evaluation.index, None
-    if index is not None:
-        retriever = NeighborRetriever.from_pretrained(
-            index.index,
-            revision=index.index_revision,
-            shards=index.index_shards,
-            texts=index.index_texts,
-            embedder=index.embedder,
-            trust_index=index.trust_index,
-            cache=NeighborCache(),
-            passage_length=index.passage_length,
-        )
-    model, tokenizer = load_model(inputs.model, inputs.model_revision, inputs.dtype)
-    return {"model": model, "processing_class": tokenizer, "retriever": retriever}
-
-
-def load_model(
-    name: str, revision: str | None = None, dtype: str = "float32"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """
-    Load a model and its tokenizer.
-
-    Args:
-        name (`str`):
-            Hub id or folder.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        dtype (`str`, *optional*, defaults to `"float32"`):
-            Precision of the weights.
-
-    Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: both.
-
-    Raises:
-        `ValueError`: If they cannot be loaded.
-    """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
-        return model, AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The model '{name}' cannot be loaded: {error} Check its name and `--model-revision`; without a "
-            "connection, pass a folder, or a model that is in the cache."
-        ) from error
 
 
 def evaluate_documents(

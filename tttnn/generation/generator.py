@@ -1,8 +1,7 @@
 """`TestTimeGenerator`: adapt to a prompt, and generate with it in context; the weights are as before afterwards."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -11,14 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
-from tttnn.adaptation import (
-    THROUGH_PEFT,
-    AdaptationCache,
-    TestTimeTrainer,
-    context_length,
-    prefix_token_id,
-    random_states_kept,
-)
+from tttnn.adaptation import AdaptationCache, TestTimeTrainer, context_length, random_states_kept
 from tttnn.errors import InputError
 from tttnn.generation.prompts import Messages, Prompt, is_chat, read_prompt
 from tttnn.neighbors import Neighbor
@@ -198,16 +190,12 @@ class TestTimeGenerator:
         config, options, room = self._settle(generation_config, generate_options, read)
         seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         if not adapts:
-            with self.as_it_is():
+            with trainer.unadapted():
                 finished, seconds = self._run(read.token_ids, config, options, seed)
             phases = {"retrieve": 0.0, "train": 0.0, "generate": seconds}
             return self._pack(prompt, read, [], finished, seed, phases, start)
         with trainer.adapted_episode(query or read.query, neighbors, self.cache) as episode:
-            context = trainer.method.lay_before(episode, room)
-            prefix_id = prefix_token_id(trainer.processing_class)
-            if context and read.token_ids[0] != prefix_id:
-                # as between two neighbors; where one token is missing for it, the last is left out
-                context = [*context[: None if room is None or len(context) < room else -1], prefix_id]
+            context = episode.lay_before(read.token_ids, room)
             record = episode.record
             if not (episode.changed or context) and (trainer.method.trains or trainer.method.retrieves):
                 record.status, record.error = "untrained", record.error or "no neighbor was found, or none has a token"
@@ -278,27 +266,6 @@ class TestTimeGenerator:
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         new = [_finished(row[len(token_ids) :].tolist(), config) for row in sequences]
         return new, perf_counter() - start
-
-    @contextmanager
-    def as_it_is(self) -> Iterator[None]:
-        """
-        Have the model before any adapting inside, in eval mode: an untrained prefix changes what it says, and is off.
-
-        Yields:
-            `None`
-        """
-        model, trainable = self.trainer.model, self.trainer.method.trainable
-        modes = [(module, module.training) for module in model.modules()]
-        try:
-            model.eval()
-            if trainable is not None and trainable.trainable in THROUGH_PEFT:
-                with model.disable_adapter():  # type: ignore[operator]
-                    yield
-            else:
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def _pack(
         self,

@@ -28,7 +28,7 @@ from tttnn.generation.answers import (
     usage_of,
 )
 from tttnn.generation.api import ChatRequest, CompletionRequest, Request
-from tttnn.generation.engine import Engine, Job, Settings, StopAtToken, TextPieces
+from tttnn.generation.engine import Engine, Job, StopAtToken, TextPieces
 from tttnn.generation.generator import MAX_NEW_TOKENS, Generation
 
 
@@ -361,8 +361,7 @@ class Service:
         trainer = self.engine.trainer
         tokenizer, model, number = trainer.processing_class, trainer.model, max(request.logprobs or 1, 1)
         inputs = torch.tensor([token_ids], device=model.device)
-        generator = self.engine.generator_of(Settings())
-        with torch.no_grad(), generator.as_it_is(), trainer.compute_loss_context_manager():
+        with torch.no_grad(), trainer.unadapted(), trainer.compute_loss_context_manager():
             logits = model(input_ids=inputs).logits[0].float()
         log_probabilities = logits.log_softmax(-1)
         tops = log_probabilities.topk(number)

@@ -7,7 +7,7 @@ from tttnn.doors import door
 
 if TYPE_CHECKING:
     from tttnn.selection.hull import Hull, hull_weights
-    from tttnn.selection.near_copies import overlap
+    from tttnn.selection.near_copies import NEAR_COPY_OVERLAP, overlap
     from tttnn.selection.nearest import select
     from tttnn.selection.rules import DISTINCT, ORDERS, check_exclude
     from tttnn.selection.selectors import SELECTORS
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DISTINCT",
     "Hull",
+    "NEAR_COPY_OVERLAP",
     "ORDERS",
     "SELECTORS",
     "Sift",
@@ -36,6 +37,7 @@ __getattr__, __dir__ = door(
         "sift_picks": "sift",
         "DISTINCT": "rules",
         "Hull": "hull",
+        "NEAR_COPY_OVERLAP": "near_copies",
         "ORDERS": "rules",
         "SELECTORS": "selectors",
         "Sift": "sift",

@@ -1,0 +1,479 @@
+"""
+The model type `tttnn` of lm-evaluation-harness: test-time training on the neighbors of each question.
+
+Import it, and the harness knows `--model tttnn`; `tttnn lm-eval` does so. The harness has no plug-ins.
+"""
+
+import inspect
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from tttnn.adaptation import Episode, TestTimeTrainer, run_settings
+from tttnn.errors import InputError, StateError
+from tttnn.evaluation.loading import load_trainer
+from tttnn.evaluation.options import ModelArguments
+from tttnn.evaluation.parsing import parse_evaluation
+from tttnn.methods import METHODS, Context
+from tttnn.records import digest
+from tttnn.selection import NEAR_COPY_OVERLAP, overlap
+
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.utils import (
+        get_rolling_token_windows,
+        handle_non_serializable,
+        hash_string,
+        make_disjoint_window,
+    )
+except ImportError as error:
+    raise ImportError(
+        "lm-evaluation-harness is not installed: pip install 'tttnn[lm-eval]'"
+        if (error.name or "").split(".")[0] == "lm_eval"
+        else f"lm-evaluation-harness cannot be imported: {error}"
+    ) from error
+
+logger = logging.get_logger(__name__)
+
+ROLLING = ("prefix", "document", "none")
+CACHE_KEY = "tttnn"  # under which a cache of the harness has the digest of the settings
+# what transformers' `from_pretrained` takes beside the arguments of `HFLM`
+LOADING = {"attn_implementation", "load_in_4bit", "load_in_8bit"}
+
+
+@dataclass(kw_only=True)
+class LmEvalArguments(ModelArguments):
+    """What `--model_args` say beside the options of a method."""
+
+    rolling: str = field(
+        default="prefix",
+        metadata={
+            "help": "The query of a rolling text: prefix: its first half, scored before the model adapts to it; "
+            "document: all of it, the paper's protocol; none: nothing, and nothing is adapted."
+        },
+    )
+    neighbor_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens in a training chunk. In the harness, max_length is the model's context."},
+    )
+    max_length: int = field(default=1024, metadata={"help": "The same; neighbor_length sets it."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rolling not in ROLLING:
+            raise InputError(f"`rolling` is {self.rolling!r}. Pass one of {', '.join(ROLLING)}.")
+
+
+@register_model("tttnn")
+class TestTimeLM(HFLM):
+    """
+    `HFLM` of lm-evaluation-harness, adapted to each question: `--model tttnn`.
+
+    All requests of a document share one adaptation. Its query is their context: what the model is asked, never the
+    choices of an answer. Where contexts differ between the choices of a document, it is the beginning that they
+    share. A request without a context is answered by the model as it is. Half of a rolling text is scored before the
+    model adapts to it, the other half after.
+
+    With `method=none` every answer is that of `HFLM`.
+
+    Args:
+        pretrained (`str` or `PreTrainedModel`):
+            As in `HFLM`.
+        options (*optional*):
+            Arguments of `HFLM`, with `dtype="float32"` as default; and the options of `tttnn generate` with
+            underscores, such as `index`, `method`, `num_neighbors` and `learning_rate`. `neighbor_length` stands for
+            `--max-length`, because `max_length` is an argument of `HFLM`; `rolling` is `"prefix"`, `"document"` or
+            `"none"`.
+
+    Raises:
+        `ValueError`: If an option is out of range or belongs to no method, or the method only changes scores.
+        `RuntimeError`: If several processes run.
+
+    Example:
+
+    ```text
+    import lm_eval
+
+    from tttnn.evaluation import TestTimeLM
+
+    model = TestTimeLM("gpt2", index="my-index", method="ttt", num_neighbors=10, learning_rate=1e-4)
+    results = lm_eval.simple_evaluate(model, tasks=["lambada_openai"], limit=10)
+    ```
+    """
+
+    __test__ = False  # pytest would collect it because of its name
+
+    def __init__(self, pretrained: str | PreTrainedModel, **options: Any) -> None:  # noqa: ANN401
+        if options.get("method") not in ("none", "prefix") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise StateError(
+                "Several processes run, and near-copies would be counted in one of them only. Start one process; to "
+                "use several GPUs, start one for each task, with CUDA_VISIBLE_DEVICES."
+            )
+        known = {*inspect.signature(HFLM.__init__).parameters} | LOADING
+        ours = {name: value for name, value in options.items() if name not in known}
+        options = {"dtype": "float32"} | {name: value for name, value in options.items() if name in known}
+        super().__init__(pretrained, **options)
+        self.trainer: TestTimeTrainer | None = None
+        self.settings: dict[str, Any] = {}
+        self.counts: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.near_copies: defaultdict[str, set[str]] = defaultdict(set)
+        self._episode: Episode | None = None
+        self._room: int | None = None
+        name = pretrained if isinstance(pretrained, str) else pretrained.config._name_or_path
+        try:
+            evaluation = parse_evaluation(LmEvalArguments, _words(name, ours, self.device), prog="--model_args")
+        except SystemExit as error:  # of argparse, which has said why
+            raise InputError("An option of `--model_args` cannot be read. The line above says which.") from error
+        method, args, self.rolling = evaluation.method, evaluation.args, evaluation.inputs.rolling
+        if not (method.retrieves or method.trains or method.starts or evaluation.budget):
+            return
+        self._check(evaluation.budget.methods if evaluation.budget else [method.name], args.mix)
+        self.trainer = load_trainer(evaluation, self.model, self.tokenizer)
+        with self.trainer.episodes():
+            self.settings = run_settings(self.trainer)
+        self._model = self.trainer.model  # with adapters, it is wrapped
+        self._model.eval()
+        if self.trainer.args.bf16 and not options.get("mixed_precision_dtype"):
+            self.mixed_precision_dtype: torch.dtype | None = torch.bfloat16
+        if self.trainer.args.device != self.model.device:
+            raise InputError(
+                f"The model is on {self.model.device}, and steps are taken on {self.trainer.args.device}. Choose a "
+                "GPU with CUDA_VISIBLE_DEVICES, and pass device=cuda or device=cpu."
+            )
+
+    def _check(self, methods: Sequence[str], mix: str) -> None:
+        """Refuse what the harness cannot score."""
+        if self.backend != "causal":
+            raise InputError(f"The model is {self.backend}. Test-time training is for causal language models.")
+        scores_only = [name for name in methods if not METHODS[name].generates]
+        if scores_only or mix != "none":
+            what = f"`mix` is {mix!r}" if mix != "none" else f"`method` is {scores_only[0]!r}"
+            raise InputError(
+                f"{what}, which changes scores and not the model; lm-evaluation-harness reads the model's own "
+                "predictions. Choose a method that changes the model, such as ttt, and mix=none."
+            )
+
+    def set_cache_hook(self, cache_hook: Any) -> None:  # noqa: ANN401
+        """
+        Take the harness's cache of answers, if it is one of the same settings.
+
+        Args:
+            cache_hook (`CacheHook`):
+                Of the harness; it calls this.
+
+        Raises:
+            `ValueError`: If the cache has answers of other settings, or of another model type.
+        """
+        kept, current = cache_hook.dbdict, self.settings_digest()
+        if kept is not None:
+            before = kept.get(CACHE_KEY)
+            if before is None and len(kept) and self.trainer is not None or before not in (None, current):
+                raise InputError(
+                    "The cache of `--use_cache` has answers of another model or of other settings. The harness tells "
+                    "answers apart by their question alone. Choose another path."
+                )
+            kept[CACHE_KEY] = current
+        super().set_cache_hook(cache_hook)
+
+    def settings_digest(self) -> str:
+        """
+        Name all that answers depend on.
+
+        Returns:
+            `str`: a digest.
+        """
+        settings = {"rolling": self.rolling, **self.settings} if self.trainer else {}
+        return digest(repr((str(self.pretrained), self.max_length, sorted(settings.items(), key=str))))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """
+        Score continuations of contexts, those of a document with one adaptation.
+
+        Args:
+            requests (`list[Instance]`):
+                Of the harness.
+            disable_tqdm (`bool`, *optional*, defaults to `False`):
+                Show no bar.
+
+        Returns:
+            `list[tuple[float, bool]]`: log-likelihoods in nats, and whether greedy decoding would give them.
+
+        Raises:
+            `ValueError`: If a document's contexts differ and there is a cache of answers.
+        """
+        if self.trainer is None:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        groups = _by_document(requests)
+        self._check_cached(groups, requests)
+        answers: dict[int, Any] = {}
+        for query, places in _shown(groups, disable_tqdm):
+            part = [requests[place] for place in places]
+            pairs = [self._encode_pair(*request.args) if request.args[0] else ([0], []) for request in part]
+            room = self.max_length + 1 - max(len(context) + len(continuation) for context, continuation in pairs)
+            with self._adapted(query, part, room):
+                answers |= dict(zip(places, super().loglikelihood(part, disable_tqdm=True), strict=True))
+        return [answers[place] for place in range(len(requests))]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """
+        Generate after contexts, each with its adaptation.
+
+        Args:
+            requests (`list[Instance]`):
+                Of the harness.
+            disable_tqdm (`bool`, *optional*, defaults to `False`):
+                Show no bar.
+
+        Returns:
+            `list[str]`: texts.
+        """
+        if self.trainer is None:
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        answers: dict[int, str] = {}
+        for query, places in _shown(_by_context(requests), disable_tqdm):
+            part = [requests[place] for place in places]
+            with self._adapted(query, part, None):
+                answers |= dict(zip(places, super().generate_until(part, disable_tqdm=True), strict=True))
+        return [answers[place] for place in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """
+        Score whole texts in the harness's windows, the first half of each before the model adapts to it.
+
+        Args:
+            requests (`list[Instance]`):
+                Of the harness.
+            disable_tqdm (`bool`, *optional*, defaults to `False`):
+                Show no bar.
+
+        Returns:
+            `list[float]`: log-likelihoods in nats.
+
+        Raises:
+            `ValueError`: If the method reads its neighbors: the windows of a rolling text leave no room for them.
+        """
+        if self.trainer is None or self.rolling == "none":
+            with self.trainer.unadapted() if self.trainer else nullcontext():
+                return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        if isinstance(self.trainer.method, Context):
+            raise InputError(
+                f"The method '{self.trainer.method.name}' reads its neighbors, and the windows of a rolling text fill "
+                "the model's context. Choose ttt; `tttnn evaluate --method context` scores whole texts."
+            )
+        answers = []
+        for request in tqdm(requests, desc="Adapting", disable=disable_tqdm):
+            answers.append(self._roll(request))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answers[-1])
+        return answers
+
+    def _roll(self, request: Instance) -> float:
+        """Score a text in two parts."""
+        (text,) = request.args
+        token_ids = self.tok_encode(text)
+        number = len(token_ids) // 2 if self.rolling == "prefix" else 0
+        query = self.tok_decode(token_ids[:number]) if number else text if self.rolling == "document" else ""
+        before, after = _halves(token_ids, number, self.prefix_token_id, self.max_length)
+        total = 0.0
+        assert self.trainer is not None
+        if before:
+            with self.trainer.unadapted():
+                total += sum(value for value, _ in self._loglikelihood_tokens(before, disable_tqdm=True))
+        with self._adapted(query, [request], None, scored=self.tok_decode(token_ids[number:])):
+            if after:
+                total += sum(value for value, _ in self._loglikelihood_tokens(after, disable_tqdm=True))
+        return total
+
+    def get_model_info(self) -> dict[str, Any]:
+        """
+        Say what the harness writes into its results beside its own facts.
+
+        Returns:
+            `dict[str, Any]`: those of `HFLM`, and `tttnn`: the settings, how many queries were adapted to, seconds by
+            phase, and by task the hashes (`doc_hash` of a sample) of items with near-copies among their neighbors.
+        """
+        info = super().get_model_info()
+        if self.trainer is None:
+            return info
+        near_copies = {name: sorted(hashes) for name, hashes in self.near_copies.items()}
+        own = {
+            "rolling": self.rolling,
+            "settings": self.settings,
+            "counts": dict(self.counts),
+            "seconds": dict(self.seconds),
+            "near_copies": near_copies,
+        }
+        return {**info, "tttnn": own}
+
+    @contextmanager
+    def _adapted(
+        self, query: str, requests: list[Instance], room: int | None, scored: str | None = None
+    ) -> Iterator[None]:
+        """Have the model adapted to a query inside; as it is, if the query is empty."""
+        trainer = self.trainer
+        assert trainer is not None
+        if not query.strip():
+            self.counts["without_query"] += 1
+            with trainer.unadapted():
+                yield
+            return
+        with trainer.adapted_episode(query) as episode:
+            self._episode, self._room = episode, room
+            try:
+                yield
+            finally:
+                self._episode = None
+        if not (episode.changed or isinstance(trainer.method, Context) and episode.neighbors):
+            self.counts["untrained"] += 1
+            logger.warning_once("Some questions found no neighbor to train on. The results count them as untrained.")
+        self.counts["adapted"] += episode.changed
+        for phase in ("retrieve", "train"):
+            self.seconds[phase] += episode.record.seconds[phase]
+        for request in requests:
+            item = scored or _text_of(request)
+            if any(overlap(neighbor.text, item) >= NEAR_COPY_OVERLAP for neighbor in episode.neighbors):
+                self.near_copies[str(request.task_name)].add(_hash_of(request.doc))
+
+    def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:  # noqa: ANN401
+        """Put what the method reads before each context."""
+        if self._episode is not None and self._room is not None:
+            episode, room = self._episode, self._room
+            requests = [
+                (pair, [*episode.lay_before(context, room), *context], continuation)
+                for pair, context, continuation in requests
+            ]
+        return super()._loglikelihood_tokens(requests, **options)
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        **options: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        """Put what the method reads before the prompt; give the prompt and what follows it."""
+        if self._episode is None:
+            return super()._model_generate(context, max_length, stop, **options)
+        before = self._episode.lay_before(context[0].tolist(), max(self.max_length - max_length, 0))
+        laid = torch.tensor(before, dtype=context.dtype, device=context.device).expand(len(context), -1)
+        mask = options.pop("attention_mask", torch.ones_like(context))
+        options["attention_mask"] = torch.cat([torch.ones_like(laid), mask], dim=1)
+        whole = torch.cat([laid, context], dim=1)
+        return super()._model_generate(whole, max_length + len(before), stop, **options)[:, len(before) :]
+
+    def _check_cached(self, groups: dict[str, tuple[str, list[int]]], requests: list[Instance]) -> None:
+        """Refuse a cache where an answer depends on more than its own question."""
+        if self.cache_hook.dbdict is None:
+            return
+        for query, places in groups.values():
+            if any(requests[place].args[0] != query for place in places):
+                raise InputError(
+                    f"The contexts of a document of the task {requests[places[0]].task_name} differ between its "
+                    "choices, which share one adaptation. The harness tells answers apart by their own context "
+                    "alone, so leave out `--use_cache`."
+                )
+
+
+def _words(name: str, options: dict[str, Any], device: torch.device) -> list[str]:
+    """Write options as the words of a command line, which one parser reads."""
+    options = {"model": name or "model", **options}
+    if "neighbor_length" in options:
+        options["max_length"] = options.pop("neighbor_length")
+    if torch.device(device).type == "cpu":
+        options["use_cpu"] = True
+    words = []
+    for name, value in options.items():
+        if isinstance(value, list | tuple):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def _by_document(requests: list[Instance]) -> dict[str, tuple[str, list[int]]]:
+    """Group requests by document, each group with its query."""
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for place, request in enumerate(requests):
+        known = request.task_name is not None and request.doc_id is not None
+        groups[repr((request.task_name, request.doc_id) if known else request.args[0])].append(place)
+    return {name: (_shared([requests[place].args[0] for place in places]), places) for name, places in groups.items()}
+
+
+def _by_context(requests: list[Instance]) -> dict[str, tuple[str, list[int]]]:
+    """Group requests by context and how to generate, so that none is padded."""
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for place, request in enumerate(requests):
+        groups[repr((request.task_name, request.doc_id, request.args[0]))].append(place)
+    return {name: (requests[places[0]].args[0], places) for name, places in groups.items()}
+
+
+def _shown(groups: dict[str, tuple[str, list[int]]], is_hidden: bool) -> Iterator[tuple[str, list[int]]]:
+    """Give the groups, with a bar."""
+    yield from tqdm(groups.values(), desc="Adapting", disable=is_hidden)
+
+
+def _shared(contexts: list[str]) -> str:
+    """
+    Give the beginning that contexts share, without a word that is cut.
+
+    Some metrics score a choice without its question too: with an empty context, or with "Answer:" alone. So a context
+    that is the end of another does not count.
+    """
+    whole = [
+        context for context in contexts if not any(other != context and other.endswith(context) for other in contexts)
+    ]
+    shared = os.path.commonprefix(whole)
+    return shared if shared in whole else re.sub(r"\S+\Z", "", shared)
+
+
+def _text_of(request: Instance) -> str:
+    """Give all texts of an item, without examples before it: question, choices and reference answers."""
+    return " ".join(dict.fromkeys([*_texts(request.doc)] or [*_texts(request.args)]))
+
+
+def _hash_of(row: Any) -> str:  # noqa: ANN401
+    """Name an item as the harness does in its samples."""
+    return str(hash_string(json.dumps(row, indent=2, default=handle_non_serializable, ensure_ascii=False)))
+
+
+def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401
+    """Give the texts in a row of a data set, whatever they are in."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _halves(
+    token_ids: list[int], number: int, prefix_id: int, max_length: int
+) -> tuple[list[tuple[None, list[int], list[int]]], list[tuple[None, list[int], list[int]]]]:
+    """Cut the harness's rolling windows at a token: what is scored before it, and what after it."""
+    before, after, seen = [], [], 0
+    windows = get_rolling_token_windows(
+        token_list=token_ids, prefix_token=prefix_id, max_seq_len=max_length, context_len=1
+    )
+    for context, continuation in map(make_disjoint_window, windows):
+        place = min(max(number - seen, 0), len(continuation))
+        if place:
+            before.append((None, context, continuation[:place]))
+        if place < len(continuation):
+            after.append((None, [*context, *continuation[:place]], continuation[place:]))
+        seen += len(continuation)
+    return before, after
