@@ -288,24 +288,27 @@ def table_rows(text):
         "pull",
         "info",
         "retrieve",
+        "cluster",
         "tune",
         "train-experts",
         "evaluate",
         "report",
         "generate",
         "serve",
+        "demo",
     ],
 )
 def test_the_command_line_page_has_every_option(command, capsys):
     page = (DOCS / "reference" / "command-line.md").read_text()
     section = page.split(f"## tttnn {command}\n")[1].split("\n## ")[0]
     shown = {option for row in table_rows(section) for option in re.findall(r"--[\w-]+", row[0])}
-    for method in METHODS if command in ("evaluate", "generate", "serve") else [None]:  # the help is that of a method
+    with_method = command in ("evaluate", "generate", "serve", "demo")  # the help is that of a method
+    for method in METHODS if with_method else [None]:
         with pytest.raises(SystemExit):
             main([command, *(["--method", method] if method else []), "--help"])
     options = set(re.findall(r"^  (?:-h, )?(?:--\w+ .*?, )?(--[\w-]+)", capsys.readouterr().out, re.M))
     options -= {"--help"}
-    if command in ("generate", "serve"):  # what it shares is shown once
+    if command in ("generate", "serve", "demo"):  # what it shares is shown once
         section = page.split("## tttnn evaluate\n")[1].split("\n## ")[0]
         options -= {option for row in table_rows(section) for option in re.findall(r"--[\w-]+", row[0])}
     assert shown == options

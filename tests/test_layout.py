@@ -28,19 +28,20 @@ GROUND = {
     "doors",
     "helptext",
     "citation",
+    "token_colors",
 }
 # What each room may import beside itself and the ground floor. A name with a dot is one file of a room.
 MAY_IMPORT = {
     "embedding": set(),
     "index": {"embedding"},
-    "retrieval": {"embedding", "index"},
+    "retrieval": {"embedding", "index", "cluster"},
     "selection": set(),
     "adaptation": {"selection"},
     "methods": {"adaptation"},
     "generation": {"adaptation"},
     "evaluation": {"embedding", "index", "retrieval", "selection", "adaptation", "methods"},
     "report": {"evaluation.pile", "adaptation.presets", "adaptation.options"},
-    "cluster": {"index", "retrieval", "evaluation"},
+    "cluster": {"embedding", "index"},
     "cli": {
         "embedding",
         "index",

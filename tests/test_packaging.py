@@ -79,7 +79,7 @@ def test_the_wheel_installs_the_command(wheel):
 
 def test_every_import_is_a_declared_dependency():
     extras = PROJECT["optional-dependencies"]
-    used = ("cpu", "gpu", "peft", "report", "serve", "lm-eval")
+    used = ("cpu", "gpu", "peft", "report", "serve", "lm-eval", "ray", "demo")
     declared = {*PROJECT["dependencies"], *(name for extra in used for name in extras[extra])}
     names = {normalized(requirement) for requirement in declared}
     distributions = packages_distributions()

@@ -15,3 +15,7 @@ class StateError(RuntimeError):
 
 class HubError(ConnectionError):
     """The Hub cannot be reached or does not serve, after a few tries."""
+
+
+class ClusterError(ConnectionError):
+    """Machines of a cluster do not answer, for longer than they may."""

@@ -1,9 +1,9 @@
 """`Neighbor`, and what may serve as a retriever of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
-from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,25 @@ class Neighbor:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+Item = TypeVar("Item")
+
+
+class PartialAnswer(list[Item]):
+    """
+    What was found for each text, while machines that hold some shards of an index did not answer.
+
+    Args:
+        items (`Iterable`):
+            As the whole answer.
+        missing_shards (`list[int]`):
+            Numbers of the shards that were not searched.
+    """
+
+    def __init__(self, items: Iterable[Item], missing_shards: list[int]) -> None:
+        super().__init__(items)
+        self.missing_shards = missing_shards
+
+
 class Retriever(Protocol):
     """
     What `TestTimeTrainer` needs of a retriever; `NeighborRetriever` is one.
@@ -53,7 +72,8 @@ class Retriever(Protocol):
                 Candidates wanted per text; fewer are legal.
 
         Returns:
-            `list[list[Neighbor]]`: in the order of `texts`, each nearest first.
+            `list[list[Neighbor]]`: in the order of `texts`, each nearest first; a `PartialAnswer` if a part of the
+            corpus was not searched.
         """
         ...
 

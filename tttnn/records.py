@@ -54,6 +54,8 @@ class DocumentRecord:
             included.
         own_neighbors (`list[int]`):
             Ids of the neighbors that come from the document itself, by their id or source.
+        missing_shards (`list[int]`):
+            Numbers of the shards that no neighbor could come from, because their machines did not answer.
         weights (`list[float]`):
             Factors of the losses of the neighbors, if they do not all count once.
         train_loss (`list[float]`):
@@ -61,6 +63,11 @@ class DocumentRecord:
             neighbor without a target.
         query_train_loss (`list[float]`):
             Mean loss per token of each chunk of the query at the time of its step, in nats.
+        tokens (`list[str]`):
+            The scored text, token by token; empty unless `save_tokens` asks for it. A character of several tokens is
+            in the last of them.
+        token_bits (`list[list[float]]`):
+            Bits of each token: before, and after, with the mixture; empty unless `save_tokens` asks for it.
         num_scored_tokens (`int`):
             Tokens predicted, over all scoring passes.
         num_read_tokens (`int`):
@@ -88,9 +95,12 @@ class DocumentRecord:
     overlaps: list[float] = field(default_factory=list)
     near_copies: list[int] = field(default_factory=list)
     own_neighbors: list[int] = field(default_factory=list)
+    missing_shards: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     query_train_loss: list[float] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    token_bits: list[list[float]] = field(default_factory=list)
     num_scored_tokens: int = 0
     num_read_tokens: int = 0
     num_trained_tokens: int = 0
@@ -138,13 +148,11 @@ class DocumentRecord:
 
 def _is_of(value: Any, kind: Any) -> bool:  # noqa: ANN401
     """Whether a value that was read from JSON has the type of a field: a whole number is a float too."""
-    parts = [value]
     if (container := get_origin(kind)) in (list, dict):
         if not isinstance(value, container):
             return False
-        parts, kind = value if container is list else value.values(), get_args(kind)[-1]
-    types = {float: int | float, Any: object}.get(kind, kind)
-    return all(isinstance(part, types) for part in parts)
+        return all(_is_of(part, get_args(kind)[-1]) for part in (value if container is list else value.values()))
+    return isinstance(value, {float: int | float, Any: object}.get(kind, kind))
 
 
 def digest(text: str) -> str:
@@ -180,6 +188,7 @@ def summarize(records: list[DocumentRecord]) -> dict[str, float]:
         "num_untrained": sum(record.status == "untrained" for record in records),
         "num_with_near_copies": sum(bool(record.near_copies) for record in records),
         "num_with_own_neighbors": sum(bool(record.own_neighbors) for record in records),
+        "num_partial": sum(bool(record.missing_shards) for record in records),
         **{f"seconds_{phase}": sum(record.seconds[phase] for record in records) for phase in SECONDS},
         "tokens_trained_per_second": _tokens_per_second(records, "num_trained_tokens", "train"),
         "tokens_scored_per_second": _tokens_per_second(records, "num_scored_tokens", "score"),

@@ -240,6 +240,9 @@ def test_revisions_precision_and_embedder_reach_what_is_loaded(monkeypatch):
                 "embedder": "e",
                 "trust_index": True,
                 "passage_length": 9,
+                "cluster": None,
+                "replicas": 1,
+                "on_missing": "wait",
             },
         ),
     }

@@ -20,8 +20,8 @@ from tttnn.methods import METHODS
 
 
 COMMANDS = [
-    *("build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "tune", "train-experts", "evaluate"),
-    *("report", "generate", "serve", "lm-eval"),
+    *("build-index", "add", "import-tttlm", "push", "pull", "info", "retrieve", "cluster", "tune", "train-experts"),
+    *("evaluate", "report", "generate", "serve", "demo", "lm-eval"),
 ]
 OURS = [command for command in COMMANDS if command != "lm-eval"]  # whose options are those of another program
 

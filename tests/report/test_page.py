@@ -383,3 +383,33 @@ def test_the_command_writes_a_report_and_names_its_files(two_runs, tmp_path, cap
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "has no journal" in capsys.readouterr().err
+
+
+def test_tokens_of_the_best_and_the_worst_document_are_shown(tmp_path):
+    """8 and -2 bits by hand; a hostile token stays a text."""
+    better = {"tokens": ["<b>", " x"], "token_bits": [[9.0, 1.0], [1.0, 1.0]]}
+    worse = {"tokens": ["y"], "token_bits": [[1.0], [3.0]]}
+    records = [make_record(0, [10.0, 4.5], id="good", **better), make_record(1, [1.0, 2.4], id="bad", **worse)]
+    write_run(tmp_path / "run", records)
+    write_report([tmp_path / "run"], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert 'title="+8.00 bits">&lt;b&gt;</span>' in page
+    assert 'title="-2.00 bits">y</span>' in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "run: good gained most, +8.0 bits" in text
+    assert "run: bad gained least, -2.0 bits" in text
+
+
+def test_without_tokens_there_is_no_part_for_them(two_runs, tmp_path):
+    write_report(two_runs, tmp_path / "report")
+    assert "## Tokens" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_documents_with_a_part_of_the_index_are_counted(tmp_path):
+    records = [make_record(0, [10.0, 9.0], missing_shards=[3]), make_record(1, [10.0, 9.0])]
+    write_run(tmp_path / "run", records)
+    write_report([tmp_path / "run"], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| partial |" in text.replace("  ", " ").replace("  ", " ")
+    card = (tmp_path / "report" / "model-card.md").read_text()
+    assert "run: 1 of 2 documents got neighbors from a part of the index only" in card

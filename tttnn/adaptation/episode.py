@@ -15,10 +15,10 @@ from tttnn.adaptation.ngram_cache import NgramCache
 from tttnn.adaptation.options import RetrievalArguments
 from tttnn.adaptation.scoring import ScoredText, TokenNll, score
 from tttnn.adaptation.steps import Chunks, in_model, raise_not_finite, train_on
-from tttnn.adaptation.windows import Window, encode, split_document, training_chunks
+from tttnn.adaptation.windows import Window, encode, split_document, token_texts, training_chunks
 from tttnn.documents import Document, check_text
 from tttnn.errors import InputError, InputTypeError, StateError
-from tttnn.neighbors import Embedded, Neighbor, Retriever
+from tttnn.neighbors import Embedded, Neighbor, PartialAnswer, Retriever
 from tttnn.records import DocumentRecord, digest
 
 
@@ -96,7 +96,10 @@ class Episode:
         args, retriever, start = self.trainer.args, self.trainer.retriever, perf_counter()
         if retriever is None:
             raise StateError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
-        candidates = (retriever.retrieve([self.query], num_candidates(args, retriever)) or [[]])[0]
+        answer = retriever.retrieve([self.query], num_candidates(args, retriever)) or [[]]
+        candidates = answer[0]
+        if isinstance(answer, PartialAnswer):
+            self.record.missing_shards = answer.missing_shards
         for neighbor in candidates:
             if not isinstance(neighbor, Neighbor):
                 raise InputTypeError(
@@ -323,7 +326,18 @@ class Episode:
             self.unadapted_nll = nll
         if self.trainer.args.mix != "none":
             record.unmixed_nll.append(nll.total)
-        record.nll.append((self.mixed(nll) if record.nll else nll).total)
+        scored = self.mixed(nll) if record.nll else nll
+        record.nll.append(scored.total)
+        if self.trainer.args.save_tokens:
+            self._save_tokens(scored)
+
+    def _save_tokens(self, nll: TokenNll) -> None:
+        """Write the bits of each token into the record: of the first score, and of the last one."""
+        record = self.record
+        if not record.tokens:
+            record.tokens = token_texts(self.trainer.processing_class, self.scored_text.token_ids)
+        bits = [round(value, 4) for value in (np.asarray(nll.scored) / math.log(2)).tolist()]
+        record.token_bits = [*record.token_bits[:1], bits]
 
     def repeat_score(self, times: int) -> None:
         """

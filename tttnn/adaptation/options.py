@@ -272,6 +272,10 @@ class ScoringArguments:
     per_device_eval_batch_size: int = field(
         default=4, metadata={"help": "Windows scored in one forward pass, without the prompt in context."}
     )
+    save_tokens: bool = field(
+        default=False,
+        metadata={"help": "Keep the bits of each token, before and after, in the journal; a report then shows them."},
+    )
     text_column: str = field(default="text", metadata={"help": "The column with the text."})
 
     def __post_init__(self) -> None:

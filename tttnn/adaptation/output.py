@@ -36,6 +36,13 @@ def _warn_of(records: list[DocumentRecord]) -> None:
             f"{len(untrained)} of {len(records)} documents could not be trained on; they are scored with the "
             f"original model: {untrained}."
         )
+    partial = [record.index for record in records if record.missing_shards]
+    if partial:
+        missing = sorted({number for record in records for number in record.missing_shards})
+        logger.warning(
+            f"{len(partial)} of {len(records)} documents got neighbors from a part of the index only, because "
+            f"machines of the cluster did not answer: {partial}. The shards {missing} were missing."
+        )
     copies = sum(bool({*record.near_copies} & {*record.neighbor_ids}) for record in records)
     if copies:
         logger.warning(

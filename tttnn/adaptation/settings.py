@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Options that change no number: where the text is, how many windows or documents share a pass, how memory is saved.
 NO_NUMBER = (
     "text_column",
+    "save_tokens",
     "batch_documents",
     "per_device_eval_batch_size",
     "activation_checkpointing",

@@ -11,6 +11,7 @@ from tttnn.errors import InputError, InputTypeError
 
 
 MAX_PREFIX_LENGTH = 1024
+DECODED_TOGETHER = 16  # tokens, at most
 
 
 class Window(NamedTuple):
@@ -184,3 +185,36 @@ def scoring_windows(
         windows.append(Window(sequence[first:end], sequence[start + 1 - num_known : end + 1], num_known))
         start = end
     return windows
+
+
+def token_texts(processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
+    """
+    Decode tokens one by one, where they stand.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            The tokenizer.
+        token_ids (`Sequence[int]`):
+            Of a text.
+
+    Returns:
+        `list[str]`: a text for each; together they are what all decode to. The tokens of a character that has several
+        are empty but for the last.
+    """
+
+    def decode(first: int, end: int) -> str:
+        return str(processing_class.decode([*token_ids[first:end]], clean_up_tokenization_spaces=False))
+
+    texts, first, read = [], 0, ""
+    for end in range(1, len(token_ids) + 1):
+        text = decode(first, end)
+        if text.endswith("\ufffd") and end < len(token_ids):
+            texts.append("")  # a character is not whole yet
+            continue
+        texts.append(text[len(read) :])
+        read = text
+        if end - first >= DECODED_TOGETHER:  # some tokens are decoded otherwise at the beginning of a text
+            first, read = end - 1, decode(end - 1, end)
+            if read.endswith("\ufffd"):
+                first, read = end - DECODED_TOGETHER // 2, decode(end - DECODED_TOGETHER // 2, end)
+    return texts

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,11 @@ def add_build_index(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     _storage_options(parser)
     parser.add_argument("--shard-size", type=int, help="rows of a shard (default: as many as 512 MiB of vectors)")
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="build on the machines of the Ray cluster at this address, such as auto, which share the folder",
+    )
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the index to this dataset repo at the end")
     parser.add_argument("--private", action="store_true", help="make a new repo private")
     parser.add_argument("--license", help="licence of the corpus (default: that of the card before, or unknown)")
@@ -70,6 +76,10 @@ def _build_index(arguments: argparse.Namespace, parser: Parser) -> None:
         return
     if not arguments.source or arguments.output is None:
         raise InputError("A corpus and `--output` are needed: `tttnn build-index CORPUS --output FOLDER`.")
+    if arguments.cluster is not None and (arguments.shards is not None or arguments.device):
+        raise InputError(
+            "`--cluster` gives each machine its shards and its device. Leave out `--shards` and `--device`."
+        )
     if arguments.shards is not None and arguments.push_to_hub:
         raise InputError("`--shards` makes no index yet. Pass `--push-to-hub` with `--finish`.")
     _check_apart(arguments.source, arguments.output)
@@ -77,10 +87,13 @@ def _build_index(arguments: argparse.Namespace, parser: Parser) -> None:
     from tttnn.embedding import Embedder
     from tttnn.index import IndexSettings, build_index, build_shards
 
+    if arguments.cluster is not None:  # its machines have other working directories
+        arguments.source = [_absolute(source) for source in arguments.source]
     documents = _documents(arguments)
     _check_devices(arguments.device)
-    embedder = Embedder(
-        arguments.embedder or DEFAULT_EMBEDDER,
+    make_embedder = partial(
+        Embedder,
+        _absolute(arguments.embedder or DEFAULT_EMBEDDER),
         arguments.embedder_revision,
         arguments.max_seq_length,
         arguments.device,
@@ -91,6 +104,14 @@ def _build_index(arguments: argparse.Namespace, parser: Parser) -> None:
     settings = IndexSettings(preset, arguments.shard_size, arguments.passages, arguments.recall_target)
     options: dict[str, Any] = {"sources": _names(arguments.source), "show_progress_bar": True}
     output, batch_size = arguments.output, arguments.batch_size
+    if arguments.cluster is not None:
+        from tttnn.cluster import build_on_cluster
+
+        built = build_on_cluster(arguments.cluster, documents, make_embedder, output, settings, batch_size, **options)
+        print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(output)}")
+        _push(arguments, output)
+        return
+    embedder = make_embedder()
     if arguments.shards is not None:
         progress = build_shards(documents, embedder, output, settings, arguments.shards, batch_size, **options)
         print(_progress(progress, output))
@@ -98,6 +119,11 @@ def _build_index(arguments: argparse.Namespace, parser: Parser) -> None:
     built = build_index(documents, embedder, output, settings, batch_size, **options)
     print(f"{'Indexed' if built else 'Nothing to do: the index holds'} {_size(output)}")
     _push(arguments, output)
+
+
+def _absolute(name: str) -> str:
+    """Give the whole path of what is here; an id of the Hub as it is."""
+    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
 
 
 def _finish(arguments: argparse.Namespace, parser: Parser) -> None:

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from typing import Any
 
 from tttnn.helptext import Parser
+from tttnn.neighbors import PartialAnswer
 
 
 def add_push(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -83,6 +85,16 @@ def add_retrieve(commands: "argparse._SubParsersAction[Parser]") -> None:
         "--texts", choices=("local", "remote"), default="local", help="remote: leave the texts on the Hub"
     )
     parser.add_argument("--trust-index", action="store_true", help="open a --factory index that was built elsewhere")
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="search on the Ray cluster at this address, such as auto (default: here)"
+    )
+    parser.add_argument("--replicas", type=int, default=1, help="with --cluster: machines on which each shard is open")
+    parser.add_argument(
+        "--on-missing",
+        choices=("wait", "raise", "report"),
+        default="wait",
+        help="with --cluster, if a machine does not answer: wait for it, fail, or leave out its shards and say so",
+    )
     parser.add_argument("--json", action="store_true", help="print whole neighbors, one JSON object per line")
 
 
@@ -96,8 +108,14 @@ def _retrieve(arguments: argparse.Namespace) -> None:
         texts=arguments.texts,
         embedder=arguments.embedder,
         trust_index=arguments.trust_index,
+        cluster=arguments.cluster,
+        replicas=arguments.replicas,
+        on_missing=arguments.on_missing,
     )
-    for neighbor in retriever.retrieve([arguments.text], arguments.top_k)[0]:
+    answer = retriever.retrieve([arguments.text], arguments.top_k)
+    if isinstance(answer, PartialAnswer):
+        print(f"Without the shards {answer.missing_shards}, whose machines do not answer.", file=sys.stderr)
+    for neighbor in answer[0]:
         if arguments.json:
             print(json.dumps(asdict(neighbor), ensure_ascii=False, default=str))
             continue

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from safetensors import SafetensorError
 
 from tttnn.cli.build import add_add, add_build_index, add_import_tttlm
+from tttnn.cli.cluster import add_cluster
+from tttnn.cli.demo import add_demo, demo
 from tttnn.cli.evaluate import add_evaluate, add_tune, evaluate
 from tttnn.cli.experts import add_train_experts
 from tttnn.cli.generate import add_generate, generate
@@ -23,9 +25,12 @@ from tttnn.helptext import Parser, dashed, misspelled, suggestion
 # in the order of the help
 COMMANDS = (
     *(add_build_index, add_add, add_import_tttlm),
-    *(add_push, add_pull, add_info, add_retrieve),
-    *(add_tune, add_train_experts, add_evaluate, add_report, add_generate, add_serve, add_lm_eval),
+    *(add_push, add_pull, add_info, add_retrieve, add_cluster),
+    *(add_tune, add_train_experts, add_evaluate, add_report, add_generate, add_serve, add_demo, add_lm_eval),
 )
+
+# whose options depend on the method, or are those of another program
+OF_METHOD = {"evaluate": evaluate, "generate": generate, "serve": serve, "demo": demo, "lm-eval": lm_eval}
 
 # the Hub's errors, ours and those of huggingface_hub, are OSErrors
 EXPECTED = (InputError, StateError, OSError, ImportError, SafetensorError)
@@ -83,7 +88,7 @@ def _run(words: list[str]) -> None:
     if words and words[0] in commands.choices:
         known = commands.choices[words[0]]
         # another parser reads these options, which depend on the method
-        run = {"evaluate": evaluate, "generate": generate, "serve": serve, "lm-eval": lm_eval}.get(words[0])
+        run = OF_METHOD.get(words[0])
         if run is not None:
             run(words[1:])
             return

@@ -125,6 +125,9 @@ def _load_retriever(evaluation: Evaluation[Any]) -> NeighborRetriever | None:
         trust_index=index.trust_index,
         cache=NeighborCache(),
         passage_length=index.passage_length,
+        cluster=index.cluster,
+        replicas=index.replicas,
+        on_missing=index.on_missing,
     )
 
 

@@ -109,6 +109,19 @@ class IndexArguments:
     trust_index: bool = field(
         default=False, metadata={"help": "Open an index of a Faiss factory that was built elsewhere."}
     )
+    cluster: str | None = field(
+        default=None,
+        metadata={"help": "Search on the Ray cluster at this address, such as auto. Default: on this machine."},
+    )
+    replicas: int = field(default=1, metadata={"help": "With --cluster: machines on which each shard is open."})
+    on_missing: str = field(
+        default="wait",
+        metadata={
+            "help": "With --cluster, if a machine does not answer: wait for another to take over, raise an error, or "
+            "report: go on without its shards, and count the documents.",
+            "choices": ["wait", "raise", "report"],
+        },
+    )
 
 
 @dataclass

@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from tttnn.index.build.tttlm import import_tttlm_index
     from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
     from tttnn.index.manifest import FORMAT_VERSION, read_manifest
-    from tttnn.index.opening import open_index
-    from tttnn.index.search import DocumentIndex, Index, Pairs
+    from tttnn.index.opening import IndexVersion, open_index, read_version
+    from tttnn.index.search import Candidates, DocumentIndex, Index, Pairs, find_candidates, merge_candidates
     from tttnn.index.subset import IndexSubset
 
 __all__ = [
+    "Candidates",
     "DocumentIndex",
     "FORMAT_VERSION",
     "Index",
     "IndexSettings",
     "IndexSubset",
+    "IndexVersion",
     "Pairs",
     "ShardProgress",
     "add_documents",
@@ -30,13 +32,16 @@ __all__ = [
     "build_shards",
     "fetch_index",
     "fetch_manifest",
+    "find_candidates",
     "finish_index",
     "import_tttlm_index",
     "index_in_memory",
+    "merge_candidates",
     "open_index",
     "pull_index",
     "push_index",
     "read_manifest",
+    "read_version",
     "split_into_passages",
     "write_index",
 ]
@@ -44,11 +49,13 @@ __all__ = [
 __getattr__, __dir__ = door(
     __name__,
     {
+        "Candidates": "search",
         "DocumentIndex": "search",
         "FORMAT_VERSION": "manifest",
         "Index": "search",
         "IndexSettings": "build.from_documents",
         "IndexSubset": "subset",
+        "IndexVersion": "opening",
         "Pairs": "search",
         "ShardProgress": "build.by_shards",
         "add_documents": "build.from_documents",
@@ -56,13 +63,16 @@ __getattr__, __dir__ = door(
         "build_shards": "build.by_shards",
         "fetch_index": "hub.transfer",
         "fetch_manifest": "hub.transfer",
+        "find_candidates": "search",
         "finish_index": "build.by_shards",
         "import_tttlm_index": "build.tttlm",
         "index_in_memory": "build.from_documents",
+        "merge_candidates": "search",
         "open_index": "opening",
         "pull_index": "hub.transfer",
         "push_index": "hub.transfer",
         "read_manifest": "manifest",
+        "read_version": "opening",
         "split_into_passages": "build.passages",
         "write_index": "build.save",
     },

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,76 @@ def open_index(
                 f"The shards of '{folder}' that begin at rows {opened[0].start} and {shard.start} are stored in "
                 "different ways. Fetch or rebuild the index."
             )
-    digest = hashlib.sha256(content + (b"" if shards is None else str(numbers).encode())).hexdigest()
+    digest = index_digest(content, None if shards is None else numbers)
     embedder, search = manifest.embedder.to_json(), manifest.storage.search
     return DocumentIndex(opened, embedder, digest, search, folder, manifest.passage_tokens)
+
+
+@dataclass(frozen=True)
+class IndexVersion:
+    """
+    Which index this is, by its manifest, and which of its shards are meant.
+
+    Args:
+        content (`bytes`):
+            The manifest, as it is in the file.
+        manifest (`Manifest`):
+            The manifest.
+        numbers (`list[int]`):
+            Of the shards.
+        is_whole (`bool`):
+            Whether these are all that there are, without having been asked for one by one.
+    """
+
+    content: bytes
+    manifest: Manifest
+    numbers: list[int]
+    is_whole: bool
+
+    @property
+    def digest(self) -> str:
+        """What `open_index` gives these shards."""
+        return index_digest(self.content, None if self.is_whole else self.numbers)
+
+    def digest_of(self, numbers: list[int]) -> str:
+        """
+        Give the digest of some of the shards.
+
+        Args:
+            numbers (`list[int]`):
+                In their order.
+
+        Returns:
+            `str`: what `open_index` gives them.
+        """
+        return index_digest(self.content, numbers)
+
+
+def read_version(folder: str | Path, shards: Sequence[int] | None = None) -> IndexVersion:
+    """
+    Read which index is in a folder; its shards need not be there.
+
+    Args:
+        folder (`str` or `Path`):
+            With the manifest.
+        shards (`Sequence[int]`, *optional*):
+            Numbers of the shards that are meant. By default all.
+
+    Returns:
+        `IndexVersion`: with the digest.
+
+    Raises:
+        `FileNotFoundError`: If the folder has no manifest.
+        `ValueError`: If the manifest is damaged or of another format, or there is no such shard.
+    """
+    content = manifest_bytes(folder)
+    manifest = parse_manifest(content, Path(folder) / MANIFEST)
+    return IndexVersion(content, manifest, manifest.chosen_shards(shards), shards is None)
+
+
+def index_digest(content: bytes, shards: Sequence[int] | None) -> str:
+    """Tell an index from any other by the bytes of its manifest, and by the shards that are open if not all are."""
+    return hashlib.sha256(content + (b"" if shards is None else str([*shards]).encode())).hexdigest()
 
 
 def _open_vectors(folder: Path, manifest: Manifest, number: int, verify: bool) -> Any:  # noqa: ANN401

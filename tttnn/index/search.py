@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -226,6 +226,24 @@ class DocumentIndex:
         return self.shards[0].keeps_vectors
 
 
+class Candidates(NamedTuple):
+    """
+    Rows near to each query, from some shards of an index: arrays of shape `(queries, depth)`, padded with the row -1.
+
+    Args:
+        distances (`np.ndarray`):
+            By which rows were found; they are ordered by them.
+        rows (`np.ndarray`):
+            Of the whole index.
+        measured (`np.ndarray`, *optional*):
+            Distances by the vectors that are stored whole, where rows were found among compressed ones.
+    """
+
+    distances: np.ndarray
+    rows: np.ndarray
+    measured: np.ndarray | None
+
+
 def search_shards(
     shards: Sequence[Shard],
     queries: np.ndarray,
@@ -242,27 +260,65 @@ def search_shards(
     """
     if len(queries) == 0:
         return [[] for _ in k_factors]
-    distances, rows = _candidates(shards, queries, top_k * max(k_factors), nprobe, masks)
-    if shards[0].exact is not None:
-        distances = np.full(rows.shape, np.inf, np.float32)
-        for shard in shards:
-            shard.measure(queries, rows, distances)
+    return merge_candidates(
+        [find_candidates(shards, queries, top_k * max(k_factors), nprobe, masks)], top_k, k_factors
+    )
+
+
+def merge_candidates(groups: Sequence[Candidates], top_k: int, k_factors: Sequence[int] = (1,)) -> list[list[Pairs]]:
+    """
+    Choose the nearest rows among candidates of groups of shards, as a search of all of them at once does.
+
+    Args:
+        groups (`Sequence[Candidates]`):
+            Each found to the depth `top_k * max(k_factors)`.
+        top_k (`int`):
+            Rows wanted for each query.
+        k_factors (`Sequence[int]`, *optional*, defaults to `(1,)`):
+            Candidates that are ranked again for each row that is wanted.
+
+    Returns:
+        `list[list[list[tuple[float, int]]]]`: for each factor, what `Index.search` gives.
+    """
+    distances = np.hstack([group.distances for group in groups])
+    rows = np.hstack([group.rows for group in groups])
+    order = np.lexsort((rows, distances, rows < 0))[:, : top_k * max(k_factors)]
+    lines = np.arange(len(rows))[:, None]
+    ranked = np.hstack([distances if measured is None else measured for distances, _, measured in groups])
+    distances, rows = ranked[lines, order], rows[lines, order]
     results = []
     for depth in (top_k * k_factor for k_factor in k_factors):
         near, near_rows = nearest(distances[:, :depth], rows[:, :depth], top_k)
-        lines = zip(near.tolist(), near_rows.tolist(), strict=True)
-        results.append([[pair for pair in zip(*line, strict=True) if pair[1] >= 0] for line in lines])
+        found = zip(near.tolist(), near_rows.tolist(), strict=True)
+        results.append([[pair for pair in zip(*line, strict=True) if pair[1] >= 0] for line in found])
     return results
 
 
-def _candidates(
+def find_candidates(
     shards: Sequence[Shard],
     queries: np.ndarray,
     depth: int,
     nprobe: int | None,
-    masks: Sequence[np.ndarray] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find rows of each query, nearest first, padded with the row -1; each shard is read once."""
+    masks: Sequence[np.ndarray] | None = None,
+) -> Candidates:
+    """
+    Find rows of each query; each shard is read once, and once more where rows are measured again.
+
+    Args:
+        shards (`Sequence[Shard]`):
+            Of one index.
+        queries (`np.ndarray`):
+            float32 of shape `(n, dimension)`, at least one.
+        depth (`int`):
+            Rows wanted for each query.
+        nprobe (`int`, *optional*):
+            Inverted lists to look into.
+        masks (`Sequence[np.ndarray]`, *optional*):
+            For each shard, which of its places are searched.
+
+    Returns:
+        `Candidates`: nearest first.
+    """
     queries = np.ascontiguousarray(queries, np.float32)
     parts = blocks(queries)
     # all shards are divided by the same centroids: the lists to look into are found once
@@ -283,7 +339,12 @@ def _candidates(
         # an inverted-file index pads with -1 where its probed lists hold too few rows
         places[places >= 0] += shard.start
         distances, rows = nearest(np.hstack([distances, near]), np.hstack([rows, places]), depth)
-    return distances, rows
+    if shards[0].exact is None:
+        return Candidates(distances, rows, None)
+    measured = np.full(rows.shape, np.inf, np.float32)
+    for shard in shards:
+        shard.measure(queries, rows, measured)
+    return Candidates(distances, rows, measured)
 
 
 def _search_flat(

@@ -105,4 +105,9 @@ def _limits(study: Study) -> list[str]:
                 f"{run.label}: {total.untrained} of {count_documents(total.documents)} could not be trained on, and "
                 "count with the score of the original model."
             )
+        if total.partial:
+            limits.append(
+                f"{run.label}: {total.partial} of {count_documents(total.documents)} got neighbors from a part of the "
+                "index only, because machines of the cluster did not answer."
+            )
     return [*limits, *study.notes]

@@ -87,7 +87,7 @@ def study_csv(study: Study) -> str:
     A cell without a number is empty.
     """
     names = ("documents", "num_bytes", "before", "after", "ratio", "difference", "low", "high")
-    counts = ("worse", "untrained", "near_copies", "own_neighbors", "trained_tokens", "scored_tokens")
+    counts = ("worse", "untrained", "near_copies", "own_neighbors", "partial", "trained_tokens", "scored_tokens")
     phases = list(study.totals[0].seconds)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

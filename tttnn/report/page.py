@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tttnn.report.tables import markdown_table
+from tttnn.token_colors import colored, shade
 
 
 # The texts of all blocks are plain: each writer escapes them.
@@ -56,7 +57,17 @@ class Code:
     language: str = "text"
 
 
-Block = Heading | Paragraph | Points | Table | Picture | Code
+@dataclass
+class Tokens:
+    """A text, each piece of it colored by what it gained (above 0) or lost, in bits."""
+
+    pieces: list[tuple[str, float]]
+    caption: str
+
+
+SHOWN_TOKENS = 10  # in Markdown, which has no colors
+
+Block = Heading | Paragraph | Points | Table | Picture | Code | Tokens
 
 
 def escape_markdown(text: str) -> str:
@@ -86,6 +97,11 @@ def _markdown(block: Block) -> str:
             return markdown_table([escape_markdown(cell) for cell in block.header], rows)
         case Picture():
             return f"![{escape_markdown(block.caption)}]({block.path.name})\n\n{escape_markdown(block.caption)}"
+        case Tokens():
+            changed = sorted(block.pieces, key=lambda piece: -abs(piece[1]))[:SHOWN_TOKENS]
+            rows = [[escape_markdown(repr(text)), f"{gain:+.2f}"] for text, gain in changed]
+            table = markdown_table(["token", "bits gained"], rows)
+            return f"{escape_markdown(block.caption)} The tokens that changed most:\n\n{table}"
         case Code():
             longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
             fence = "`" * max(3, longest + 1)
@@ -108,5 +124,7 @@ def html_page(blocks: list[Block]) -> str:
     return template.render(
         title=next((block.text for block in blocks if isinstance(block, Heading)), "Report"),
         blocks=[(type(block).__name__, block, place) for place, block in enumerate(blocks)],
+        shade=shade,
+        colored=colored,
         embed=lambda path: base64.b64encode(path.read_bytes()).decode("ascii"),
     )

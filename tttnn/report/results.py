@@ -34,6 +34,7 @@ class Result:
     untrained: int
     near_copies: int  # documents with a near-copy among their neighbors
     own_neighbors: int  # documents that are among their own neighbors
+    partial: int  # documents whose neighbors come from a part of the index, because machines did not answer
     seconds: dict[str, float]
     trained_tokens: int
     scored_tokens: int
@@ -72,6 +73,7 @@ def pool(
         untrained=sum(record.status == "untrained" for record in records),
         near_copies=sum(bool(record.near_copies) for record in records),
         own_neighbors=sum(bool(record.own_neighbors) for record in records),
+        partial=sum(bool(record.missing_shards) for record in records),
         seconds={phase: sum(record.seconds.get(phase, 0.0) for record in records) for phase in SECONDS},
         trained_tokens=sum(record.num_trained_tokens for record in records),
         scored_tokens=sum(record.num_scored_tokens for record in records),

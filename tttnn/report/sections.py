@@ -7,7 +7,7 @@ from typing import Any
 
 from tttnn.evaluation.pile import TASKS
 from tttnn.report.export import library_versions
-from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table
+from tttnn.report.page import Block, Code, Heading, Paragraph, Points, Table, Tokens
 from tttnn.report.pictures.costs import phase_seconds
 from tttnn.report.published import Published, published_for
 from tttnn.report.results import Comparison, Result, contaminated
@@ -45,11 +45,14 @@ def overview(study: Study) -> list[Block]:
         "with near-copies",
         "own neighbors",
     ]
+    is_partial = any(result.partial for result in study.totals)
+    header += ["partial"] * is_partial
     rows = []
     for run, result, settings in zip(study.runs, study.totals, apart, strict=True):
         cells = [str(result.documents), str(result.num_bytes), *score_cells(result)]
         copies = [str(result.near_copies), str(result.own_neighbors)] if run.retrieves else [NONE, NONE]
         counts = [share(result.worse, result.documents), str(result.untrained), *copies]
+        counts += [str(result.partial)] * is_partial
         rows.append([run.label, run.method, run.prompt, *cells, *counts, settings_text(settings) or NONE])
     text = (
         f"Bits per byte of {len(study.runs)} {'run' if len(study.runs) == 1 else 'runs'} before and after adaptation; "
@@ -60,6 +63,8 @@ def overview(study: Study) -> list[Block]:
         "Untrained documents could not be trained on; they count in every mean with the score of the original model. "
         "Own neighbors counts documents of which a part is among their own neighbors."
     )
+    if is_partial:
+        text += " Partial documents got neighbors from a part of the index only, because machines did not answer."
     blocks: list[Block] = [Heading("Test-time training report", 1), Paragraph(text)]
     blocks += [Points(study.notes)] if study.notes else []
     blocks += [Heading("Runs"), Table([*header, "settings that differ"], rows)]
@@ -222,6 +227,24 @@ def near_copies(study: Study) -> list[Block]:
         return [*blocks, Paragraph("No document was left untrained.")]
     text = "Documents that could not be trained on; they are scored with the original model:"
     return [*blocks, Paragraph(text), Table(["run", "document", "error"], failed)]
+
+
+def token_view(study: Study) -> list[Block]:
+    """Show the tokens of the best and the worst document of each run that kept them."""
+    blocks: list[Block] = []
+    for run in study.runs:
+        kept = [record for record in run.records if len(record.token_bits) == 2 and record.tokens]
+        if not kept:
+            continue
+        by_gain = sorted(kept, key=lambda record: (record.nll[-1] - record.nll[0], record.index))
+        for name, record in [("most", by_gain[0]), ("least", by_gain[-1])][: len(kept)]:
+            gains = [before - after for before, after in zip(*record.token_bits, strict=True)]
+            caption = (
+                f"{run.label}: {record.id} gained {name}, {sum(gains):+.1f} bits on {record.num_bytes} bytes "
+                f"({figure(record.bits_per_byte(0))} to {figure(record.bits_per_byte())} bits per byte)."
+            )
+            blocks.append(Tokens([*zip(record.tokens, gains, strict=True)], caption))
+    return [Heading("Tokens"), *blocks] if blocks else []
 
 
 def speed(study: Study) -> list[Block]:

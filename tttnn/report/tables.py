@@ -67,6 +67,8 @@ def pooled_line(records: list[DocumentRecord], prompt: str = "none") -> str:
         line += f" {result.near_copies} had a near-copy of the document among their neighbors."
     if result.own_neighbors:
         line += f" {result.own_neighbors} had a part of the document itself among their neighbors."
+    if result.partial:
+        line += f" {result.partial} got neighbors from a part of the index only, because machines did not answer."
     untrained = [record.id for record in records if record.status == "untrained"]
     if untrained:
         line += f" Scored with the original model, because they could not be trained on: {', '.join(untrained)}."

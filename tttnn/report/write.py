@@ -20,6 +20,7 @@ from tttnn.report.sections import (
     overview,
     reproduction,
     speed,
+    token_view,
 )
 from tttnn.report.study import Study, read_study
 
@@ -94,6 +95,7 @@ def _page(study: Study, folder: Path) -> Iterator[Block]:
     yield from mixtures(study)
     yield from _groups(study, draw)
     yield from near_copies(study)
+    yield from token_view(study)
     yield Heading("Neighbors")
     caption = "Bits per byte after every neighbor" + (" by task" if study.grouping.is_pile else "")
     yield draw("curves", caption, lambda path: plot_task_curves(study.runs, study.grouping, path))

@@ -9,6 +9,7 @@ import numpy as np
 from huggingface_hub import constants
 
 from tttnn.index import Index, Pairs
+from tttnn.neighbors import PartialAnswer
 from tttnn.retrieval.store import Store
 
 
@@ -71,7 +72,10 @@ class NeighborCache:
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in neighbors}
         if new:
             vectors = self.embed(index, embed, [*new.values()])
-            neighbors |= zip(new, index.search(vectors, depth), strict=True)
+            found = index.search(vectors, depth)
+            neighbors |= zip(new, found, strict=True)
+            if isinstance(found, PartialAnswer):  # not kept: the next search may have all
+                return PartialAnswer((neighbors[key][:top_k] for key in keys), found.missing_shards)
             self._neighbors.put({key: (depth, _to_bytes(neighbors[key])) for key in new})
         return [neighbors[key][:top_k] for key in keys]
 

@@ -17,6 +17,7 @@ from tttnn.index import (
     DocumentIndex,
     Index,
     IndexSubset,
+    Pairs,
     fetch_index,
     index_in_memory,
     open_index,
@@ -24,7 +25,7 @@ from tttnn.index import (
     split_into_passages,
     write_index,
 )
-from tttnn.neighbors import Neighbor
+from tttnn.neighbors import Neighbor, PartialAnswer
 from tttnn.retrieval.cache import NeighborCache
 from tttnn.retrieval.passages import as_neighbor, nearest_passages
 
@@ -116,6 +117,9 @@ class NeighborRetriever:
         trust_index: bool = False,
         cache: NeighborCache | None = None,
         passage_length: int | None = None,
+        cluster: str | None = None,
+        replicas: int = 1,
+        on_missing: str = "wait",
     ) -> "NeighborRetriever":
         """
         Open an index from a folder or from a dataset repo of the Hub.
@@ -152,17 +156,49 @@ class NeighborRetriever:
             passage_length (`int`, *optional*):
                 Give the nearest passage of at most this many tokens of each document that is found. By default
                 neighbors are whole documents.
+            cluster (`str`, *optional*):
+                Search on a Ray cluster, whose address this is: `"auto"`, `"HOST:6379"` or `"local"`. Its machines open
+                the shards, each some of them; results are those of this machine alone. By default the index is opened
+                here.
+            replicas (`int`, *optional*, defaults to `1`):
+                On how many machines of the cluster each shard is open.
+            on_missing (`str`, *optional*, defaults to `"wait"`):
+                What happens if a machine does not answer: `"wait"` for another one to take over, two minutes at most,
+                then an error; `"raise"` an error at once; or `"report"`: the answer is without its shards, and says
+                so (`PartialAnswer`).
 
         Returns:
             `NeighborRetriever`: ready to retrieve.
 
         Raises:
             `FileNotFoundError`: If there is no index, or it is not in the Hub's cache and the Hub may not be asked.
-            `ConnectionError`: If the Hub cannot be reached or fails, after six tries.
+            `ConnectionError`: If the Hub or a machine of the cluster cannot be reached or fails, after some tries.
             `HfHubHTTPError`: If the Hub refuses: an unknown repo, or a token without access.
             `ValueError`: If a file is damaged, there is no such shard, the embedder is not the one that built the
-                index, or `passage_length` is given for an index of passages.
+                index, `passage_length` is given for an index of passages, or the machines of the cluster do not see
+                the index.
+            `RuntimeError`: If there is no cluster at the address.
+            `ImportError`: If Ray is missing.
         """
+        if cluster is not None:
+            from tttnn.cluster import open_on_cluster
+
+            index: Index = open_on_cluster(
+                cluster,
+                repo_id,
+                revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                shards=shards,
+                texts=texts,
+                trust_index=trust_index,
+                replicas=replicas,
+                on_missing=on_missing,
+            )
+            return cls(index, _as_embedder(index, embedder), cache, passage_length)
+        if replicas != 1 or on_missing != "wait":
+            raise InputError("`replicas` and `on_missing` are for a cluster. Pass `cluster`, or leave them out.")
         folder, open_texts = fetch_index(
             repo_id,
             revision,
@@ -173,11 +209,9 @@ class NeighborRetriever:
             texts=texts,
         )
         index = open_index(folder, verify=verify, shards=shards, open_texts=open_texts, trust_index=trust_index)
-        if embedder is not None and not isinstance(embedder, Embedder):
-            embedder = Embedder.from_description(index.embedder, embedder)
         if folder != Path(repo_id).expanduser():
             index.source = f"{repo_id}@{revision or 'main'}"
-        return cls(index, embedder, cache, passage_length)
+        return cls(index, _as_embedder(index, embedder), cache, passage_length)
 
     def subset(self, fraction: float, seed: int = 0) -> "NeighborRetriever":
         """
@@ -341,7 +375,8 @@ class NeighborRetriever:
                 Candidates fetched per text.
 
         Returns:
-            `list[list[Neighbor]]`: in the order of `texts`, each with at most `top_k` neighbors, nearest first; equal
+            `list[list[Neighbor]]`: in the order of `texts`, each with at most `top_k` neighbors, nearest first; a
+            `PartialAnswer` with the missing shards if `on_missing` is `"report"` and machines did not answer. Equal
             distances are in the order of rows. `distance` is squared L2. With `passage_length` both are those of
             passages, and their metadata has the `passage`, its `start_line` and its `end_line`.
 
@@ -360,6 +395,11 @@ class NeighborRetriever:
             results = self.index.search(self.embedder.encode_query(texts), top_k)
         else:
             results = self.cache.search(self.index, self.embedder.encode_query, texts, top_k)
+        neighbors = self._neighbors_of(texts, results)
+        return PartialAnswer(neighbors, results.missing_shards) if isinstance(results, PartialAnswer) else neighbors
+
+    def _neighbors_of(self, texts: list[str], results: list[Pairs]) -> list[list[Neighbor]]:
+        """Fetch the documents of rows that were found, or their nearest passages."""
         rows = list(dict.fromkeys(row for pairs in results for _, row in pairs))
         documents = dict(zip(rows, self.index.documents(rows), strict=True))
         if self.passage_length is None:
@@ -452,3 +492,10 @@ class NeighborRetriever:
         _ = self.embedder
         if self.passage_length is not None:
             [*split_into_passages([], self.embedder, self.passage_length)]  # no document, but the length is checked
+
+
+def _as_embedder(index: Index, embedder: str | SentenceTransformer | Embedder | None) -> Embedder | None:
+    """Load an embedder that was passed in the place of the one that the index names."""
+    if embedder is None or isinstance(embedder, Embedder):
+        return embedder
+    return Embedder.from_description(index.embedder, embedder)

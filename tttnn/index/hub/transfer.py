@@ -106,7 +106,14 @@ def fetch_index(
     return snapshot, open_texts
 
 
-def fetch_manifest(repo_id: str | Path, revision: str | None = None) -> Path:
+def fetch_manifest(
+    repo_id: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """
     Find the folder of an index, and download nothing but its manifest if it is on the Hub.
 
@@ -115,6 +122,12 @@ def fetch_manifest(repo_id: str | Path, revision: str | None = None) -> Path:
             A local folder, or the id of a dataset repo.
         revision (`str`, *optional*):
             Branch, tag or commit of the repo.
+        token (`str` or `bool`, *optional*):
+            Token for a private repo.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder of the downloads. By default the Hub's cache.
+        local_files_only (`bool`, *optional*, defaults to `False`):
+            Whether to use only what is in the Hub's cache.
 
     Returns:
         `Path`: a folder for `read_manifest`.
@@ -124,7 +137,10 @@ def fetch_manifest(repo_id: str | Path, revision: str | None = None) -> Path:
         `ConnectionError`: If the Hub cannot be reached or does not serve, after a few tries.
         `HfHubHTTPError`: If it refuses: an unknown repo, or a token without access.
     """
-    return _local_folder(repo_id, "local") or _fetch(str(repo_id), revision, [MANIFEST])
+    if (folder := _local_folder(repo_id, "local")) is not None:
+        return folder
+    place: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    return _fetch(str(repo_id), revision, [MANIFEST], **place)
 
 
 def _fetch(
