@@ -389,7 +389,7 @@ class TestTimeLM(HFLM):
 
 def _words(name: str, options: dict[str, Any], device: torch.device) -> list[str]:
     """Write options as the words of a command line, which one parser reads."""
-    options = {"model": name or "model", **options}
+    options = {"model": name or "model", "disable_tqdm": True, **options}  # there is a bar of the items
     if "neighbor_length" in options:
         options["max_length"] = options.pop("neighbor_length")
     if torch.device(device).type == "cpu":
