@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ class ShardBuilder:
     def embedder(self) -> Embedder:
         """Loaded at the first shard: an actor whose making fails is gone, and nobody hears why."""
         return self._make_embedder()
+
+    def ready(self) -> None:
+        """Answer when the process runs."""
 
     def build(self, number: int) -> bool:
         """Build a shard; gives whether it is built now. It is not if another process is at it."""
@@ -131,7 +134,8 @@ def build_on_cluster(
     if not plan.num_shards:
         return False
     arguments = (make_embedder, corpus, str(folder), settings, batch_size, [*sources])
-    builders = _start(ray, arguments, max(len(plan.missing), 1))
+    makers = _makers(ray, arguments)[: max(len(plan.missing), 1)]
+    builders = {make(): make for make in makers}
     try:
         bar = tqdm(desc="Shards", total=plan.num_shards, disable=not show_progress_bar)
         with bar:
@@ -143,6 +147,7 @@ def build_on_cluster(
             if failure is None:
                 return True
             logger.warning(f"Finishing '{folder}' failed in try {tries} of {TRIES}: {first_line(failure)}")
+            builders = {make(): make for make in makers}
         raise ClusterError(
             f"'{folder}' could not be finished in {TRIES} tries. What is built stays; the same command resumes."
         )
@@ -151,31 +156,37 @@ def build_on_cluster(
             ray.kill(builder)
 
 
-def _start(ray: Any, arguments: tuple[Any, ...], most: int) -> list[Any]:  # noqa: ANN401
-    """Start a process for each GPU, or for each machine; not more than there is work."""
+def _makers(ray: Any, arguments: tuple[Any, ...]) -> list[Callable[[], Any]]:  # noqa: ANN401
+    """Give functions that start a process: one for each GPU of the cluster, or for each machine."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    builders = []
+    makers: list[Callable[[], Any]] = []
+    actor = ray.remote(ShardBuilder)
     for node in compute_nodes(ray):
         num_gpus, num_cpus = int(node["Resources"].get("GPU", 0)), int(node["Resources"]["CPU"])
         share = {"num_gpus": 1, "num_cpus": max(1, num_cpus // num_gpus)} if num_gpus else {"num_cpus": num_cpus}
-        builders += [(node["NodeID"], share)] * max(num_gpus, 1)
-    actor = ray.remote(ShardBuilder)
-    return [
-        # on another machine if this one is lost
-        actor.options(
-            max_restarts=-1, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True), **share
-        ).remote(*arguments)
-        for node, share in builders[:most]
-    ]
+        # on another machine if this one is lost. Ray does not start it again by itself: a call to an actor that is
+        # being started again may be lost without an error
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+        options = actor.options(max_restarts=0, scheduling_strategy=strategy, **share)
+        makers += [partial(options.remote, *arguments)] * max(num_gpus, 1)
+    return makers
 
 
-def _work_off(ray: Any, builders: list[Any], shards: list[int], bar: tqdm) -> None:  # noqa: ANN401
-    """Give each idle process the next shard, until all are built."""
+def _work_off(ray: Any, builders: dict[Any, Callable[[], Any]], shards: list[int], bar: tqdm) -> None:  # noqa: ANN401
+    """Give each idle process the next shard, until all are built; a process that is lost is replaced."""
     left, tries = [*shards], dict.fromkeys(shards, 0)
     later: dict[int, float] = {}  # shards that others are at, and when they are asked for again
-    idle = [*builders]
+    idle: list[Any] = []
+    starting = {builder.ready.remote(): builder for builder in builders}
     busy: dict[Any, tuple[Any, int]] = {}
+
+    def replace(builder: Any) -> None:  # noqa: ANN401
+        make = builders.pop(builder)
+        new = make()
+        builders[new] = make
+        starting[new.ready.remote()] = new
+
     while left or later or busy:
         now = time.monotonic()
         left += [number for number, moment in later.items() if moment <= now]
@@ -183,18 +194,28 @@ def _work_off(ray: Any, builders: list[Any], shards: list[int], bar: tqdm) -> No
         while idle and left:
             builder, number = idle.pop(), left.pop(0)
             busy[builder.build.remote(number)] = builder, number
-        if not busy:
+        if not (busy or starting):
             time.sleep(PAUSE_SECONDS)
             continue
-        done, _ = ray.wait([*busy], num_returns=1, timeout=PAUSE_SECONDS)
+        done, _ = ray.wait([*busy, *starting], num_returns=1, timeout=PAUSE_SECONDS)
         for reference in done:
+            if reference in starting:
+                builder = starting.pop(reference)
+                try:
+                    ray.get(reference)
+                    idle.append(builder)
+                except ray.exceptions.RayError as error:
+                    logger.warning(f"A process could not be started ({first_line(error)}). It is tried again.")
+                    time.sleep(PAUSE_SECONDS)
+                    replace(builder)
+                continue
             builder, number = busy.pop(reference)
-            idle.append(builder)
             try:
                 if ray.get(reference):
                     bar.update(1)
                 else:
                     later[number] = time.monotonic() + PAUSE_SECONDS
+                idle.append(builder)
             except ray.exceptions.RayError as error:
                 tries[number] += 1
                 is_ours = isinstance(error, ray.exceptions.RayTaskError)
@@ -207,9 +228,13 @@ def _work_off(ray: Any, builders: list[Any], shards: list[int], bar: tqdm) -> No
                     ) from error
                 logger.warning(f"Shard {number} failed ({first_line(cause)}). It is tried again.")
                 later[number] = time.monotonic() + PAUSE_SECONDS
+                if is_ours:
+                    idle.append(builder)
+                else:
+                    replace(builder)
 
 
-def _finish(ray: Any, builders: list[Any]) -> BaseException | None:  # noqa: ANN401
+def _finish(ray: Any, builders: dict[Any, Callable[[], Any]]) -> BaseException | None:  # noqa: ANN401
     """Let all processes finish the index together; gives why none could."""
     failure: BaseException | None = None
     for reference in [builder.finish.remote() for builder in builders]:
