@@ -168,9 +168,7 @@ class Bench:
 
     def runner(self, way: str | int) -> Callable[[parts.Episodes], list[float]]:
         """Make a function that runs one way on a fresh copy of the model, and gives the last scores."""
-        model = AutoModelForCausalLM.from_config(self.base.config)
-        model.load_state_dict(self.base.state_dict())
-        model.to(self.options.device)
+        model = copy.deepcopy(self.base).to(self.options.device)
         if way == OFFICIAL:
             return partial(self.official, model)
         trainer = self.trainer(way, model)
