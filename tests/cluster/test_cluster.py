@@ -16,7 +16,7 @@ from commands import run_main
 from conftest import TEXTS
 
 from tttnn import Document, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
-from tttnn.cluster import build_on_cluster, cluster_status, open_on_cluster, stop_cluster
+from tttnn.cluster import build_on_cluster, cluster_status, groups, open_on_cluster, stop_cluster
 from tttnn.cluster.connection import connect
 from tttnn.cluster.shard_group import ShardGroup, Source
 from tttnn.documents import Corpus
@@ -100,6 +100,13 @@ def flat(nodes, folders):
     yield folders / "flat"
     stop_cluster("auto", folders / "flat")
     until(lambda: not cluster_status("auto", folders / "flat"))
+
+
+class Never:
+    """Answers after a time that no test waits."""
+
+    def wait(self):
+        time.sleep(600)
 
 
 def until(is_so, seconds=60):
@@ -195,6 +202,23 @@ def test_waiting_too_long_is_an_error_that_names_the_shards(flat):
     kill(cluster_status("auto", flat)[2])
     with pytest.raises(ConnectionError, match=r"The shards \[2\] .* within 0.3 seconds"):
         index.search(queries, 10)
+
+
+def test_a_call_that_is_lost_without_a_word_is_made_again(flat, monkeypatch):
+    """The first call to a group is lost: its reference is one that nobody answers."""
+    index, queries = open_on_cluster("auto", flat), queries_of(flat)
+    monkeypatch.setattr(groups, "REPEAT_SECONDS", 0.2)
+    ray = pytest.importorskip("ray")
+    never, ask, calls = ray.remote(Never).options(num_cpus=0).remote(), index.groups._ask, []
+
+    def lose_first(group, method, arguments):
+        calls.append(group)
+        return never.wait.remote() if calls == [0] else ask(group, method, arguments)
+
+    monkeypatch.setattr(index.groups, "_ask", lose_first)
+    assert index.search(queries, 10) == open_index(flat).search(queries, 10)
+    assert calls == [0, 1, 2, 0]
+    ray.kill(never)
 
 
 def test_reporting_answers_from_the_rest_and_counts_the_document(flat, model, tokenizer, tmp_path):

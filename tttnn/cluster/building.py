@@ -9,8 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from tttnn.cluster.connection import connect
-from tttnn.cluster.groups import cause_of, compute_nodes, first_line
+from tttnn.cluster.connection import connect, first_line
+from tttnn.cluster.groups import cause_of, compute_nodes
 from tttnn.documents import Corpus
 from tttnn.embedding import Embedder
 from tttnn.errors import ClusterError, StateError

@@ -52,13 +52,13 @@ def connect(address: str) -> Any:  # noqa: ANN401
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except OSError as error:
         raise StateError(
-            f"There is no Ray cluster at '{address}' ({_first_line(error)}). Start one with `ray start --head`, and "
+            f"There is no Ray cluster at '{address}' ({first_line(error)}). Start one with `ray start --head`, and "
             "other machines with `ray start --address HOST:6379`; or pass 'local'."
         ) from error
     except ValueError as error:
-        raise InputError(f"`cluster` is '{address}', which cannot be used: {_first_line(error)}") from error
+        raise InputError(f"`cluster` is '{address}', which cannot be used: {first_line(error)}") from error
     except RuntimeError as error:  # versions that differ, a token that is missing or wrong
-        raise StateError(f"The Ray cluster at '{address}' cannot be used: {_first_line(error)}") from error
+        raise StateError(f"The Ray cluster at '{address}' cannot be used: {first_line(error)}") from error
     return ray
 
 
@@ -70,5 +70,6 @@ def _check_reachable(address: str) -> None:
             pass
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error: Ray adds many."""
     return str(error).strip().split("\n")[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from tttnn.cluster.connection import NAMESPACE
+from tttnn.cluster.connection import NAMESPACE, first_line
 from tttnn.cluster.shard_group import ShardGroup, Source
 from tttnn.errors import ClusterError, InputError, StateError
 from tttnn.index import IndexVersion
@@ -17,6 +17,7 @@ logger = logging.get_logger(__name__)
 ON_MISSING = ("wait", "raise", "report")
 WAIT_SECONDS = 120.0  # for groups that do not answer
 PAUSE_SECONDS = 0.5  # between tries
+REPEAT_SECONDS = 20.0  # until a call is made again that nobody answers; the next time after twice as long
 NAME = "index {} group {} of {} replica {}"
 DIGITS = 16  # of a digest, in a name
 
@@ -150,40 +151,40 @@ class ShardGroups:
         deadline = time.monotonic() + self.timeout
         results: dict[int, Any] = {}
         failures: dict[int, BaseException] = {}
-        tries = dict.fromkeys(arguments, 0)
-        later: dict[int, float] = {}  # when a group is asked again
-        asked = {self._ask(group, method, arguments[group]): group for group in arguments}
-        while asked or later:
-            now = time.monotonic()
-            for group in [group for group, moment in later.items() if moment <= now]:
-                del later[group]
+        due = dict.fromkeys(arguments, 0.0)  # when each group that has not answered is asked, or asked again
+        asked: dict[Any, int] = {}
+        tries, failed = dict.fromkeys(arguments, 0), dict.fromkeys(arguments, 0)
+        while due and (now := time.monotonic()) < deadline:
+            for group in [group for group, moment in due.items() if moment <= now]:
                 asked[self._ask(group, method, arguments[group])] = group
-            if now >= deadline:
-                break
-            pause = min([deadline, *later.values()]) - now
+                # Ray may lose a call to an actor that it starts again, and says nothing
+                due[group] = now + REPEAT_SECONDS * 2 ** tries[group]
+                tries[group] += 1
+            pause = max(min(deadline, *due.values()) - time.monotonic(), 0)
             if not asked:
-                time.sleep(max(pause, 0))
+                time.sleep(pause)
                 continue
-            done, _ = ray.wait([*asked], num_returns=1, timeout=max(pause, 0))
+            done, _ = ray.wait([*asked], num_returns=1, timeout=pause)
             for reference in done:
                 group = asked.pop(reference)
+                if group not in due:  # an earlier or later call was faster
+                    continue
                 try:
                     results[group] = ray.get(reference)
+                    del due[group]
                     self._lost.discard(self._places.get((group, self._preferred[group]), ""))
                 except ray.exceptions.RayTaskError as error:
                     raise cause_of(error) from error
                 except ray.exceptions.RayError as error:
                     failures[group] = error
-                    place = group, self._preferred[group]
-                    self._handles.pop(place, None)  # it may have been stopped, or its node is gone
-                    if place in self._places:
-                        self._lost.add(self._places[place])
-                    tries[group] += 1
-                    self._preferred[group] = (self._preferred[group] + 1) % self.replicas
-                    if tries[group] < self.replicas:
-                        later[group] = 0.0
+                    failed[group] += 1
+                    self._turn_away(group)
+                    if failed[group] < self.replicas:
+                        due[group] = 0.0
                     elif policy == "wait":
-                        later[group] = time.monotonic() + PAUSE_SECONDS
+                        due[group] = time.monotonic() + PAUSE_SECONDS
+                    else:
+                        del due[group]
         missing = sorted({*arguments} - {*results})
         if missing and policy != "report":
             shards = sorted(number for group in missing for number in self.shards[group])
@@ -194,6 +195,14 @@ class ShardGroups:
                 "at `tttnn cluster status`, or pass on_missing='report' for answers without them."
             )
         return results
+
+    def _turn_away(self, group: int) -> None:
+        """Ask another replica of a group from now on: this one may have been stopped, or its machine is gone."""
+        place = group, self._preferred[group]
+        self._handles.pop(place, None)
+        if place in self._places:
+            self._lost.add(self._places[place])
+        self._preferred[group] = (place[1] + 1) % self.replicas
 
     def _ask(self, group: int, method: str, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
         """Call a method of a group, and give the reference of its answer."""
@@ -231,8 +240,3 @@ def cause_of(error: Any) -> BaseException:  # noqa: ANN401
             f"A machine of the cluster cannot import what it needs ({cause}). Install tttnn on all of them."
         )
     return cause if isinstance(cause, BaseException) else error
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of an error: Ray adds many."""
-    return str(error).strip().split("\n")[0]

@@ -158,11 +158,9 @@ class ClusterIndex:
         return {row: value for group, part in wanted.items() for row, value in zip(part, answers[group], strict=True)}
 
     def _group_of(self, row: int) -> int:
-        for start, end, group in self._parts[max(bisect_right(self._parts, row, key=lambda part: part[0]) - 1, 0) :][
-            :1
-        ]:
-            if start <= row < end:
-                return group
+        place = bisect_right(self._parts, row, key=lambda part: part[0]) - 1
+        if place >= 0 and row < self._parts[place][1]:
+            return self._parts[place][2]
         raise IndexError(f"Row {row} was asked for, and no open shard has it.")
 
 

@@ -4,6 +4,7 @@ import os
 import socket
 from dataclasses import dataclass
 from importlib.metadata import version
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -59,16 +60,18 @@ class ShardGroup:
         self.digest = digest
         self.num_threads = num_threads
         self._index: DocumentIndex | None = None
+        self._opening = Lock()
 
     @property
     def index(self) -> DocumentIndex:
         """The open shards; opened, and fetched where they are not on this machine, at the first use."""
-        if self._index is None:
-            self._index = self._open()
-            import faiss  # after the index, which says what to install if it is missing
+        with self._opening:  # several jobs may ask at once
+            if self._index is None:
+                self._index = self._open()
+                import faiss  # after the index, which says what to install if it is missing
 
-            faiss.omp_set_num_threads(self.num_threads)
-        return self._index
+                faiss.omp_set_num_threads(self.num_threads)
+            return self._index
 
     def _open(self) -> DocumentIndex:
         source, here = self.source, socket.gethostname()
