@@ -1,7 +1,7 @@
 """Paired bootstrap intervals over documents."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -129,6 +129,43 @@ class Bootstrap:
         sums = self._sums(columns, np.random.default_rng(self.seed))
         with np.errstate(invalid="ignore", divide="ignore"):
             low, high = self._ends(sums[:, :-1] / sums[:, -1:] / math.log(2))
+        return low, high
+
+    def mean_interval(self, values: np.ndarray) -> tuple[float, float]:
+        """
+        Give an interval of a mean.
+
+        Args:
+            values (`np.ndarray`):
+                Of shape `(items,)`; for a paired comparison, the difference of each item.
+
+        Returns:
+            `tuple[float, float]`: lower and upper end; NaN with fewer than two items.
+        """
+        if len(values) < 2:
+            return math.nan, math.nan
+        sums = self._sums(np.asarray(values, np.float64)[:, None], np.random.default_rng(self.seed))
+        low, high = self._ends(sums / len(values))[:, 0].tolist()
+        return low, high
+
+    def statistic_interval(self, statistic: Callable[[np.ndarray], float], num_items: int) -> tuple[float, float]:
+        """
+        Give an interval of any statistic of items.
+
+        Args:
+            statistic (`Callable`):
+                Takes the numbers of the drawn items, int64 of shape `(items,)`, some of them several times.
+            num_items (`int`):
+                Items to draw from, and to draw.
+
+        Returns:
+            `tuple[float, float]`: lower and upper end; NaN with fewer than two items.
+        """
+        if num_items < 2:
+            return math.nan, math.nan
+        generator = np.random.default_rng(self.seed)
+        drawn = [statistic(generator.integers(num_items, size=num_items)) for _ in range(self.num_samples)]
+        low, high = self._ends(np.asarray(drawn)[:, None])[:, 0].tolist()
         return low, high
 
     def _sums(self, columns: np.ndarray, generator: np.random.Generator) -> np.ndarray:

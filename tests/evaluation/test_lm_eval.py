@@ -14,7 +14,9 @@ from lm_eval.tasks import TaskManager
 
 from tttnn import NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.evaluation import TestTimeLM, harness_results, read_harness_run
+from tttnn.evaluation.lm_eval_requests import hash_of
 from tttnn.methods import TrainableArguments, make_trainable
+from tttnn.neighbors import PartialAnswer
 
 
 TASK = """task: {name}
@@ -328,6 +330,17 @@ def test_near_copies_of_items_are_reported(harness_model, tasks):
     assert info["settings"]["num_neighbors"] == 2
 
 
+def test_items_answered_without_some_shards_are_named(harness_model, monkeypatch):
+    model = harness_model()
+    find = model.trainer.retriever.retrieve
+    monkeypatch.setattr(
+        model.trainer.retriever, "retrieve", lambda *args, **options: PartialAnswer(find(*args, **options), [1])
+    )
+    (request,) = requests_of("loglikelihood", ("The captain wrote", " a song"))
+    model.loglikelihood([request])
+    assert model.get_model_info()["tttnn"]["partial"] == {"task": [hash_of(request.doc)]}
+
+
 def test_a_cache_of_answers_is_resumed_and_one_of_other_settings_refused(harness_model, tasks, tmp_path):
     path = str(tmp_path / "answers")
     first = evaluate(harness_model(), tasks, use_cache=path)
@@ -335,6 +348,8 @@ def test_a_cache_of_answers_is_resumed_and_one_of_other_settings_refused(harness
     second = evaluate(again, tasks, use_cache=path)
     assert first["results"] == second["results"]
     assert not again.counts, "every answer was in the cache"
+    assert first["config"]["tttnn"]["near_copies"], "or the next line says nothing"
+    assert second["config"]["tttnn"]["near_copies"] == first["config"]["tttnn"]["near_copies"]
     with pytest.raises(ValueError, match="other settings"):
         evaluate(harness_model(num_neighbors=1), tasks, use_cache=path)
     plain = str(tmp_path / "plain")

@@ -66,6 +66,19 @@ def test_the_interval_is_that_of_a_paired_percentile_bootstrap_of_scipy(confiden
     assert abs(own - sum(change) / sum(num_bytes)) > 2 * error
 
 
+def test_the_interval_of_a_mean_and_of_another_statistic_is_that_of_scipy():
+    values = np.random.default_rng(3).gamma(2.0, size=40)
+    for statistic, ours in (
+        (np.mean, Bootstrap().mean_interval(values)),
+        (np.median, Bootstrap().statistic_interval(lambda places: float(np.median(values[places])), 40)),
+    ):
+        expected = stats.bootstrap((values,), statistic, method="percentile", n_resamples=20_000, rng=1)
+        error = 5 * 0.033 * expected.standard_error
+        assert ours == pytest.approx(tuple(expected.confidence_interval), abs=error)
+    assert np.isnan(Bootstrap().mean_interval(values[:1])).all()
+    assert np.isnan(Bootstrap().statistic_interval(float, 1)).all()
+
+
 def test_groups_are_resampled_each_for_itself_and_weighed():
     groups = {"many": make_records(25, seed=1), "few": make_records(4, seed=2, slope=0.5)}
     weights = {"many": 0.3, "few": 0.7}

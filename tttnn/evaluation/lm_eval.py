@@ -5,9 +5,7 @@ Import it, and the harness knows `--model tttnn`; `tttnn lm-eval` does so. The h
 """
 
 import inspect
-import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,12 +31,8 @@ try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.utils import (
-        get_rolling_token_windows,
-        handle_non_serializable,
-        hash_string,
-        make_disjoint_window,
-    )
+
+    from tttnn.evaluation.lm_eval_requests import by_context, by_document, halves, hash_of, text_of
 except ImportError as error:
     raise ImportError(
         "lm-evaluation-harness is not installed: pip install 'tttnn[lm-eval]'"
@@ -49,7 +43,8 @@ except ImportError as error:
 logger = logging.get_logger(__name__)
 
 ROLLING = ("prefix", "document", "none")
-CACHE_KEY = "tttnn"  # under which a cache of the harness has the digest of the settings
+# under which a cache of the harness has the digest of the settings, and the items that were noted
+CACHE_KEY, NOTES_KEY = "tttnn", "tttnn notes"
 # what transformers' `from_pretrained` takes beside the arguments of `HFLM`
 LOADING = {"attn_implementation", "load_in_4bit", "load_in_8bit"}
 
@@ -130,7 +125,9 @@ class TestTimeLM(HFLM):
         self.settings: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        # by task: hashes of items with near-copies among their neighbors, and of those answered without some shards
         self.near_copies: defaultdict[str, set[str]] = defaultdict(set)
+        self.partial: defaultdict[str, set[str]] = defaultdict(set)
         self._episode: Episode | None = None
         self._room: int | None = None
         name = pretrained if isinstance(pretrained, str) else pretrained.config._name_or_path
@@ -187,6 +184,9 @@ class TestTimeLM(HFLM):
                     "answers apart by their question alone. Choose another path."
                 )
             kept[CACHE_KEY] = current
+            for noted, found in zip((self.near_copies, self.partial), kept.get(NOTES_KEY, ({}, {})), strict=True):
+                for task, hashes in found.items():
+                    noted[task] |= hashes
         super().set_cache_hook(cache_hook)
 
     def settings_digest(self) -> str:
@@ -217,7 +217,7 @@ class TestTimeLM(HFLM):
         """
         if self.trainer is None:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        groups = _by_document(requests)
+        groups = by_document(requests)
         self._check_cached(groups, requests)
         answers: dict[int, Any] = {}
         for query, places in _shown(groups, disable_tqdm):
@@ -244,7 +244,7 @@ class TestTimeLM(HFLM):
         if self.trainer is None:
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
         answers: dict[int, str] = {}
-        for query, places in _shown(_by_context(requests), disable_tqdm):
+        for query, places in _shown(by_context(requests), disable_tqdm):
             part = [requests[place] for place in places]
             with self._adapted(query, part, None):
                 answers |= dict(zip(places, super().generate_until(part, disable_tqdm=True), strict=True))
@@ -286,7 +286,7 @@ class TestTimeLM(HFLM):
         token_ids = self.tok_encode(text)
         number = len(token_ids) // 2 if self.rolling == "prefix" else 0
         query = self.tok_decode(token_ids[:number]) if number else text if self.rolling == "document" else ""
-        before, after = _halves(token_ids, number, self.prefix_token_id, self.max_length)
+        before, after = halves(token_ids, number, self.prefix_token_id, self.max_length)
         total = 0.0
         assert self.trainer is not None
         if before:
@@ -303,18 +303,19 @@ class TestTimeLM(HFLM):
 
         Returns:
             `dict[str, Any]`: those of `HFLM`, and `tttnn`: the settings, how many queries were adapted to, seconds by
-            phase, and by task the hashes (`doc_hash` of a sample) of items with near-copies among their neighbors.
+            phase, and by task the hashes (`doc_hash` of a sample) of items with near-copies among their neighbors and
+            of those that were answered without some shards of the index.
         """
         info = super().get_model_info()
         if self.trainer is None:
             return info
-        near_copies = {name: sorted(hashes) for name, hashes in self.near_copies.items()}
         own = {
             "rolling": self.rolling,
             "settings": self.settings,
             "counts": dict(self.counts),
             "seconds": dict(self.seconds),
-            "near_copies": near_copies,
+            "near_copies": {name: sorted(hashes) for name, hashes in self.near_copies.items()},
+            "partial": {name: sorted(hashes) for name, hashes in self.partial.items()},
         }
         return {**info, "tttnn": own}
 
@@ -331,6 +332,7 @@ class TestTimeLM(HFLM):
                 yield
             return
         with trainer.adapted_episode(query) as episode:
+            self._note(episode, requests, scored)
             self._episode, self._room = episode, room
             try:
                 yield
@@ -339,13 +341,22 @@ class TestTimeLM(HFLM):
         if not (episode.changed or isinstance(trainer.method, Context) and episode.neighbors):
             self.counts["untrained"] += 1
             logger.warning_once("Some questions found no neighbor to train on. The results count them as untrained.")
+        if episode.record.missing_shards:
+            logger.warning_once("Some questions were answered without shards that are missing. The results name them.")
         self.counts["adapted"] += episode.changed
         for phase in ("retrieve", "train"):
             self.seconds[phase] += episode.record.seconds[phase]
+
+    def _note(self, episode: Episode, requests: list[Instance], scored: str | None) -> None:
+        """Note items with near-copies, and those without some shards, before a cache has an answer to them."""
         for request in requests:
-            item = scored or _text_of(request)
+            task, key, item = str(request.task_name), hash_of(request.doc), scored or text_of(request)
             if any(overlap(neighbor.text, item) >= NEAR_COPY_OVERLAP for neighbor in episode.neighbors):
-                self.near_copies[str(request.task_name)].add(_hash_of(request.doc))
+                self.near_copies[task].add(key)
+            if episode.record.missing_shards:
+                self.partial[task].add(key)
+        if self.cache_hook.dbdict is not None:
+            self.cache_hook.dbdict[NOTES_KEY] = dict(self.near_copies), dict(self.partial)
 
     def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:  # noqa: ANN401
         """Put what the method reads before each context."""
@@ -403,77 +414,6 @@ def _words(name: str, options: dict[str, Any], device: torch.device) -> list[str
     return words
 
 
-def _by_document(requests: list[Instance]) -> dict[str, tuple[str, list[int]]]:
-    """Group requests by document, each group with its query."""
-    groups: defaultdict[str, list[int]] = defaultdict(list)
-    for place, request in enumerate(requests):
-        known = request.task_name is not None and request.doc_id is not None
-        groups[repr((request.task_name, request.doc_id) if known else request.args[0])].append(place)
-    return {name: (_shared([requests[place].args[0] for place in places]), places) for name, places in groups.items()}
-
-
-def _by_context(requests: list[Instance]) -> dict[str, tuple[str, list[int]]]:
-    """Group requests by context and how to generate, so that none is padded."""
-    groups: defaultdict[str, list[int]] = defaultdict(list)
-    for place, request in enumerate(requests):
-        groups[repr((request.task_name, request.doc_id, request.args[0]))].append(place)
-    return {name: (requests[places[0]].args[0], places) for name, places in groups.items()}
-
-
 def _shown(groups: dict[str, tuple[str, list[int]]], is_hidden: bool) -> Iterator[tuple[str, list[int]]]:
     """Give the groups, with a bar."""
     yield from tqdm(groups.values(), desc="Adapting", disable=is_hidden)
-
-
-def _shared(contexts: list[str]) -> str:
-    """
-    Give the beginning that contexts share, without a word that is cut.
-
-    Some metrics score a choice without its question too: with an empty context, or with "Answer:" alone. So a context
-    that is the end of another does not count.
-    """
-    whole = [
-        context for context in contexts if not any(other != context and other.endswith(context) for other in contexts)
-    ]
-    shared = os.path.commonprefix(whole)
-    return shared if shared in whole else re.sub(r"\S+\Z", "", shared)
-
-
-def _text_of(request: Instance) -> str:
-    """Give all texts of an item, without examples before it: question, choices and reference answers."""
-    return " ".join(dict.fromkeys([*_texts(request.doc)] or [*_texts(request.args)]))
-
-
-def _hash_of(row: Any) -> str:  # noqa: ANN401
-    """Name an item as the harness does in its samples."""
-    return str(hash_string(json.dumps(row, indent=2, default=handle_non_serializable, ensure_ascii=False)))
-
-
-def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401
-    """Give the texts in a row of a data set, whatever they are in."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _halves(
-    token_ids: list[int], number: int, prefix_id: int, max_length: int
-) -> tuple[list[tuple[None, list[int], list[int]]], list[tuple[None, list[int], list[int]]]]:
-    """Cut the harness's rolling windows at a token: what is scored before it, and what after it."""
-    before, after, seen = [], [], 0
-    windows = get_rolling_token_windows(
-        token_list=token_ids, prefix_token=prefix_id, max_seq_len=max_length, context_len=1
-    )
-    for context, continuation in map(make_disjoint_window, windows):
-        place = min(max(number - seen, 0), len(continuation))
-        if place:
-            before.append((None, context, continuation[:place]))
-        if place < len(continuation):
-            after.append((None, [*context, *continuation[:place]], continuation[place:]))
-        seen += len(continuation)
-    return before, after

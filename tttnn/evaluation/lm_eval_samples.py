@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from tttnn.errors import InputError
+from tttnn.intervals import Bootstrap
 
 
-SAMPLES = 10_000  # of a bootstrap of means
-SLOW_SAMPLES = 1_000  # of one whose aggregation is a function of the harness
-CHUNK = 5_000_000  # drawn items in memory at a time
+SLOW_SAMPLES = 1_000  # of a bootstrap whose aggregation is a function of the harness
 Row = tuple[str, str, str]  # task, filter, metric
 
 
@@ -182,33 +181,20 @@ def _result(
 
     values = [items[key] for key in keys]
     bases = None if others is None else [others[key] for key in keys]
-    generator, number = np.random.default_rng(seed), len(keys)
-    if number < 2:
-        interval = math.nan, math.nan
-    elif function is mean:
-        differences = np.asarray(values, dtype=np.float64) - (0 if bases is None else np.asarray(bases, np.float64))
-        step = max(1, CHUNK // number)
-        draws = [
-            differences[generator.integers(number, size=(min(step, SAMPLES - first), number))].mean(axis=1)
-            for first in range(0, SAMPLES, step)
-        ]
-        interval = _ends(np.concatenate(draws))
+    if function is mean:
+        differences = np.asarray(values, np.float64) - (0.0 if bases is None else np.asarray(bases, np.float64))
+        interval = Bootstrap(seed=seed).mean_interval(differences)
     else:
-        drawn = []
-        for _ in range(SLOW_SAMPLES):
-            places = generator.integers(number, size=number)
+
+        def difference(places: np.ndarray) -> float:
             value = function([values[place] for place in places])
-            drawn.append(value - (0.0 if bases is None else function([bases[place] for place in places])))
-        interval = _ends(np.asarray(drawn))
+            return value - (0.0 if bases is None else function([bases[place] for place in places]))
+
+        interval = Bootstrap(SLOW_SAMPLES, seed).statistic_interval(difference, len(keys))
     metric = row[2] if row[1] == "none" else f"{row[2]} ({row[1]})"
     return HarnessResult(
-        row[0], metric, number, function(values), interval, None if bases is None else function(bases)
+        row[0], metric, len(keys), function(values), interval, None if bases is None else function(bases)
     )
-
-
-def _ends(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return low, high
 
 
 def _aggregation_of(config: dict[str, Any], metric: str) -> str:
