@@ -119,6 +119,17 @@ class DocumentRecord:
         """
         return self.nll[position] / self.num_bytes / math.log(2) if self.num_bytes else math.nan
 
+    def token_gains(self) -> list[tuple[str, float]]:
+        """
+        Give each scored token the bits that it gained.
+
+        Returns:
+            `list[tuple[str, float]]`: before minus after; none where tokens were not kept before and after.
+        """
+        if len(self.token_bits) != 2:
+            return []
+        return [(text, before - after) for text, before, after in zip(self.tokens, *self.token_bits, strict=True)]
+
     def unmixed(self) -> "DocumentRecord":
         """
         Give the record as it would be without the mixture.

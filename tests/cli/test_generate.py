@@ -6,7 +6,9 @@ import pytest
 from commands import run_main
 from transformers import AutoModelForCausalLM
 
+from tttnn import NeighborRetriever
 from tttnn.cli.generate import GenerateArguments, _side_by_side
+from tttnn.neighbors import PartialAnswer
 
 
 @pytest.fixture
@@ -28,6 +30,13 @@ def test_the_text_goes_to_standard_output_and_the_rest_to_standard_error(generat
     assert "seconds: retrieve" in output.err
     lines = [line for line in output.err.splitlines() if line.startswith("  ")]
     assert len(lines) == 2, "a line for each neighbor"
+
+
+def test_shards_that_did_not_answer_are_told(generate, monkeypatch, capsys):
+    find = NeighborRetriever.retrieve
+    monkeypatch.setattr(NeighborRetriever, "retrieve", lambda *args: PartialAnswer(find(*args), [3, 5]))
+    assert generate("The captain") == 0
+    assert "Without the shards [3, 5], whose machines do not answer." in capsys.readouterr().err
 
 
 def test_a_prompt_comes_from_words_a_file_or_standard_input(generate, tmp_path, monkeypatch, capsys):

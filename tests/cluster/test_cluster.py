@@ -15,7 +15,7 @@ import pytest
 from commands import run_main
 from conftest import TEXTS
 
-from tttnn import Document, NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
+from tttnn import Document, NeighborRetriever, TestTimeGenerator, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.cluster import build_on_cluster, cluster_status, groups, open_on_cluster, stop_cluster
 from tttnn.cluster.connection import connect
 from tttnn.cluster.shard_group import ShardGroup, Source
@@ -244,6 +244,15 @@ def test_reporting_answers_from_the_rest_and_counts_the_document(flat, model, to
     metrics = trainer.evaluate([Document("a", TEXTS[2])])
     assert metrics["eval_num_partial"] == 1
     assert trainer.records[0].missing_shards == [2]
+    until(lambda: all(status.pid for status in cluster_status("auto", flat)))
+    generator = TestTimeGenerator(trainer)
+    generation = generator("the captain", max_new_tokens=5)
+    assert generation.missing_shards == []
+    trainer.retriever = NeighborRetriever.from_pretrained(flat)
+    assert TestTimeGenerator(trainer)("the captain", max_new_tokens=5).texts == generation.texts
+    trainer.retriever = retriever
+    kill(cluster_status("auto", flat)[0])
+    assert generator("the captain", max_new_tokens=5).missing_shards == [0, 3]
 
 
 def test_a_replica_takes_over_when_a_node_is_lost(nodes, flat):

@@ -218,6 +218,8 @@ def _tell(generation: "Generation") -> None:
     for neighbor in generation.neighbors:
         name = neighbor.metadata.get("id", neighbor.id)
         tell(f"  {neighbor.distance:.3f}  {name}  {' '.join(neighbor.text.split())[:SHOWN]!r}")
+    if generation.missing_shards:
+        tell(f"Without the shards {generation.missing_shards}, whose machines do not answer.")
     if generation.is_reused:
         tell("An earlier adaptation to the same neighbors was used again.")
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in generation.seconds.items())

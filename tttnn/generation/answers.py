@@ -39,6 +39,7 @@ def described(generation: Generation) -> dict[str, Any]:
         "seed": generation.seed,
         "neighbors": [_neighbor(neighbor) for neighbor in generation.neighbors],
         "seconds": {name: round(value, 4) for name, value in generation.seconds.items()},
+        "missing_shards": generation.missing_shards,
         "error": None if generation.record is None else generation.record.error,
     }
 

@@ -89,7 +89,7 @@ def explore(trainer: TestTimeTrainer, text: str, max_new_tokens: int = 60) -> Ex
     return Exploration(
         _summary(record),
         known,
-        _tokens(record),
+        record.token_gains(),
         _neighbors(trainer, known, record),
         pd.DataFrame({"neighbors": range(len(points)), "bits per byte": points}),
         before,
@@ -103,13 +103,8 @@ def _summary(record: "DocumentRecord") -> str:
     change = f"**{before:.3f} → {after:.3f}** bits per byte ({after / before - 1:+.1%})" if before else "no byte"
     seconds = ", ".join(f"{name} {record.seconds[name]:.1f}" for name in ("retrieve", "train", "score"))
     reason = f" It could not be trained on: {record.error}." if record.error else ""
-    return f"{change}. Seconds: {seconds}.{reason}"
-
-
-def _tokens(record: "DocumentRecord") -> list[tuple[str, float]]:
-    """Give each token the bits that it gained."""
-    ends = zip(record.tokens, record.token_bits[0], record.token_bits[-1], strict=True)
-    return [(text, before - after) for text, before, after in ends]
+    missing = f" Without the shards {record.missing_shards}, which did not answer." if record.missing_shards else ""
+    return f"{change}. Seconds: {seconds}.{reason}{missing}"
 
 
 def _neighbors(trainer: TestTimeTrainer, known: str, record: "DocumentRecord") -> list[list[str]]:

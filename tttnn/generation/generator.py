@@ -79,6 +79,11 @@ class Generation:
         """The first text."""
         return self.texts[0]
 
+    @property
+    def missing_shards(self) -> list[int]:
+        """Numbers of shards of the index whose machines did not answer: the neighbors are of the others."""
+        return [] if self.record is None else self.record.missing_shards
+
 
 class TestTimeGenerator:
     """

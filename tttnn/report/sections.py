@@ -233,17 +233,18 @@ def token_view(study: Study) -> list[Block]:
     """Show the tokens of the best and the worst document of each run that kept them."""
     blocks: list[Block] = []
     for run in study.runs:
-        kept = [record for record in run.records if len(record.token_bits) == 2 and record.tokens]
+        kept = [record for record in run.records if record.token_gains()]
         if not kept:
             continue
         by_gain = sorted(kept, key=lambda record: (record.nll[-1] - record.nll[0], record.index))
         for name, record in [("most", by_gain[0]), ("least", by_gain[-1])][: len(kept)]:
-            gains = [before - after for before, after in zip(*record.token_bits, strict=True)]
+            gains = record.token_gains()
             caption = (
-                f"{run.label}: {record.id} gained {name}, {sum(gains):+.1f} bits on {record.num_bytes} bytes "
-                f"({figure(record.bits_per_byte(0))} to {figure(record.bits_per_byte())} bits per byte)."
+                f"{run.label}: {record.id} gained {name}, {sum(gain for _, gain in gains):+.1f} bits on "
+                f"{record.num_bytes} bytes ({figure(record.bits_per_byte(0))} to {figure(record.bits_per_byte())} "
+                "bits per byte)."
             )
-            blocks.append(Tokens([*zip(record.tokens, gains, strict=True)], caption))
+            blocks.append(Tokens(gains, caption))
     return [Heading("Tokens"), *blocks] if blocks else []
 
 
