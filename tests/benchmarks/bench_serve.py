@@ -2,6 +2,9 @@
 Load a server on loopback with thousands of requests of a tiny model, of which some go away at random times.
 
     python tests/benchmarks/bench_serve.py --requests 3000 --clients 16
+    python tests/benchmarks/bench_serve.py --requests 3000 --clients 16 --batch-documents 8
+
+With `--batch-documents` LoRA is trained, and requests that wait take their steps together.
 
 It says how many requests were answered, refused and left; whether any that stayed got no answer; and whether the
 weights are, to the bit, what they were.
@@ -9,6 +12,7 @@ weights are, to the bit, what they were.
 
 import argparse
 import asyncio
+import hashlib
 import random
 import socket
 import tempfile
@@ -23,6 +27,7 @@ import uvicorn
 
 from tttnn import Neighbor, TestTimeGenerator, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.generation import Engine, create_app
+from tttnn.methods import TrainableArguments, make_trainable
 
 
 class FirstLines:
@@ -33,19 +38,22 @@ class FirstLines:
 
     def retrieve(self, texts: list[str], top_k: int) -> list[list[Neighbor]]:
         """Give neighbors that depend on the query."""
-        shift = sum(map(len, texts))
+        shift = int.from_bytes(hashlib.sha256("".join(texts).encode()).digest()[:4])
         rows = [(shift + place) % len(self.texts) for place in range(top_k)]
         return [[Neighbor(row, self.texts[row][:400], float(place)) for place, row in enumerate(rows)] for _ in texts]
 
 
-def make_server() -> tuple[TestTimeTrainer, uvicorn.Server, socket.socket]:
+def make_server(batch_documents: int | None) -> tuple[TestTimeTrainer, uvicorn.Server, socket.socket]:
     """Make a server of a tiny model on a free port."""
     model, tokenizer = parts.tiny_parts()
+    if batch_documents is not None:
+        model = make_trainable(model, TrainableArguments("lora", lora_rank=4), seed=0)
     args = TestTimeTrainingArguments(
         output_dir=tempfile.mkdtemp(),
         num_neighbors=3,
         max_length=64,
         learning_rate=1e-3,
+        batch_documents=batch_documents or 1,
         use_cpu=True,
         disable_tqdm=True,
     )
@@ -62,7 +70,7 @@ async def load(url: str, requests: int, clients: int) -> Counter[str]:
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
         leaves, streams = chance.random() < 1 / 3, chance.random() < 1 / 2
-        body = {"model": "tiny", "prompt": f"def f{number % 50}(", "max_tokens": 16, "stream": streams}
+        body = {"model": "tiny", "prompt": f"def f{number}(", "max_tokens": 16, "stream": streams}
         timeout = chance.expovariate(5) if leaves else 120
         try:
             async with client.stream("POST", "/v1/completions", json=body, timeout=timeout) as answer:
@@ -91,8 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--batch-documents", type=int, help="with LoRA; by default all parameters, one by one")
     arguments = parser.parse_args()
-    trainer, server, listening = make_server()
+    trainer, server, listening = make_server(arguments.batch_documents)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

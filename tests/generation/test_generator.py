@@ -1,6 +1,7 @@
 """`TestTimeGenerator`: words of the adapted model, with the prompt in context; the weights are then as before."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -140,6 +141,38 @@ def test_the_same_neighbors_again_take_no_step(make_trainer):
     assert again.text == first.text
     assert again.record.train_loss == first.record.train_loss
     assert again.seconds["train"] == 0
+
+
+def test_several_prompts_learned_at_once_are_each_as_alone(make_trainer, model):
+    """Alone is the trainer's own way, with another cache; the adapters agree to 1e-5."""
+    lora = make_trainable(model, TrainableArguments("lora", lora_rank=4), seed=5)
+    whole = weights(lora)
+    prompts = ["The captain saw the whale", "import json", "The crew was at the boats"]
+    options = {"max_new_tokens": 8, "do_sample": False, "seed": 0}
+    settings = {"train_on": "both", "model": lora}
+    alone, together = AdaptationCache(), AdaptationCache()
+    expected = TestTimeGenerator(make_trainer(**settings), alone)(prompts, **options)
+    generator = TestTimeGenerator(make_trainer(batch_documents=2, **settings), together)
+    generations = generator(prompts, **options)
+    assert [generation.text for generation in generations] == [generation.text for generation in expected]
+    for one, other in zip(generations, expected, strict=True):
+        assert one.record.train_loss == pytest.approx(other.record.train_loss, abs=1e-5)
+        assert one.record.query_train_loss == pytest.approx(other.record.query_train_loss, abs=1e-5)
+        assert one.record.num_trained_tokens == other.record.num_trained_tokens
+        assert one.is_adapted
+        assert not one.is_reused
+        assert 0 < one.seconds["train"] < one.seconds["total"]
+    for one, other in zip(together._kept.values(), alone._kept.values(), strict=True):
+        assert all(map(partial(torch.allclose, rtol=0, atol=1e-5), one.copies, other.copies))
+    assert [generation.is_reused for generation in generator(prompts, **options)] == [True] * 3
+    assert same(weights(lora), whole)
+
+
+def test_what_cannot_be_learned_at_once_is_refused(make_trainer, model):
+    with pytest.raises(ValueError, match="`batch_documents` is for methods that train LoRA"):
+        make_trainer(batch_documents=2, method=Prefix())
+    with pytest.raises(ValueError, match="`batch_documents` needs LoRA"):
+        make_trainer().learn_ahead(["The captain"], AdaptationCache())
 
 
 @pytest.mark.parametrize("train_on", ["query", "both"])

@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import openai
@@ -18,12 +19,13 @@ from conftest import TEXTS
 
 from tttnn import TestTimeGenerator, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.generation import Engine, Limits, create_app
-from tttnn.generation.engine import Job, JobTimeoutError, TextPieces
-from tttnn.methods import Context, Prefix, TestTimeTraining
+from tttnn.generation.engine import Job, JobCancelledError, JobTimeoutError, Settings, TextPieces
+from tttnn.methods import Context, Prefix, TestTimeTraining, TrainableArguments, make_trainable
 
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
 KEY = "secret"
+SERVER = Settings()  # of the server itself
 
 
 class Served:
@@ -320,6 +322,118 @@ def test_a_key_a_size_a_queue_and_a_time_are_limits(make_generator):
         assert isinstance(outcomes[2][1], JobTimeoutError)
     finally:
         server.close()
+
+
+class Waiting:
+    """An engine whose thread is held at a request, so that others wait, until it is let go."""
+
+    def __init__(self, generator, methods=None):
+        self.engine = Engine(generator, methods or {}, max_neighbors=6, max_waiting=8)
+        self.answers, self._go, held = {}, threading.Event(), threading.Event()
+
+        def hold(job):
+            held.set()
+            self._go.wait(10)
+
+        self.engine.submit(Job(hold, lambda *outcome: None, 10.0))
+        assert held.wait(10)
+
+    def ask(self, generator, prompt, settings=SERVER, seconds=10.0):
+        def work(job):
+            return generator(prompt, max_new_tokens=4, do_sample=False, seed=0)
+
+        done = lambda *outcome: self.answers.setdefault(prompt, outcome)  # noqa: E731
+        job = Job(work, done, seconds, settings, lambda: [prompt])
+        self.engine.submit(job)
+        return job
+
+    def finish(self):
+        self._go.set()
+        while self.engine.num_waiting:
+            time.sleep(0.01)
+        self.engine.close()
+        return self.answers
+
+
+@pytest.fixture
+def make_batching(make_generator, monkeypatch):
+    """A generator that trains LoRA, and a list of the prompts that were learned at once."""
+
+    def make(batch_documents=3):
+        base = make_generator().trainer
+        model = make_trainable(base.model, TrainableArguments("lora", lora_rank=4), seed=5)
+        args = replace(base.args, batch_documents=batch_documents)
+        trainer = TestTimeTrainer(model, args, base.retriever, processing_class=base.processing_class)
+        learned, learn = [], trainer.learn_ahead
+
+        def learn_ahead(texts, cache):
+            learned.append(list(texts))
+            learn(texts, cache)
+
+        monkeypatch.setattr(trainer, "learn_ahead", learn_ahead)
+        return TestTimeGenerator(trainer), learned
+
+    return make
+
+
+def test_requests_that_wait_take_their_steps_together(make_batching):
+    generator, learned = make_batching()
+    before = copy.deepcopy(generator.trainer.model.state_dict())
+    waiting = Waiting(generator)
+    prompts = ["The captain saw", "import json", "The crew was", "the white whale"]
+    waiting.ask(generator, prompts[0])
+    waiting.ask(generator, "as it is", settings=None)
+    waiting.ask(generator, "otherwise", settings=Settings(num_neighbors=1))
+    waiting.ask(generator, "gone").cancel()
+    for prompt in prompts[1:]:
+        waiting.ask(generator, prompt)
+    answers = waiting.finish()
+    assert learned == [[], prompts[:3]], "at the start nothing, then three at once; the last was alone"
+    alone, _ = make_batching(1)
+    for prompt in prompts:
+        generation, error = answers[prompt]
+        assert error is None
+        assert generation.text == alone(prompt, max_new_tokens=4, do_sample=False, seed=0).text
+        assert not generation.is_reused
+    assert isinstance(answers["gone"][1], JobCancelledError)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.trainer.model.state_dict().items())
+
+
+def test_a_request_that_cannot_be_adapted_to_fails_alone(make_batching, monkeypatch):
+    generator, learned = make_batching()
+    retrieve = generator.trainer.retriever.retrieve
+
+    def fail(texts, *args):
+        if "import json" in texts:
+            raise ConnectionError("the Hub does not answer")
+        return retrieve(texts, *args)
+
+    monkeypatch.setattr(generator.trainer.retriever, "retrieve", fail)
+    waiting = Waiting(generator)
+    for prompt in ("The captain saw", "import json", "The crew was"):
+        waiting.ask(generator, prompt)
+    answers = waiting.finish()
+    assert learned == [[], ["The captain saw", "import json", "The crew was"]]
+    assert [error is None for _, error in answers.values()] == [True, False, True]
+    assert isinstance(answers["import json"][1], ConnectionError)
+
+
+def test_steps_taken_together_stop_when_nobody_waits_for_any(make_batching, monkeypatch):
+    generator, _ = make_batching()
+    waiting, steps, jobs = Waiting(generator), [], []
+    stop = waiting.engine.stops_between_steps.on_step_end
+
+    def step(*args, **options):
+        steps.append(len(jobs))
+        for job in jobs[: len(steps)]:  # one after the first step, both after the second
+            job.cancel()
+        stop(*args, **options)
+
+    monkeypatch.setattr(waiting.engine.stops_between_steps, "on_step_end", step)
+    jobs += [waiting.ask(generator, prompt) for prompt in ("The captain saw", "The crew was")]
+    answers = waiting.finish()
+    assert len(steps) == 2, "of three"
+    assert [type(error) for _, error in answers.values()] == [JobCancelledError] * 2
 
 
 def test_an_error_that_nobody_foresaw_is_an_answer_and_the_next_request_is_served(served, monkeypatch, unchanged):

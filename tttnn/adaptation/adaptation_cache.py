@@ -20,12 +20,17 @@ logger = logging.get_logger(__name__)
 
 
 class Adaptation:
-    """Copies of the tensors that steps have changed, and what the record of these steps says."""
+    """
+    Copies of the tensors that steps have changed, and what the record of these steps says.
 
-    def __init__(self, tensors: Sequence[torch.Tensor], episode: "Episode") -> None:
+    Where the steps were taken ahead, together with those of other texts, the first one to use it has asked for them.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor], episode: "Episode", is_ahead: bool) -> None:
         self.copies = [tensor.detach().clone() for tensor in tensors]
         record = episode.record
         self.losses = list(record.train_loss), list(record.query_train_loss)
+        self._ahead = record if is_ahead else None
         self.num_bytes = sum(copy.numel() * copy.element_size() for copy in self.copies)
 
     @torch.no_grad()
@@ -34,7 +39,14 @@ class Adaptation:
         torch._foreach_copy_([*tensors], self.copies)
         train_loss, query_train_loss = self.losses
         episode.record.train_loss, episode.record.query_train_loss = list(train_loss), list(query_train_loss)
-        episode.changed = episode.reused = True
+        episode.changed = True
+        ahead, self._ahead = self._ahead, None
+        episode.reused = ahead is None
+        if ahead is not None:
+            episode.ahead_seconds = ahead.seconds["train"]
+            episode.record.num_trained_tokens = ahead.num_trained_tokens
+            for phase in ("train", "model"):
+                episode.record.seconds[phase] += ahead.seconds[phase]
 
 
 class AdaptationCache:
@@ -43,7 +55,8 @@ class AdaptationCache:
 
     An adaptation is found again by the texts of its neighbors in their order and their weights, by the text itself if
     the method uses it, and by all that the numbers of a run depend on: method, settings, weights of the model. What
-    it gives is, to the bit, what the steps would have given again. The oldest used ones are dropped first.
+    it gives is, to the bit, what the steps would have given again; up to rounding, where they were taken together with
+    those of other texts (`TestTimeTrainer.learn_ahead`). The oldest used ones are dropped first.
 
     Args:
         max_bytes (`int`, *optional*, defaults to 2 GiB):
@@ -85,7 +98,7 @@ class AdaptationCache:
             self._kept.move_to_end(key)
         return adaptation
 
-    def put(self, key: str, tensors: Sequence[torch.Tensor], episode: "Episode") -> None:
+    def put(self, key: str, tensors: Sequence[torch.Tensor], episode: "Episode", is_ahead: bool = False) -> None:
         """Keep an adaptation, and drop the oldest ones for it; one that is larger than the bound is not kept."""
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if num_bytes > self.max_bytes:
@@ -96,7 +109,7 @@ class AdaptationCache:
             return
         while self._kept and self.num_bytes + num_bytes > self.max_bytes:
             self._kept.popitem(last=False)
-        self._kept[key] = Adaptation(tensors, episode)
+        self._kept[key] = Adaptation(tensors, episode, is_ahead)
 
     def clear(self) -> None:
         """Drop everything."""

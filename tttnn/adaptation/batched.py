@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-BEGIN = 8  # documents of `batch_documents="auto"`, as long as there is memory
-
 
 class Plan:
     """The steps that one document takes: those of `Method.score_after`, known before the first is taken."""
@@ -85,8 +83,7 @@ class DocumentBatches:
     def __init__(self, episodes: "Episodes") -> None:
         self.episodes = episodes
         self.trainer = episodes.trainer
-        number = self.trainer.args.batch_documents
-        self.size = number if isinstance(number, int) else BEGIN
+        self.size = self.trainer.args.documents_at_once
 
     def run(self, documents: Iterable[tuple[int, Document]]) -> Iterator[DocumentRecord]:
         """Run documents; give the record of each when it is finished."""
@@ -99,13 +96,7 @@ class DocumentBatches:
         for index, document in documents:
             batch.append(self.episodes.begin(document, index))
             self.episodes.add_total(batch[-1].record)
-        plans = [Plan(self.trainer, episode) for episode in batch if episode.record.error is None]
-        rows = self._train([plan for plan in plans if plan.chunks])
-        self.episodes.add_total(
-            *(plan.episode.record for plan in plans), shares=[plan.episode.record.seconds["train"] for plan in plans]
-        )
-        for plan in plans:
-            plan.finish()
+        rows = self.train([episode for episode in batch if episode.record.error is None])
         for episode in batch:
             if episode.record.error is None:
                 episode.record.status = "trained"
@@ -115,6 +106,16 @@ class DocumentBatches:
                     episode.note_empty_query()
                 self.trainer.method.score_adapted(episode)
             yield self.episodes.finish(episode)
+
+    def train(self, batch: list[Episode]) -> dict[int, Callable[[], None]]:
+        """Take the steps of documents, and note them; give what loads the adapter of each, by its episode's `id`."""
+        plans = [Plan(self.trainer, episode) for episode in batch]
+        rows = self._train([plan for plan in plans if plan.chunks])
+        records = [episode.record for episode in batch]
+        self.episodes.add_total(*records, shares=[record.seconds["train"] for record in records])
+        for plan in plans:
+            plan.finish()
+        return rows
 
     def _train(self, plans: list[Plan]) -> dict[int, Callable[[], None]]:
         """Train as many at once as there is memory for; give what loads the adapter of each, by its episode."""

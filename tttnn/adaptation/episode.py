@@ -72,6 +72,7 @@ class Episode:
         self.neighbors: list[Neighbor] = []
         self.weights: list[float] = []
         self.changed = self.reused = False
+        self.ahead_seconds = 0.0  # of steps that were taken with those of other texts
         self._predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @property

@@ -188,6 +188,28 @@ class Episodes:
         dispatch(trainer, "on_document_end", record=episode.record)
         return episode
 
+    def learn_ahead(self, texts: Sequence[str], cache: AdaptationCache) -> None:
+        """Take the steps of `prepare` for several texts at once, and keep what was learned for each in a cache."""
+        trainer, episodes = self.trainer, dict[str, Episode]()
+        for text in texts:
+            episode = Episode(trainer, Document("adapt", check_text(text, "`text`")), 0, query="document")
+            if trainer.method.needs_neighbors(trainer.args):
+                episode.retrieve()
+            key = cache.key_of(episode)
+            if key is not None and cache.get(key) is None:
+                episodes[key] = episode
+        batches, keys = DocumentBatches(self), [*episodes]
+        while keys:
+            batch = {key: episodes[key] for key in keys[: batches.size]}
+            del keys[: len(batch)]
+            rows = batches.train([*batch.values()])
+            for key, episode in batch.items():
+                if id(episode) in rows:
+                    rows.pop(id(episode))()
+                    check_weights(self._snapshot.parameters)
+                    cache.put(key, self._snapshot.tensors, episode, is_ahead=True)
+            self._restore()
+
     def _check_passed(self) -> None:
         """Refuse neighbors that would not be used."""
         method, args = self.trainer.method, self.trainer.args

@@ -99,6 +99,9 @@ class RetrievalArguments:
         return self.top_k or max(self.num_neighbors * (2 if filtered else 1), wide)
 
 
+AUTO_BATCH = 8  # documents of `batch_documents="auto"`, as long as there is memory
+
+
 @dataclass
 class StepArguments:
     """How a method that trains takes its steps."""
@@ -179,6 +182,11 @@ class NeighborStepArguments:
             raise InputError(f"`batch_documents` is {self.batch_documents!r}. Pass a number, or auto.")
         if self.batch_documents != "auto":
             check_whole(self, batch_documents=1)
+
+    @property
+    def documents_at_once(self) -> int:
+        """How many documents `batch_documents` asks for; fewer when memory runs out."""
+        return self.batch_documents if isinstance(self.batch_documents, int) else AUTO_BATCH
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from tttnn.adaptation import internals
 from tttnn.adaptation.adaptation_cache import AdaptationCache
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.adaptation.batching import check_batching
+from tttnn.adaptation.batching import check_batching, check_reading_together
 from tttnn.adaptation.beginnings import can_cut_at_spaces
 from tttnn.adaptation.callbacks import dispatch
 from tttnn.adaptation.card import model_card
@@ -171,6 +171,7 @@ class TestTimeTrainer(Trainer):
         self.can_cut_at_spaces = can_cut_at_spaces(processing_class)
         self.hands_out_logits = hands_out_logits(model, processing_class)
         self.method = (method or TestTimeTraining()).prepared_for(self)
+        self._reads_together = False  # until it was tried
         if args.batch_documents != 1:
             check_batching(self)
         if not args.disable_tqdm:
@@ -391,6 +392,32 @@ class TestTimeTrainer(Trainer):
             snapshot.restore_random_states()
             self.model.eval()
             yield episode
+
+    def learn_ahead(self, texts: Sequence[str], cache: AdaptationCache) -> None:
+        """
+        Take the steps of several texts at once, and keep what was learned for each in a cache.
+
+        `adapted_episode` with that cache then takes no step for them. The results are those of one by one, up to
+        rounding (`batch_documents`). A text whose adaptation is in the cache already takes no part.
+
+        Args:
+            texts (`Sequence[str]`):
+                Each is a query, as a whole.
+            cache (`AdaptationCache`):
+                With room for all of them.
+
+        Raises:
+            `ValueError`: If the method, the arguments or the model have no batches of documents, or a text is empty.
+            `RuntimeError`: If there is no retriever, a loss is not finite, or an episode of this trainer is running.
+            `ConnectionError`, `TimeoutError`: If retrieving fails.
+        """
+        self._check_free()
+        check_batching(self)
+        with restored(self.model) as snapshot, self._ready_to_train(snapshot, max(len(texts), 1)) as optimizer:
+            if not self._reads_together:
+                check_reading_together(self)
+                self._reads_together = True
+            Episodes(self, snapshot, optimizer).learn_ahead(texts, cache)
 
     @contextmanager
     def unadapted(self) -> Iterator[PreTrainedModel]:

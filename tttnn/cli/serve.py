@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "Serve a model that is adapted to each request, with the endpoints of OpenAI's API: /v1/completions, "
     "/v1/chat/completions and /v1/models, and /health and /metrics beside them. Requests are answered one after "
-    "another. It listens on this machine only, unless --host says otherwise."
+    "another; with LoRA and --batch-documents, those that wait take their steps together. It listens on this machine "
+    "only, unless --host says otherwise."
 )
 KEY = "TTTNN_API_KEY"
 PER_REQUEST = ("prefix", "query", "ttt", "context", "context+ttt")  # which need nothing that is loaded for them

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, Full, Queue
 from time import monotonic
@@ -53,12 +54,23 @@ class Job:
             Is called in that thread with the answer, or with what went wrong.
         seconds (`float`):
             Until it is given up, from now on.
+        settings (`Settings`, *optional*):
+            How it is adapted to; `None`: not at all.
+        read_queries (`Callable[[], list[str]]`, *optional*):
+            Gives what it is adapted to, in that thread.
     """
 
     def __init__(
-        self, work: "Callable[[Job], Any]", done: Callable[[Any, BaseException | None], None], seconds: float
+        self,
+        work: "Callable[[Job], Any]",
+        done: Callable[[Any, BaseException | None], None],
+        seconds: float,
+        settings: Settings | None = None,
+        read_queries: Callable[[], list[str]] = list,
     ) -> None:
         self.work, self.done, self.seconds = work, done, seconds
+        self.settings, self.read_queries = settings, read_queries
+        self.is_learned = False  # its steps were taken with those of others
         self._deadline = monotonic() + seconds
         self._is_cancelled = threading.Event()
 
@@ -66,11 +78,16 @@ class Job:
         """Stop it at its next token or step."""
         self._is_cancelled.set()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more, or not long enough."""
+        return self._is_cancelled.is_set() or monotonic() > self._deadline
+
     def check(self) -> None:
         """Raise an error if it is to stop."""
         if self._is_cancelled.is_set():
             raise JobCancelledError("The request was cancelled.")
-        if monotonic() > self._deadline:
+        if self.is_over:
             raise JobTimeoutError(
                 f"The request took more than {self.seconds:g} seconds, with the time in the queue. Ask for fewer "
                 "tokens or neighbors, or try again later."
@@ -81,6 +98,9 @@ class Engine:
     """
     Answers requests one after another, with a generator for each of their settings.
 
+    With `batch_documents`, the steps of requests that wait are taken together with those of the next one, if all are
+    adapted to in the same way; what was learned for each lies in the cache until its turn.
+
     Args:
         generator (`TestTimeGenerator`):
             That of the server's own settings.
@@ -90,6 +110,9 @@ class Engine:
             The most neighbors that a request may ask for.
         max_waiting (`int`):
             Requests that may wait.
+
+    Raises:
+        `ValueError`: If the model cannot be trained in batches of documents, and `batch_documents` asks for them.
     """
 
     def __init__(
@@ -101,6 +124,8 @@ class Engine:
         self.max_neighbors, self.max_waiting = max_neighbors, max_waiting
         self.stops_between_steps = _StopBetweenSteps()
         trainer.add_callback(self.stops_between_steps)
+        if trainer.args.documents_at_once > 1:
+            trainer.learn_ahead([], self.cache)  # which says at once if it cannot
         self._generators: OrderedDict[Settings, TestTimeGenerator] = OrderedDict({Settings(): generator})
         self._queue: Queue[Job | None] = Queue(max_waiting)
         self._thread = threading.Thread(target=self._run, name="tttnn-engine", daemon=True)
@@ -152,7 +177,7 @@ class Engine:
                     f"`method` is {settings.method!r}. This server has {', '.join(sorted(self.methods))}."
                 )
             method = self.methods[settings.method]
-        changed: dict[str, Any] = {}
+        changed: dict[str, Any] = {} if method is base.method else {"batch_documents": 1}
         if settings.num_neighbors is not None:
             if not 1 <= settings.num_neighbors <= self.max_neighbors:
                 raise InputError(
@@ -178,31 +203,59 @@ class Engine:
     def _run(self) -> None:
         """Answer requests until the end."""
         while (job := self._queue.get()) is not None:
-            self.stops_between_steps.job = job
             answer, failure = None, None
             try:
+                self._learn_together(job)
                 job.check()
+                self.stops_between_steps.jobs = [job]
                 answer = job.work(job)
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to this request, and is told there
                 failure = error
             finally:
-                self.stops_between_steps.job = None
+                self.stops_between_steps.jobs = []
             if isinstance(failure, torch.cuda.OutOfMemoryError):
                 torch.cuda.empty_cache()
             job.done(answer, failure)
 
+    def _learn_together(self, first: Job) -> None:
+        """Take the steps of a request together with those of others that wait, if there are any."""
+        if first.settings is None or first.is_learned:
+            return
+        generator = self.generator_of(first.settings)
+        number = generator.trainer.args.documents_at_once
+        if number == 1:
+            return
+        with self._queue.mutex:
+            waiting = [job for job in self._queue.queue if job is not None]
+        jobs: list[Job] = []
+        queries: dict[str, None] = {}
+        for job in [first, *waiting]:
+            if len(queries) < number and job.settings == first.settings and not (job.is_learned or job.is_over):
+                job.is_learned = True
+                jobs.append(job)
+                with suppress(InputError):  # a chat that cannot be laid out is refused when its turn comes
+                    queries |= dict.fromkeys(job.read_queries())
+        if len(queries) < 2:
+            return
+        self.stops_between_steps.jobs = jobs
+        try:
+            generator.trainer.learn_ahead([*queries], self.cache)
+        except Exception as error:  # noqa: BLE001 - whose error it is shows when each takes its own steps
+            logger.warning(f"The steps of {len(queries)} prompts could not be taken at once ({error}).")
+
 
 class _StopBetweenSteps(TestTimeCallback):
-    """Looks after each step whether the request is to stop."""
+    """Looks after each step whether the requests that it is for are to stop, all of them."""
 
-    job: Job | None = None
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Raise what stops it; the model is restored on the way out."""
-        if self.job is not None:
-            self.job.check()
+        if self.jobs and all(job.is_over for job in self.jobs):
+            self.jobs[0].check()
 
 
 class StopAtToken(StoppingCriteria):

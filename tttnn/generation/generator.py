@@ -145,6 +145,8 @@ class TestTimeGenerator:
         """
         Generate for one prompt, or for each of several, one after another.
 
+        With `batch_documents`, the steps of several prompts are taken at once; then each generates by itself.
+
         Args:
             prompts (`str`, `list[dict]`, or a list of these):
                 A text to continue, or the messages of a chat (see `read_prompt`).
@@ -177,6 +179,9 @@ class TestTimeGenerator:
             return self._generate(prompts, generation_config, generate_options, **options)  # type: ignore[arg-type]
         if not isinstance(prompts, Sequence) or not prompts:
             raise InputError("There is no prompt. Pass a text, the messages of a chat, or a list of these.")
+        if adapts and neighbors is None and query is None and self.trainer.args.documents_at_once > 1:
+            queries = [read_prompt(self.trainer.processing_class, item).query for item in prompts]  # type: ignore[arg-type]
+            self.trainer.learn_ahead(queries, self.cache)
         return [self._generate(item, generation_config, generate_options, **options) for item in prompts]  # type: ignore[arg-type]
 
     def _generate(
@@ -207,6 +212,7 @@ class TestTimeGenerator:
                 logger.warning(f"The prompt could not be adapted to: {record.error}. The model generates as it is.")
             finished, seconds = self._run([*context, *read.token_ids], config, options, seed)
         phases = {name: record.seconds[name] for name in ("retrieve", "train")} | {"generate": seconds}
+        start -= episode.ahead_seconds
         return self._pack(
             prompt,
             read,

@@ -30,6 +30,7 @@ from tttnn.generation.answers import (
 from tttnn.generation.api import ChatRequest, CompletionRequest, Request
 from tttnn.generation.engine import Engine, Job, StopAtToken, TextPieces
 from tttnn.generation.generator import MAX_NEW_TOKENS, Generation
+from tttnn.generation.prompts import read_prompt
 
 
 POLL = 0.5  # seconds between two looks whether the client is still there
@@ -182,17 +183,22 @@ class Service:
     def _vocab_size(self) -> int:
         return len(self.engine.trainer.model.get_input_embeddings().weight)  # type: ignore[arg-type]
 
-    def _work(
+    def _job(
         self,
         request: Request,
-        prompt: Any,  # noqa: ANN401
+        prompts: list[Any],
         max_tokens: int | None,
+        done: Callable[[Any, BaseException | None], None],
         hand_on: Callable[[str], None] | None = None,
-    ) -> Callable[[Job], Generation]:
-        """Make the work of one prompt, with its text handed on while it comes."""
+    ) -> Job:
+        """Make the job of a request; the text of its last prompt is handed on while it comes."""
         asked, ends = request.tttnn, request.ends()
 
-        def work(job: Job) -> Generation:
+        def read_queries() -> list[str]:
+            tokenizer = self.engine.trainer.processing_class
+            return [asked.query or read_prompt(tokenizer, prompt).query for prompt in prompts]
+
+        def generate(job: Job, prompt: Any) -> Generation:  # noqa: ANN401
             generator = self.engine.generator_of(asked.settings())
             options = request.generate_options(MAX_NEW_TOKENS if max_tokens is None else max_tokens)
             streamer = None
@@ -210,7 +216,10 @@ class Service:
             self.metrics.count(generation)
             return cut_at_ends(generation, ends)
 
-        return work
+        def work(job: Job) -> list[Generation]:
+            return [generate(job, prompt) for prompt in prompts]
+
+        return Job(work, done, self.limits.seconds, asked.settings() if asked.adapts else None, read_queries)
 
     async def _whole(
         self,
@@ -222,12 +231,9 @@ class Service:
         choice: Callable[[int, str, str | None], dict[str, Any]],
     ) -> Response:
         """Answer when everything is there."""
-        generations: list[Generation] = []
-        for prompt in prompts:
-            answer = await self._answer(self._work(request, prompt, max_tokens), http)
-            if isinstance(answer, Response):
-                return answer
-            generations.append(answer)
+        generations = await self._answer(partial(self._job, request, prompts, max_tokens), http)
+        if isinstance(generations, Response):
+            return generations
         choices = [
             choice(number * request.n + place, text, generation.finish_reasons[place])
             for number, generation in enumerate(generations)
@@ -243,14 +249,14 @@ class Service:
             }
         )
 
-    async def _answer(self, work: Callable[[Job], Any], http: HttpRequest) -> Any:  # noqa: ANN401
+    async def _answer(self, make_job: Callable[[Callable[..., None]], Job], http: HttpRequest) -> Any:  # noqa: ANN401
         """Wait for a job, or for its client to go away; gives a response if something went wrong."""
         loop, answer = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
         def done(result: Any, error: BaseException | None) -> None:  # noqa: ANN401
             loop.call_soon_threadsafe(_settle, answer, result, error)
 
-        job = Job(work, done, self.limits.seconds)
+        job = make_job(done)
         try:
             self.engine.submit(job)
             while not answer.done():
@@ -280,11 +286,10 @@ class Service:
             with suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = Job(
-            self._work(request, prompt, max_tokens, put),
-            lambda result, error: put(error if error is not None else result),
-            self.limits.seconds,
-        )
+        def done(result: Any, error: BaseException | None) -> None:  # noqa: ANN401
+            put(result[0] if error is None else error)
+
+        job = self._job(request, [prompt], max_tokens, done, put)
         try:
             self.engine.submit(job)
             first = await self._next(events, job, http)
@@ -347,7 +352,8 @@ class Service:
         for number, token_ids in enumerate(prompts):
             if not token_ids or (limit is not None and len(token_ids) > limit):
                 return failure(400, f"A text has {len(token_ids)} tokens. Pass 1 to {limit}.")
-            answer = await self._answer(partial(self._score, token_ids, request), http)
+            work = partial(self._score, token_ids, request)
+            answer = await self._answer(partial(Job, work, seconds=self.limits.seconds), http)
             if isinstance(answer, Response):
                 return answer
             choices.append({"index": number, **answer})
