@@ -26,7 +26,7 @@ class Adaptation:
     Where the steps were taken ahead, together with those of other texts, the first one to use it has asked for them.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor], episode: "Episode", is_ahead: bool) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor], episode: "Episode", *, is_ahead: bool) -> None:
         self.copies = [tensor.detach().clone() for tensor in tensors]
         record = episode.record
         self.losses = list(record.train_loss), list(record.query_train_loss)
@@ -98,7 +98,7 @@ class AdaptationCache:
             self._kept.move_to_end(key)
         return adaptation
 
-    def put(self, key: str, tensors: Sequence[torch.Tensor], episode: "Episode", is_ahead: bool = False) -> None:
+    def put(self, key: str, tensors: Sequence[torch.Tensor], episode: "Episode", *, is_ahead: bool = False) -> None:
         """Keep an adaptation, and drop the oldest ones for it; one that is larger than the bound is not kept."""
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if num_bytes > self.max_bytes:
@@ -109,7 +109,7 @@ class AdaptationCache:
             return
         while self._kept and self.num_bytes + num_bytes > self.max_bytes:
             self._kept.popitem(last=False)
-        self._kept[key] = Adaptation(tensors, episode, is_ahead)
+        self._kept[key] = Adaptation(tensors, episode, is_ahead=is_ahead)
 
     def clear(self) -> None:
         """Drop everything."""
