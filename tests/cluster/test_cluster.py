@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from commands import run_main
 from conftest import TEXTS
 
 from tttnn import Document, NeighborRetriever, TestTimeGenerator, TestTimeTrainer, TestTimeTrainingArguments
-from tttnn.cluster import build_on_cluster, cluster_status, groups, open_on_cluster, stop_cluster
+from tttnn.cluster import build_on_cluster, building, cluster_status, groups, open_on_cluster, stop_cluster
 from tttnn.cluster.connection import connect
 from tttnn.cluster.shard_group import ShardGroup, Source
 from tttnn.documents import Corpus
@@ -325,6 +326,24 @@ def test_a_build_on_the_cluster_is_byte_for_byte_that_of_one_process(
     names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and ".lock" not in path.name)
     assert filecmp.cmpfiles(whole, built, names, shallow=False) == (names, [], [])
     assert not build_on_cluster("auto", Corpus([corpus]), make_embedder, built, settings)
+
+
+def test_a_build_has_a_process_for_each_gpu_and_for_each_machine_without_one(monkeypatch):
+    """Ray starts only as many processes as the resources that each asks for, so these are what counts."""
+    strategies = pytest.importorskip("ray.util.scheduling_strategies")
+    monkeypatch.setattr(strategies, "NodeAffinitySchedulingStrategy", lambda node, soft: (node, soft))
+    resources = {"a": {"CPU": 16.0, "GPU": 4.0}, "b": {"CPU": 8.0}, "c": {"GPU": 1.0}}
+    nodes = [{"NodeID": name, "Alive": True, "Resources": item} for name, item in resources.items()]
+    asked = []
+    actor = SimpleNamespace(options=lambda **options: asked.append(options) or SimpleNamespace(remote=print))
+    makers = building._makers(SimpleNamespace(nodes=lambda: nodes, remote=lambda kind: actor), ())
+    assert len(makers) == 5, "four GPUs, and a machine; one without a CPU computes nothing"
+    assert [
+        (options["scheduling_strategy"][0], options.get("num_gpus", 0), options["num_cpus"]) for options in asked
+    ] == [
+        ("a", 1, 4),
+        ("b", 0, 8),
+    ]
 
 
 KILLER = """

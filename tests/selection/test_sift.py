@@ -156,3 +156,21 @@ def test_a_regularization_that_is_not_finite_or_below_rounding_is_refused(regula
         Sift(regularization)
     with pytest.raises(ValueError, match=f"`regularization` is {regularization}"):
         sift_picks(np.ones(2), np.ones((1, 2)), 1, regularization)
+
+
+def test_the_adaptive_stop_ends_where_the_deviation_is_too_large_by_hand():
+    """
+    In the example in the plane above, two picks leave the variances 0.488 and 0.2, and the third one 0.2 - 0.0569.
+    Times the number of picks the deviations are 0.6986, 0.8944 and 1.1349: with alpha 1 the third is the last.
+    """
+    query, vectors = np.array([3.0, 4.0]), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    picks, variances = sift_picks(query, vectors, 6, 0.25)
+    assert variances[:3] == pytest.approx([0.488, 0.2, 0.2 - 0.64 * (2 / 2.25 - 1 / 1.25)])
+    for alpha, number in ((1.0, 3), (1.2, 2), (1 / 0.6986, 2), (1 / 0.6985, 1), (100.0, 1), (None, 6)):
+        assert Sift(0.25, alpha).choose(query, vectors, 6)[0] == picks[:number], alpha
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_stop_that_cannot_be_is_refused(alpha):
+    with pytest.raises(ValueError, match="`alpha` is .*above 0"):
+        Sift(alpha=alpha)

@@ -26,21 +26,32 @@ class Sift(VectorSelector):
     Args:
         regularization (`float`, *optional*, defaults to `0.01`):
             The paper's lambda, at least 1e-8. The smaller, the less a pick is repeated.
+        alpha (`float`, *optional*):
+            Of the paper's adaptive stop: the pick `n` after which the standard deviation at the query is more than
+            `1 / (alpha * n)` is the last. A query that the corpus tells little about thus takes fewer steps, and the
+            larger `alpha`, the fewer. By default there are `num_neighbors` picks.
 
     Raises:
-        `ValueError`: If `regularization` is out of range.
+        `ValueError`: If `regularization` or `alpha` is out of range.
 
-    Source: [SIFT](https://huggingface.co/papers/2410.08020), section 3.
+    Source: [SIFT](https://huggingface.co/papers/2410.08020).
     """
 
     regularization: float = 0.01
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         _check_regularization(self.regularization)
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise InputError(f"`alpha` is {self.alpha}. Pass a number above 0, or none for no adaptive stop.")
 
     def choose(self, query: np.ndarray, vectors: np.ndarray, num_neighbors: int) -> tuple[list[int], None]:
-        """Choose `num_neighbors`, some of them perhaps several times, and weigh none."""
-        return sift_picks(query, vectors, num_neighbors, self.regularization)[0], None
+        """Choose `num_neighbors` or, with `alpha`, fewer; some of them perhaps several times; and weigh none."""
+        picks, variances = sift_picks(query, vectors, num_neighbors, self.regularization)
+        for number, variance in enumerate(variances, 1):
+            if self.alpha is not None and math.sqrt(variance) * self.alpha * number > 1:
+                return picks[:number], None
+        return picks, None
 
 
 def sift_picks(
