@@ -57,7 +57,19 @@ MAY_IMPORT = {
 }
 # Inside the index: a file imports only from its left, and building comes before sharing.
 INDEX_ORDER = [
-    *("texts", "faiss_files", "vectors", "products", "manifest", "integrity", "shard", "search", "opening", "subset"),
+    *(
+        "texts",
+        "faiss_files",
+        "vectors",
+        "products",
+        "manifest",
+        "integrity",
+        "rows",
+        "shard",
+        "search",
+        "opening",
+        "subset",
+    ),
     *("build", "hub"),
 ]
 # Outside of the table: the public names point everywhere, and the metric is also a Hub Space.

@@ -1,6 +1,5 @@
 """An index whose shards are open on the machines of a cluster: it is searched as one that is open here."""
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from tttnn.cluster.groups import ON_MISSING, WAIT_SECONDS, ShardGroups
 from tttnn.cluster.shard_group import Source
 from tttnn.documents import Document
 from tttnn.errors import InputError
-from tttnn.index import IndexVersion, Pairs, fetch_manifest, merge_candidates, read_version
+from tttnn.index import IndexVersion, Pairs, RowRanges, fetch_manifest, merge_candidates, read_version
 from tttnn.neighbors import PartialAnswer
 
 
@@ -42,16 +41,16 @@ class ClusterIndex:
         self.passage_tokens = manifest.passage_tokens
         self.nprobe, self.k_factor = manifest.storage.search.get("nprobe"), manifest.storage.search.get("k_factor", 1)
         starts = np.cumsum([0] + [entry.rows for entry in manifest.shards]).tolist()
-        # first row, end and group of each open shard
+        self.rows = RowRanges([(starts[number], manifest.shards[number].rows) for number in version.numbers])
         group_of = {number: group for group, shards in enumerate(groups.shards) for number in shards}
-        self._parts = [(starts[number], starts[number + 1], group_of[number]) for number in version.numbers]
+        self._groups = [group_of[number] for number in version.numbers]  # of each open shard
 
     def __len__(self) -> int:
-        return sum(end - start for start, end, _ in self._parts)
+        return len(self.rows)
 
     def __repr__(self) -> str:
         return (
-            f"ClusterIndex(rows={len(self)}, shards={len(self._parts)}, groups={len(self.groups)}, "
+            f"ClusterIndex(rows={len(self)}, shards={len(self._groups)}, groups={len(self.groups)}, "
             f"embedder='{self.embedder['name']}', source='{self.source}')"
         )
 
@@ -143,25 +142,15 @@ class ClusterIndex:
         Returns:
             `int`: the row of the whole index.
         """
-        for start, end, _ in self._parts:
-            if place < end - start:
-                return start + place
-            place -= end - start
-        raise IndexError(f"The index holds {len(self)} rows, and place {place + len(self)} was asked for.")
+        return self.rows.row_at(place)
 
     def _ask_for(self, rows: Sequence[int], method: str) -> dict[int, Any]:
         """Ask each group for its rows."""
         wanted: defaultdict[int, list[int]] = defaultdict(list)
         for row in dict.fromkeys(rows):
-            wanted[self._group_of(row)].append(row)
+            wanted[self._groups[self.rows.find(row)[0]]].append(row)
         answers = self.groups.ask(method, {group: (part,) for group, part in wanted.items()}, waits=True)
         return {row: value for group, part in wanted.items() for row, value in zip(part, answers[group], strict=True)}
-
-    def _group_of(self, row: int) -> int:
-        place = bisect_right(self._parts, row, key=lambda part: part[0]) - 1
-        if place >= 0 and row < self._parts[place][1]:
-            return self._parts[place][2]
-        raise IndexError(f"Row {row} was asked for, and no open shard has it.")
 
 
 def open_on_cluster(

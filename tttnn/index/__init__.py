@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tttnn.index.hub.transfer import fetch_index, fetch_manifest, pull_index, push_index
     from tttnn.index.manifest import FORMAT_VERSION, read_manifest
     from tttnn.index.opening import IndexVersion, open_index, read_version
+    from tttnn.index.rows import RowRanges
     from tttnn.index.search import Candidates, DocumentIndex, Index, Pairs, find_candidates, merge_candidates
     from tttnn.index.subset import IndexSubset
 
@@ -26,6 +27,7 @@ __all__ = [
     "IndexSubset",
     "IndexVersion",
     "Pairs",
+    "RowRanges",
     "ShardProgress",
     "add_documents",
     "build_index",
@@ -57,6 +59,7 @@ __getattr__, __dir__ = door(
         "IndexSubset": "subset",
         "IndexVersion": "opening",
         "Pairs": "search",
+        "RowRanges": "rows",
         "ShardProgress": "build.by_shards",
         "add_documents": "build.from_documents",
         "build_index": "build.from_documents",

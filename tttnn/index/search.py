@@ -1,6 +1,5 @@
 """An index of document vectors: its shards, searched as one."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +10,7 @@ from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.index.manifest import read_manifest
 from tttnn.index.products import FEWEST_QUERIES, search_by_products
+from tttnn.index.rows import RowRanges
 from tttnn.index.shard import Shard, blocks, nearest
 from tttnn.index.texts import fetch_places
 
@@ -90,6 +90,7 @@ class DocumentIndex:
         passage_tokens: int | None = None,
     ) -> None:
         self.shards = shards
+        self.rows = RowRanges([(shard.start, len(shard)) for shard in shards])
         self.embedder = embedder
         self.digest = digest
         self.folder = folder
@@ -98,7 +99,7 @@ class DocumentIndex:
         self.set_search(search or {})
 
     def __len__(self) -> int:
-        return sum(map(len, self.shards))
+        return len(self.rows)
 
     def __repr__(self) -> str:
         return (
@@ -128,11 +129,7 @@ class DocumentIndex:
         Returns:
             `int`: the row of the whole index; the same number where all shards are open.
         """
-        for shard in self.shards:
-            if place < len(shard):
-                return shard.start + place
-            place -= len(shard)
-        raise IndexError(f"The index holds {len(self)} rows, and place {place + len(self)} was asked for.")
+        return self.rows.row_at(place)
 
     def documents(self, rows: Sequence[int]) -> list[Document]:
         """
@@ -173,11 +170,8 @@ class DocumentIndex:
 
     def _place_of(self, row: int) -> tuple[Shard, int]:
         """Find the shard of a row, and the row's place in it."""
-        for shard in self.shards[max(bisect_right(self.shards, row, key=lambda shard: shard.start) - 1, 0) :][:1]:
-            if 0 <= row - shard.start < len(shard):
-                return shard, row - shard.start
-        ranges = ", ".join(f"{shard.start} to {shard.start + len(shard) - 1}" for shard in self.shards)
-        raise IndexError(f"Row {row} was asked for, but the index holds rows {ranges}.")
+        number, place = self.rows.find(row)
+        return self.shards[number], place
 
     def search(self, queries: np.ndarray, top_k: int) -> list[Pairs]:
         """
