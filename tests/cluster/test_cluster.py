@@ -218,7 +218,8 @@ def test_a_call_that_is_lost_without_a_word_is_made_again(flat, monkeypatch):
 
     monkeypatch.setattr(index.groups, "_ask", lose_first)
     assert index.search(queries, 10) == open_index(flat).search(queries, 10)
-    assert calls == [0, 1, 2, 0]
+    assert calls[:3] == [0, 1, 2]
+    assert calls.count(0) > 1, "others may be asked again too, where the machine is busy"
     ray.kill(never)
 
 
