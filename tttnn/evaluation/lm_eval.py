@@ -197,7 +197,8 @@ class TestTimeLM(HFLM):
             `str`: a digest.
         """
         settings = {"rolling": self.rolling, **self.settings} if self.trainer else {}
-        return digest(repr((str(self.pretrained), self.max_length, sorted(settings.items(), key=str))))
+        # with what a cache keeps: one without notes would lose near-copies
+        return digest(repr((NOTES_KEY, str(self.pretrained), self.max_length, sorted(settings.items(), key=str))))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """
