@@ -223,6 +223,29 @@ def test_a_call_that_is_lost_without_a_word_is_made_again(flat, monkeypatch):
     ray.kill(never)
 
 
+def test_a_call_that_is_lost_after_others_have_failed_is_made_again_as_soon(flat, monkeypatch):
+    """Eight calls fail at once, as they do while a process is started again, and the ninth is lost."""
+    index, queries = open_on_cluster("auto", flat), queries_of(flat)
+    monkeypatch.setattr(groups, "REPEAT_SECONDS", 0.5)
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.01)
+    index.groups.timeout = 40
+    ray = pytest.importorskip("ray")
+    never, dead = (ray.remote(Never).options(num_cpus=0).remote() for _ in range(2))
+    ray.kill(dead)
+    ask, calls = index.groups._ask, []
+
+    def fail_first(group, method, arguments):
+        if group == 0:
+            calls.append(group)
+            if len(calls) < 10:
+                return (dead if len(calls) < 9 else never).wait.remote()
+        return ask(group, method, arguments)
+
+    monkeypatch.setattr(index.groups, "_ask", fail_first)
+    assert index.search(queries, 10) == open_index(flat).search(queries, 10)
+    ray.kill(never)
+
+
 def test_reporting_answers_from_the_rest_and_counts_the_document(flat, model, tokenizer, tmp_path):
     """The rest is by hand what a local index of the other shards finds."""
     retriever = NeighborRetriever.from_pretrained(

@@ -152,32 +152,35 @@ class ShardGroups:
         results: dict[int, Any] = {}
         failures: dict[int, BaseException] = {}
         due = dict.fromkeys(arguments, 0.0)  # when each group that has not answered is asked, or asked again
-        asked: dict[Any, int] = {}
-        tries, failed = dict.fromkeys(arguments, 0), dict.fromkeys(arguments, 0)
+        asked: dict[Any, tuple[int, int]] = {}  # the group and the replica of each call
+        patience, failed = dict.fromkeys(arguments, REPEAT_SECONDS), dict.fromkeys(arguments, 0)
         while due and (now := time.monotonic()) < deadline:
             for group in [group for group, moment in due.items() if moment <= now]:
-                asked[self._ask(group, method, arguments[group])] = group
+                asked[self._ask(group, method, arguments[group])] = group, self._preferred[group]
                 # Ray may lose a call to an actor that it starts again, and says nothing
-                due[group] = now + REPEAT_SECONDS * 2 ** tries[group]
-                tries[group] += 1
+                due[group] = now + patience[group]
+                patience[group] *= 2
             pause = max(min(deadline, *due.values()) - time.monotonic(), 0)
             if not asked:
                 time.sleep(pause)
                 continue
             done, _ = ray.wait([*asked], num_returns=1, timeout=pause)
             for reference in done:
-                group = asked.pop(reference)
+                group, replica = asked.pop(reference)
                 if group not in due:  # an earlier or later call was faster
                     continue
                 try:
                     results[group] = ray.get(reference)
                     del due[group]
-                    self._lost.discard(self._places.get((group, self._preferred[group]), ""))
+                    self._lost.discard(self._places.get((group, replica), ""))
                 except ray.exceptions.RayTaskError as error:
                     raise cause_of(error) from error
                 except ray.exceptions.RayError as error:
+                    if replica != self._preferred[group]:  # another one is asked since
+                        continue
                     failures[group] = error
                     failed[group] += 1
+                    patience[group] = REPEAT_SECONDS
                     self._turn_away(group)
                     if failed[group] < self.replicas:
                         due[group] = 0.0
@@ -187,14 +190,19 @@ class ShardGroups:
                         del due[group]
         missing = sorted({*arguments} - {*results})
         if missing and policy != "report":
-            shards = sorted(number for group in missing for number in self.shards[group])
-            why = "; ".join(dict.fromkeys(first_line(failures[group]) for group in missing if group in failures))
-            raise ClusterError(
-                f"The shards {shards} of '{self.source.repo_id}' are missing: their machines did not answer"
-                f"{f' within {self.timeout:g} seconds' if policy == 'wait' else ''}{f' ({why})' if why else ''}. Look "
-                "at `tttnn cluster status`, or pass on_missing='report' for answers without them."
-            )
+            within = f" within {self.timeout:g} seconds" if policy == "wait" else ""
+            raise self._error_of(missing, within, [failures[group] for group in missing if group in failures])
         return results
+
+    def _error_of(self, groups: list[int], within: str, failures: list[BaseException]) -> ClusterError:
+        """Name the shards of groups that did not answer."""
+        shards = sorted(number for group in groups for number in self.shards[group])
+        why = "; ".join(dict.fromkeys(map(first_line, failures)))
+        return ClusterError(
+            f"The shards {shards} of '{self.source.repo_id}' are missing: their machines did not answer{within}"
+            f"{f' ({why})' if why else ''}. Look at `tttnn cluster status`, or pass on_missing='report' for answers "
+            "without them."
+        )
 
     def _turn_away(self, group: int) -> None:
         """Ask another replica of a group from now on: this one may have been stopped, or its machine is gone."""

@@ -350,13 +350,16 @@ class TestTimeLM(HFLM):
 
     def _note(self, episode: Episode, requests: list[Instance], scored: str | None) -> None:
         """Note items with near-copies, and those without some shards, before a cache has an answer to them."""
+        found = False
         for request in requests:
-            task, key, item = str(request.task_name), hash_of(request.doc), scored or text_of(request)
+            task, item = str(request.task_name), scored or text_of(request)
             if any(overlap(neighbor.text, item) >= NEAR_COPY_OVERLAP for neighbor in episode.neighbors):
-                self.near_copies[task].add(key)
+                self.near_copies[task].add(hash_of(request.doc))
+                found = True
             if episode.record.missing_shards:
-                self.partial[task].add(key)
-        if self.cache_hook.dbdict is not None:
+                self.partial[task].add(hash_of(request.doc))
+                found = True
+        if found and self.cache_hook.dbdict is not None:
             self.cache_hook.dbdict[NOTES_KEY] = dict(self.near_copies), dict(self.partial)
 
     def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:  # noqa: ANN401

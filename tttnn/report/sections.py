@@ -233,12 +233,11 @@ def token_view(study: Study) -> list[Block]:
     """Show the tokens of the best and the worst document of each run that kept them."""
     blocks: list[Block] = []
     for run in study.runs:
-        kept = [record for record in run.records if record.token_gains()]
+        kept = [(record, gains) for record in run.records if (gains := record.token_gains())]
         if not kept:
             continue
-        by_gain = sorted(kept, key=lambda record: (record.nll[-1] - record.nll[0], record.index))
-        for name, record in [("most", by_gain[0]), ("least", by_gain[-1])][: len(kept)]:
-            gains = record.token_gains()
+        by_gain = sorted(kept, key=lambda item: (item[0].nll[-1] - item[0].nll[0], item[0].index))
+        for name, (record, gains) in [("most", by_gain[0]), ("least", by_gain[-1])][: len(kept)]:
             caption = (
                 f"{run.label}: {record.id} gained {name}, {sum(gain for _, gain in gains):+.1f} bits on "
                 f"{record.num_bytes} bytes ({figure(record.bits_per_byte(0))} to {figure(record.bits_per_byte())} "
