@@ -103,11 +103,21 @@ def flat(nodes, folders):
     until(lambda: not cluster_status("auto", folders / "flat"))
 
 
-class Never:
-    """Answers after a time that no test waits."""
+def make_never(ray):
+    """An actor that answers `ready`, and `wait` after a time that no test waits."""
 
-    def wait(self):
-        time.sleep(600)
+    class Never:  # local, so that Ray sends the class itself: the machines cannot import this file
+        def ready(self):
+            return True
+
+        def wait(self):
+            import time
+
+            time.sleep(600)
+
+    actor = ray.remote(Never).options(num_cpus=0).remote()
+    assert ray.get(actor.ready.remote())
+    return actor
 
 
 def until(is_so, seconds=60):
@@ -210,7 +220,7 @@ def test_a_call_that_is_lost_without_a_word_is_made_again(flat, monkeypatch):
     index, queries = open_on_cluster("auto", flat), queries_of(flat)
     monkeypatch.setattr(groups, "REPEAT_SECONDS", 0.2)
     ray = pytest.importorskip("ray")
-    never, ask, calls = ray.remote(Never).options(num_cpus=0).remote(), index.groups._ask, []
+    never, ask, calls = make_never(ray), index.groups._ask, []
 
     def lose_first(group, method, arguments):
         calls.append(group)
@@ -226,12 +236,14 @@ def test_a_call_that_is_lost_without_a_word_is_made_again(flat, monkeypatch):
 def test_a_call_that_is_lost_after_others_have_failed_is_made_again_as_soon(flat, monkeypatch):
     """Eight calls fail at once, as they do while a process is started again, and the ninth is lost."""
     index, queries = open_on_cluster("auto", flat), queries_of(flat)
-    monkeypatch.setattr(groups, "REPEAT_SECONDS", 0.5)
+    monkeypatch.setattr(groups, "REPEAT_SECONDS", 1.0)
     monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.01)
     index.groups.timeout = 40
     ray = pytest.importorskip("ray")
-    never, dead = (ray.remote(Never).options(num_cpus=0).remote() for _ in range(2))
+    never, dead = make_never(ray), make_never(ray)
     ray.kill(dead)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(dead.wait.remote())
     ask, calls = index.groups._ask, []
 
     def fail_first(group, method, arguments):
