@@ -92,6 +92,7 @@ def report(outcome: Outcome, prompt: str) -> None:
     groups: dict[str, list] = {}
     for record in outcome.records:
         groups.setdefault(task_of(record), []).append(record)
+    print(f"What the model has read before the scored text (--prompt): {prompt}")
     print(task_table(groups, *pile_weights(groups), prompt))
     untrained = [record.id for record in outcome.records if record.status == "untrained"]
     if untrained:

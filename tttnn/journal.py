@@ -25,6 +25,8 @@ DEFAULTS: dict[int, dict[str, Any]] = {
     3: IN_VERSION_3,
     4: {},
 }
+# Settings that stand as null in journals of before November 2026, where the model's context decided.
+WINDOWS = ("window_length", "stride")
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
 
@@ -44,11 +46,20 @@ def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]
     records: dict[int, DocumentRecord] = {}
     for file in Journal(path).files():
         file_settings, file_records = _parse(file)
-        if settings and file_settings and file_settings != settings:
+        if settings and file_settings and _different(file_settings, settings):
             raise InputError(f"'{file}' has other settings than '{path}'. Move away the one that is not of this run.")
         settings = settings or file_settings
         records |= {record.index: record for record in file_records}
     return settings, [records[index] for index in sorted(records)]
+
+
+def _different(some: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    """Name the settings that are not the same."""
+    return [
+        name
+        for name in {**some, **others}
+        if some.get(name) != others.get(name) and not (name in WINDOWS and None in (some.get(name), others.get(name)))
+    ]
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
@@ -148,7 +159,7 @@ class Journal:
         written, records = _parse(path)
         if not records:
             return []  # nothing is done, so nothing to protect
-        different = [name for name in {**written, **settings} if written.get(name) != settings.get(name)]
+        different = _different(written, settings)
         if different:
             name = different[0]
             raise InputError(

@@ -1,5 +1,6 @@
 """Every class of transformers' causal mapping that a small config can build: right, or refused in a sentence."""
 
+import copy
 import math
 
 import pytest
@@ -171,6 +172,23 @@ def test_a_model_without_a_head_is_refused(tiny_models, tokenizer, tmp_path):
     args = TestTimeTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="has no head that predicts tokens. Load it with `AutoModelForCausalLM`"):
         TestTimeTrainer(tiny_models["gpt2"].transformer, args, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("place", ["document", "query", "neighbor", "BOS"])
+def test_a_token_that_was_added_to_the_tokenizer_only_is_refused(tiny_models, tokenizer, tmp_path, place):
+    own = copy.deepcopy(tokenizer)
+    number, size = own.add_tokens(["[NEW]"]), len(tokenizer)
+    assert number == 1
+    texts = {name: "The captain wrote in the log." for name in ("document", "query", "neighbor")}
+    if place in texts:
+        texts[place] += " The [NEW] captain."
+    args = TestTimeTrainingArguments(str(tmp_path), use_cpu=True, max_length=16, prompt="none", train_on="both")
+    if place == "BOS":
+        own.bos_token = "[NEW]"
+    message = rf"'\[NEW\]' is token {size} of the tokenizer, but the model's vocabulary has {size}. Call"
+    with pytest.raises(ValueError, match=message):
+        trainer = TestTimeTrainer(tiny_models["gpt2"], args, GivenRetriever([texts["neighbor"]]), processing_class=own)
+        trainer.evaluate([texts["query"] + texts["document"]])
 
 
 def test_a_vocabulary_smaller_than_that_of_the_tokenizer_is_refused(tokenizer, tmp_path):

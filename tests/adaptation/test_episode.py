@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from conftest import GivenRetriever
 
 from tttnn import Document, JournalCallback, TestTimeCallback, TestTimeTrainingArguments
 from tttnn.adaptation import Method, split_document
+from tttnn.journal import read_journal
 from tttnn.methods import Context, ContextArguments
-from tttnn.selection import SELECTORS, select
+from tttnn.selection import SELECTORS, Sift, select
 
 
 def same(record, other):
@@ -144,6 +146,31 @@ def test_the_loss_of_a_weighted_neighbor_is_recorded_without_its_weight(make_tra
 def test_a_selector_is_named_in_the_journal(make_trainer, documents, tmp_path):
     make_trainer(selector=weighted(1.0), num_neighbors=1, callbacks=[JournalCallback(tmp_path)]).evaluate(documents)
     assert '"selector": "weighted.<locals>.selector"' in (tmp_path / "journal-eval.jsonl").read_text()
+
+
+class Chooser:
+    """A selector without a representation of its own."""
+
+    def __call__(self, *args, **options):
+        return select(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("make_selector", "name"),
+    [
+        (lambda: partial(select, distinct=None), "partial(nearest, distinct=None)"),
+        (Chooser, "Chooser"),
+        (lambda: Chooser().__call__, "Chooser.__call__"),
+        (lambda: Sift(alpha=2.0), "Sift(regularization=0.01, alpha=2.0)"),
+    ],
+    ids=["partial", "object", "method", "dataclass"],
+)
+def test_a_run_with_a_selector_of_any_kind_resumes(make_trainer, documents, tmp_path, make_selector, name):
+    for _ in range(2):
+        trainer = make_trainer(selector=make_selector(), callbacks=[JournalCallback(tmp_path)])
+        trainer.evaluate(documents)
+    settings, _ = read_journal(tmp_path / "journal-eval.jsonl")
+    assert settings["selector"] == name
 
 
 # --- selectors by name ---

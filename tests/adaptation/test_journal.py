@@ -526,6 +526,30 @@ NEW_SETTINGS = {"selector": "nearest", "distinct": None, "passage_length": None,
 NEW_SETTINGS |= {"prompt": "none", "window_length": None, "stride": None, "train_on": "neighbors"}
 
 
+@pytest.mark.parametrize("prompt", ["context", "none"])
+def test_a_journal_names_the_windows_that_the_model_has(make, path, prompt):
+    trainer = make(prompt=prompt)
+    trainer.evaluate()
+    settings, _ = read_journal(path)
+    window, stride = {"context": (64, 32), "none": (trainer.max_length, trainer.max_length)}[prompt]
+    assert (settings["window_length"], settings["stride"]) == (window, stride)
+
+
+def test_a_journal_from_before_windows_were_named_resumes(make, path):
+    trainer = make(prompt="context")
+    trainer.evaluate()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["settings"] |= {"window_length": None, "stride": None}
+    for line in lines:
+        del line["checksum"]
+    path.write_text("".join(_with_checksum(json.dumps(line)) + "\n" for line in lines[:2]))
+    resumed = make(prompt="context")
+    resumed.evaluate()
+    assert [record.nll for record in resumed.records] == [record.nll for record in trainer.records]
+    with pytest.raises(ValueError, match="`prompt` was 'context' and is now 'none'"):
+        make(prompt="none").evaluate()
+
+
 def without_new_settings(finished, path):
     """Write the journal of a finished run as an earlier tttnn did, with one document done."""
     path.parent.mkdir()

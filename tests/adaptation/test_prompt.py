@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from conftest import TEXTS
 
-from tttnn.adaptation import ScoredText, TestTimeTrainingArguments, score, scoring_windows
+from tttnn.adaptation import ScoredText, TestTimeTrainingArguments, lay_out_context, score, scoring_windows
 from tttnn.adaptation.requirements import reads_in_parts
-from tttnn.adaptation.windows import encode_after, split_document
+from tttnn.adaptation.windows import encode, encode_after, split_document
 from tttnn.methods import METHODS, Context, ContextArguments, Dynamic, Prefix, Query
 
 
@@ -117,6 +118,23 @@ def test_neighbors_and_a_long_text_share_the_window(make_trainer, documents, tok
     for record, document in zip(trainer.records, documents, strict=True):
         query, text = split_document(tokenizer, document, "prefix")
         assert record.num_scored_tokens == 2 * len(encode_after(tokenizer, query, text)[1])
+
+
+def test_neighbors_are_parted_from_a_prompt_that_lost_its_beginning(make_trainer, tokenizer):
+    document = TEXTS[2] * 2
+    trainer = make_trainer(method=Context())
+    trainer.evaluate([document])
+    query, text = split_document(tokenizer, document, "prefix")
+    prompt_ids, token_ids = encode_after(tokenizer, query, text)
+    neighbors = trainer.retriever.retrieve([query], 4)[0]
+    context = lay_out_context([encode(tokenizer, neighbor.text)[:32] for neighbor in neighbors], 0, 32)
+    length = 64 - len(context) - 1  # the token that parts
+    sequence, stride, nll = [0, *prompt_ids, *token_ids], length // 2, 0.0
+    for start in range(len(prompt_ids), len(sequence) - 1, stride):
+        end = min(start + stride, len(sequence) - 1)
+        assert end > length, "no window begins with the document"
+        nll += nll_of(trainer.model, [*context, 0, *sequence[end - length : end + 1]], end - start)
+    assert trainer.records[0].nll[1] == pytest.approx(nll, rel=1e-5)
 
 
 @pytest.mark.parametrize(("method", "train_on"), [("query", "neighbors"), ("ttt", "query"), ("context+ttt", "query")])

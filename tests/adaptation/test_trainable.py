@@ -96,6 +96,17 @@ def test_the_score_before_is_that_of_the_base_model(model, tokenizer, make, kind
     assert trainer.records[0].nll[0] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"stride": 5}, {"window_length": 40}])
+def test_the_score_before_a_prefix_is_that_of_other_runs_of_a_long_document(make, options):
+    long = TEXT * 4
+    scores = []
+    for kind in ("full", "prefix"):
+        trainer = make(kind, max_length=16, num_neighbors=1, query="prefix", **options)
+        trainer.evaluate([long])
+        scores.append(trainer.records[0].nll[0])
+    assert scores[1] == pytest.approx(scores[0], rel=1e-6)
+
+
 PATTERNS = {"bias": "bias", "last-layers": ".h.1.", "layernorm": ".ln_"}
 
 

@@ -325,18 +325,20 @@ def test_more_documents_go_on_where_fewer_ended(evaluation, tmp_path, capsys):
         (["--learning-rate", "0.01"], "`learning_rate` was 0.001 and is now 0.01"),
         (["--seed", "1", "--num-neighbors", "5"], "different: num_neighbors, seed"),
         (["--preset", "tttlm"], "written with other settings"),
+        (["--budget", "fast"], "written with other settings"),
     ],
 )
 def test_a_second_run_with_other_settings_is_refused(options, message, evaluation, tmp_path, capsys):
     assert run_main(*evaluation, "--limit", 1) == 0
-    journal = (tmp_path / "run" / "journal-eval.jsonl").read_bytes()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert kept.keys() >= {"journal-eval.jsonl", "evaluation.json"}
     capsys.readouterr()
     assert run_main(*evaluation, *options) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert message in output.err
     assert str(tmp_path / "run" / "journal-eval.jsonl") in output.err
-    assert (tmp_path / "run" / "journal-eval.jsonl").read_bytes() == journal
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == kept, "a report would show them"
 
 
 def test_a_second_run_on_other_documents_is_refused(evaluation, documents, tmp_path, capsys):

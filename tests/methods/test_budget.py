@@ -220,6 +220,17 @@ def test_an_override_that_leaves_nothing_of_a_choice_is_refused(model, tokenizer
         with_budget("fast", model, tokenizer, args, mix="none")
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [({"learning_rate": 1e-5}, "ttt"), ({"order": "farthest"}, "ttt"), ({"top_k": 50}, "context")],
+)
+def test_an_override_leaves_out_methods_without_it(model, tokenizer, args, fixed_speed, override, expected):
+    assert with_budget("fast", model, tokenizer, args)[0].name == "context"
+    method, chosen = with_budget("fast", model, tokenizer, args, **override)
+    assert method.name == expected
+    assert vars(chosen).items() >= override.items()
+
+
 def test_what_a_budget_makes_evaluates_and_adapts(model, tokenizer, args, retriever, documents):
     method, chosen = with_budget(1000, model, tokenizer, args, curve=CURVE, method="ttt")
     trainer = TestTimeTrainer(model, chosen, retriever, method=method, processing_class=tokenizer)

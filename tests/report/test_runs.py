@@ -1,5 +1,6 @@
 """What is read from the folders of runs: journals, settings, choices, and the published figures beside them."""
 
+import json
 import math
 import re
 
@@ -137,7 +138,8 @@ def test_without_a_majority_every_run_shows_its_setting():
 
 
 ALL_USES = {"num_indexed": 30, "learning_rate": 1e-4, "order": "nearest", "lora_rank": 16, "max_length": 256}
-SCORED, NO_NEIGHBORS = {"status": "scored"}, {"neighbor_ids": []}
+SCORED = {"status": "scored"}
+NO_NEIGHBORS = {"neighbor_ids": [], "seconds": dict.fromkeys(("retrieve", "train", "score", "model", "total"), 0.0)}
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,17 @@ def test_the_records_say_which_settings_a_run_uses(fields, unused):
 def test_a_run_that_found_no_neighbor_still_retrieves():
     run = make_run([make_record(0, [1.0], status="untrained", neighbor_ids=[])])
     assert run.used_settings()["num_neighbors"] == 2
+
+
+def test_a_document_without_a_query_makes_no_run_one_that_retrieves():
+    records = [make_record(0, [1.0], **NO_NEIGHBORS), make_record(1, [1.0], status="untrained", **NO_NEIGHBORS)]
+    assert "num_neighbors" not in make_run(records, method="query").used_settings()
+
+
+def test_a_run_that_was_last_started_with_fewer_documents_is_named(two_runs):
+    (two_runs[0] / "evaluation.json").write_text(json.dumps({"num_documents": 2}))
+    _, notes = read_runs(two_runs)
+    assert notes == ["first was last started with 2 of its 3 documents. All of them count here."]
 
 
 @pytest.mark.parametrize(("status", "method"), [("trained", "ttt, lora"), ("scored", "ttt")])
@@ -226,6 +239,13 @@ AUTHORS |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 def test_published_figures_are_those_of_the_same_model_and_settings_or_marked(settings, expected):
     published = published_for(make_run([make_record(0, [1.0])], **{**AUTHORS, **settings}))
     assert (published.name, published.is_same) == expected
+
+
+def test_settings_that_are_not_the_published_ones_are_named():
+    run = make_run([make_record(0, [1.0])], **{**AUTHORS, "model": "gpt2", "query": "prefix", "prompt": "context"})
+    published = published_for(run)
+    assert published.is_same_model and not published.is_same
+    assert published.differing == {"prompt": ("none", "context")}
 
 
 # From the paper: bits per byte of all tasks before, and after 50 neighbors.

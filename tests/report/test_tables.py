@@ -157,10 +157,10 @@ def test_a_document_table_says_what_every_document_and_all_of_them_gained():
             "| b.py (untrained) |    50 |               3.0000 | 3.0000 | 1.000 |     2.0 |",
             "",
             # 350 and 250 bits over 150 bytes; draws of two documents lie between (a, a) and (b, b)
-            "Pooled over 2 documents (150 bytes): 2.3333 -> 1.6667 bits per byte, ratio 0.714, difference -0.6667 "
-            "(95 % paired bootstrap over documents: -1.0000 to +0.0000). Worse than before on 0 of 2 documents. 1 had "
-            "a near-copy of the document among their neighbors. Scored with the original model, because they could "
-            "not be trained on: b.py.",
+            "Pooled over 2 documents (150 bytes), without a prompt: 2.3333 -> 1.6667 bits per byte, ratio 0.714, "
+            "difference -0.6667 (95 % paired bootstrap over documents: -1.0000 to +0.0000). Worse than before on 0 of "
+            "2 documents. 1 had a near-copy of the document among their neighbors. Scored with the original model, "
+            "because they could not be trained on: b.py.",
         ]
     )
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.precision import PrecisionChoice, choose_precision
     from tttnn.adaptation.presets import PRESETS, preset_settings
     from tttnn.adaptation.progress import DocumentProgressCallback
-    from tttnn.adaptation.requirements import context_length
+    from tttnn.adaptation.requirements import check_vocabulary, context_length
     from tttnn.adaptation.restore import random_states_kept, restored
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, next_token_loss, score
     from tttnn.adaptation.settings import run_settings
@@ -67,6 +67,7 @@ __all__ = [
     "TrainableArguments",
     "Tuning",
     "Window",
+    "check_vocabulary",
     "choose_precision",
     "context_length",
     "in_model",
@@ -111,6 +112,7 @@ __getattr__, __dir__ = door(
         "TrainableArguments": "options",
         "Tuning": "tuning",
         "Window": "windows",
+        "check_vocabulary": "requirements",
         "choose_precision": "precision",
         "context_length": "requirements",
         "in_model": "steps",

@@ -16,7 +16,6 @@ from tttnn.adaptation.episode import Episode
 from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.stacked import ADVICE, StackedAdapters
 from tttnn.adaptation.steps import Chunks, raise_not_finite
-from tttnn.adaptation.windows import encode, training_chunks
 from tttnn.documents import Document
 from tttnn.errors import StateError
 from tttnn.records import DocumentRecord
@@ -39,8 +38,7 @@ class Plan:
         if args.train_on != "query":
             self.texts["neighbors"] = [episode.chunks_of(neighbor) for neighbor in episode.neighbors]
         if args.train_on != "neighbors":
-            token_ids = encode(trainer.processing_class, episode.query)
-            self.texts["query"] = [[chunk] for chunk in training_chunks(token_ids, trainer.max_length, None)]
+            self.texts["query"] = [[chunk] for chunk in episode.chunks_of_query()]
         weights = {"neighbors": episode.weights, "query": [1.0] * len(self.texts["query"])}
         self.chunks: list[list[int]] = []
         self.weights: list[float] = []

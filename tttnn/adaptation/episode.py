@@ -13,6 +13,7 @@ from tttnn.adaptation.beginnings import encode_beginning
 from tttnn.adaptation.mixture import mix_online
 from tttnn.adaptation.ngram_cache import NgramCache
 from tttnn.adaptation.options import RetrievalArguments
+from tttnn.adaptation.requirements import check_vocabulary
 from tttnn.adaptation.scoring import ScoredText, TokenNll, score
 from tttnn.adaptation.steps import Chunks, in_model, raise_not_finite, train_on
 from tttnn.adaptation.windows import Window, encode, split_document, token_texts, training_chunks
@@ -67,6 +68,7 @@ class Episode:
         self.query, self.text = split_document(tokenizer, document.text, query, args.cut)
         prompt = self.query if args.prompt == "context" and query == "prefix" else None
         self.scored_text = ScoredText.from_text(self.text, tokenizer, trainer.window_length, prompt, args.stride)
+        check_vocabulary(trainer.model, tokenizer, [*self.scored_text.prompt_ids, *self.scored_text.token_ids])
         counts = self.scored_text.num_bytes, self.scored_text.num_words
         self.record = DocumentRecord(index, digest(document.text), document.id, document.metadata, *counts)
         self.neighbors: list[Neighbor] = []
@@ -94,9 +96,16 @@ class Episode:
             `ConnectionError`, `TimeoutError`: If the retriever fails.
             `ValueError`: If the selector needs vectors and the retriever gives none, or gives weights that cannot be.
         """
-        args, retriever, start = self.trainer.args, self.trainer.retriever, perf_counter()
+        retriever, start = self.trainer.retriever, perf_counter()
         if retriever is None:
             raise StateError("The trainer has no retriever. Pass it `retriever=`, for example a NeighborRetriever.")
+        try:
+            self._retrieve(retriever)
+        finally:  # a report knows by the seconds that a document's neighbors were looked for
+            self.record.seconds["retrieve"] += perf_counter() - start
+
+    def _retrieve(self, retriever: Retriever) -> None:
+        args = self.trainer.args
         answer = retriever.retrieve([self.query], num_candidates(args, retriever)) or [[]]
         candidates = answer[0]
         if isinstance(answer, PartialAnswer):
@@ -128,7 +137,6 @@ class Episode:
         record.distances = [neighbor.distance for neighbor in selection.neighbors]
         record.overlaps, record.near_copies = selection.overlaps, selection.near_copies
         record.own_neighbors = selection.own
-        record.seconds["retrieve"] += perf_counter() - start
 
     def vectors(self, neighbors: list[Neighbor]) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -180,7 +188,19 @@ class Episode:
             token_ids = encode_beginning(
                 trainer.processing_class, neighbor.text, num_tokens, trainer.can_cut_at_spaces
             )
+        check_vocabulary(trainer.model, trainer.processing_class, token_ids)
         return training_chunks(token_ids, trainer.max_length, number)
+
+    def chunks_of_query(self) -> list[list[int]]:
+        """
+        Cut the query into the chunks that are trained on.
+
+        Returns:
+            `list[list[int]]`: none for an empty query.
+        """
+        token_ids = encode(self.trainer.processing_class, self.query)
+        check_vocabulary(self.trainer.model, self.trainer.processing_class, token_ids)
+        return training_chunks(token_ids, self.trainer.max_length, None)
 
     def lay_before(self, token_ids: Sequence[int], room: int | None) -> list[int]:
         """
@@ -224,8 +244,7 @@ class Episode:
             `bool`: whether there was any: the query of a document of one token is empty.
         """
         record, number = self.record, len(self.record.train_loss)
-        token_ids = encode(self.trainer.processing_class, self.query)
-        chunks = training_chunks(token_ids, self.trainer.max_length, None)
+        chunks = self.chunks_of_query()
         for _ in self.train_on([[chunk] for chunk in chunks]):
             pass
         record.query_train_loss, record.train_loss[number:] = record.train_loss[number:], []

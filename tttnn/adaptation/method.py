@@ -158,7 +158,7 @@ class Method:
 
         length = episode.trainer.window_length_within(num_positions(episode.model))
         with episode.model.disable_adapter():  # type: ignore[operator]
-            episode.score(episode.scored_text.cut(length))
+            episode.score(episode.scored_text.cut(length, episode.trainer.stride_within(length)))
 
     def start(self, episode: "Episode") -> None:
         """

@@ -1,7 +1,7 @@
 """What a model and its processes must be, checked before the first document."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -123,6 +123,7 @@ def check_reading(
             f"The tokenizer has {processing_class.vocab_size} tokens, but the model's vocabulary has {vocabulary}. "
             "Pass the model's own tokenizer."
         )
+    check_vocabulary(model, processing_class, [prefix_token_id(processing_class)])
     texts = probe_texts(model, processing_class)
     length = texts.shape[1]
     with evaluating(model):
@@ -133,6 +134,32 @@ def check_reading(
             f"The model is a {kind} and sees the tokens that it is to predict: a change of the last token changes "
             "what it says before. Pass a causal language model (for BERT and models like it: `is_decoder=True`, and "
             "weights that were trained so)."
+        )
+
+
+def check_vocabulary(
+    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int]
+) -> None:
+    """
+    Refuse tokens that were added to the tokenizer and not to the model, which has no embeddings for them.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model.
+        processing_class (`PreTrainedTokenizerBase`):
+            The tokenizer.
+        token_ids (`Sequence[int]`):
+            Of a text; may be empty.
+
+    Raises:
+        `ValueError`: If one of them is beyond the model's vocabulary.
+    """
+    vocabulary, largest = len(model.get_input_embeddings().weight), max(token_ids, default=0)  # type: ignore[arg-type]
+    if largest >= vocabulary:
+        token = processing_class.convert_ids_to_tokens(largest)
+        raise InputError(
+            f"{token!r} is token {largest} of the tokenizer, but the model's vocabulary has {vocabulary}. Call "
+            "`model.resize_token_embeddings(len(tokenizer))`, or take a tokenizer to which it was not added."
         )
 
 

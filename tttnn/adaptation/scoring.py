@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tttnn.adaptation.head import keeps_logits, last_row_only, token_nll
-from tttnn.adaptation.windows import Window, encode, encode_after, prefix_token_id, scoring_windows
+from tttnn.adaptation.windows import Window, default_stride, encode, encode_after, prefix_token_id, scoring_windows
 
 
 READ_LENGTH = 1024  # tokens in one forward pass over a longer window, so that not all logits are in memory at once
@@ -82,7 +82,7 @@ class ScoredText:
             token_ids, stride = encode(processing_class, text), max_length
         else:
             prompt_ids, token_ids = encode_after(processing_class, prompt, text)
-            stride = stride or max(max_length // 2, 1)
+            stride = stride or default_stride(max_length)
         num_words = len(re.split(r"\s+", text))
         prefix_id = prefix_token_id(processing_class)
         return cls(token_ids, prompt_ids, prefix_id, max_length, stride, len(text.encode("utf-8")), num_words)
@@ -108,7 +108,7 @@ class ScoredText:
         """
         if stride is None:
             rolls = self.stride == self.max_length
-            stride = max_length if rolls else min(self.stride, max(max_length // 2, 1))
+            stride = max_length if rolls else min(self.stride, default_stride(max_length))
         return replace(self, max_length=max_length, stride=stride)
 
 

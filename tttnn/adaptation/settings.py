@@ -1,12 +1,14 @@
 """What the numbers of a run depend on, for its journal."""
 
 from dataclasses import fields
-from types import FunctionType
+from functools import partial
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from tttnn.adaptation import internals
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
+from tttnn.adaptation.requirements import num_positions
 from tttnn.neighbors import Selector, describe_retriever
 from tttnn.records import digest
 from tttnn.selection import SELECTORS
@@ -53,6 +55,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     settings = {
         **trainer.method.settings(),
         **{name: getattr(trainer.args, name) for name in (*names, *TRAINER_FIELDS)},
+        **dict(zip(("window_length", "stride"), _windows(trainer), strict=True)),
         "learning_rate": rates.pop() if len(rates) == 1 else sorted(rates),
         "model": trainer.model.config._name_or_path,
         "weights": digest(repr(samples)),
@@ -70,9 +73,21 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     return settings
 
 
+def _windows(trainer: "TestTimeTrainer") -> tuple[int, int]:
+    """Say what windows and strides the score before has, where the arguments leave it to the model's context."""
+    length = trainer.window_length_within(num_positions(trainer.model))
+    return length, trainer.stride_within(length)
+
+
 def _name(selector: Selector) -> str:
-    """Name a selector the same in every process: the representation of a function holds its address."""
+    """Name a selector the same in every process: what has no representation of its own is shown by its address."""
     for name, known in SELECTORS.items():
         if selector is known:
             return name
-    return selector.__qualname__ if isinstance(selector, FunctionType) else repr(selector)
+    if isinstance(selector, partial):
+        values = [*map(repr, selector.args), *(f"{name}={value!r}" for name, value in selector.keywords.items())]
+        return f"partial({', '.join([_name(selector.func), *values])})"
+    if isinstance(selector, FunctionType | MethodType):
+        return selector.__qualname__
+    has_own = "__repr__" in {name for kind in type(selector).__mro__[:-1] for name in vars(kind)}
+    return repr(selector) if has_own else type(selector).__qualname__

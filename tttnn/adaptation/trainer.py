@@ -43,7 +43,7 @@ from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.settings import run_settings
 from tttnn.adaptation.sharing import share
 from tttnn.adaptation.steps import NotFiniteError, OptimizerState
-from tttnn.adaptation.windows import prefix_token_id
+from tttnn.adaptation.windows import default_stride, prefix_token_id
 from tttnn.documents import Document, as_documents
 from tttnn.errors import InputError, InputTypeError, StateError
 from tttnn.journal import check_same
@@ -507,6 +507,21 @@ class TestTimeTrainer(Trainer):
         if self.args.prompt == "context":
             length = self.args.window_length or MAX_WINDOW_LENGTH
         return length if limit is None else min(length, limit)
+
+    def stride_within(self, window_length: int) -> int:
+        """
+        Say how many tokens each scoring window after the first predicts.
+
+        Args:
+            window_length (`int`):
+                Tokens in a window.
+
+        Returns:
+            `int`: `args.stride`; by default half of the window with the prompt in context, else all of it.
+        """
+        if self.args.prompt == "none":
+            return window_length
+        return self.args.stride or default_stride(window_length)
 
     @property
     def _is_running(self) -> bool:

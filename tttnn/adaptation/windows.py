@@ -187,6 +187,11 @@ def scoring_windows(
     return windows
 
 
+def default_stride(max_length: int) -> int:
+    """Say how many tokens each window after the first predicts where a prompt stands before the text: half of it."""
+    return max(max_length // 2, 1)
+
+
 def token_texts(processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
     """
     Decode tokens one by one, where they stand.

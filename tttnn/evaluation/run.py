@@ -12,6 +12,7 @@ from transformers.utils import logging
 from tttnn.adaptation import (
     JournalCallback,
     Method,
+    TestTimeCallback,
     TestTimeTrainer,
     TestTimeTrainingArguments,
     TrainableArguments,
@@ -86,21 +87,25 @@ def evaluate_documents(
     trainable = evaluation.method.trainable or TrainableArguments()
     loaded["model"] = make_trainable(loaded["model"], trainable, evaluation.args.seed)
     evaluation = settle_precision(evaluation, loaded["model"], loaded["processing_class"], documents)
+    files = {}
     if evaluation.budget is not None:
-        evaluation = settle_budget(evaluation, evaluation.budget, loaded["model"], loaded["processing_class"])
+        evaluation, files[BUDGET] = settle_budget(
+            evaluation, evaluation.budget, loaded["model"], loaded["processing_class"]
+        )
         check_validation(evaluation.rates, evaluation.method, documents, validation)
     index, rates, args, method = evaluation.index, evaluation.rates, evaluation.args, evaluation.method
     whole = loaded.pop("retriever")
     if not method.retrieves:
         whole = None  # it was loaded for a method that a budget did not choose
 
+    files[EVALUATION] = _arguments(evaluation, len(documents), len(validation))
+    callbacks = [JournalCallback(), FilesCallback(files)]
+
     def make_trainer(
         args: TestTimeTrainingArguments, method: Method, retriever: Retriever | None = whole
     ) -> TestTimeTrainer:
-        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[JournalCallback()], **loaded)
+        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[*callbacks], **loaded)
 
-    if args.process_index == 0:
-        _write_arguments(evaluation, len(documents), len(validation), Path(args.output_dir or "."))
     retrievers = {"eval": whole}
     if index is not None and index.index_fraction:
         retrievers = _subsets(whole, index.index_fraction, args.top_k or args.num_neighbors)
@@ -122,13 +127,36 @@ def evaluate_documents(
     return outcomes
 
 
+class FilesCallback(TestTimeCallback):
+    """
+    Write what is evaluated beside the journal, when the journal has been opened: not over that of a run that it is of.
+
+    Args:
+        files (`dict[str, dict[str, Any]]`):
+            The contents by the name of the file, JSON-able.
+    """
+
+    def __init__(self, files: dict[str, dict[str, Any]]) -> None:
+        self.files = files
+
+    def on_evaluation_begin(self, args: TestTimeTrainingArguments, *_: Any, **kwargs: Any) -> None:
+        """Write the files, in one process."""
+        if args.process_index == 0:
+            for name, content in self.files.items():
+                write_json(Path(args.output_dir or ".") / name, content)
+
+
 def settle_budget(
     evaluation: Evaluation[Any],
     budget: Budget,
     model: PreTrainedModel,
     processing_class: PreTrainedTokenizerBase,
-) -> Evaluation[Any]:
-    """Choose by the budget, or as an earlier start of the run did; all processes take the choice of the first."""
+) -> tuple[Evaluation[Any], dict[str, Any]]:
+    """
+    Choose by the budget, or as an earlier start of the run did; all processes take the choice of the first.
+
+    Gives what is evaluated then, and what an earlier start is known by: the content of its `budget.json`.
+    """
     args, inputs, path = evaluation.args, evaluation.inputs, Path(evaluation.args.output_dir or ".") / BUDGET
     asked = {
         "model": model.config._name_or_path,
@@ -152,9 +180,8 @@ def settle_budget(
         raise outcome
     if args.process_index == 0:
         logger.warning(outcome.reason)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"asked": asked, **outcome._asdict()})
-    return with_precision(budget.settle(outcome), args.precision)  # options are parsed again
+    settled = with_precision(budget.settle(outcome), args.precision)  # options are parsed again
+    return settled, {"asked": asked, **outcome._asdict()}
 
 
 def _earlier_choice(path: Path, asked: dict[str, Any]) -> BudgetChoice | None:
@@ -189,15 +216,14 @@ def _subsets(whole: NeighborRetriever, fractions: list[float], top_k: int) -> di
     return subsets
 
 
-def _write_arguments(evaluation: Evaluation[Any], num_documents: int, num_validation: int, folder: Path) -> None:
-    """Write what is evaluated on what; a report shows it, and sees by the counts whether a run was interrupted."""
+def _arguments(evaluation: Evaluation[Any], num_documents: int, num_validation: int) -> dict[str, Any]:
+    """Say what is evaluated on what; a report shows it, and sees by the counts whether a run was interrupted."""
     arguments = asdict(evaluation.inputs) | (asdict(evaluation.index) if evaluation.index else {})
     arguments |= asdict(evaluation.validation) | {"learning_rates": evaluation.rates or None}
     arguments["precision"] = precision_of(vars(evaluation.args))
-    content = {
+    arguments["prompt"] = evaluation.args.prompt
+    return {
         "num_documents": num_documents,
         "num_validation_documents": num_validation,
         "arguments": {name: value for name, value in arguments.items() if value is not None},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / EVALUATION, content)

@@ -149,7 +149,11 @@ def tune_on_index(
     if not rows:
         raise InputError(f"Training diverged at every one of the learning rates {[*learning_rates]}. Pass lower ones.")
     both = {**shared, "learning_rate": CONTEXT_RATE}
-    curve += _rows("context+ttt", both, base, run(ContextAndTraining(), rate=CONTEXT_RATE).records)
+    try:
+        curve += _rows("context+ttt", both, base, run(ContextAndTraining(), rate=CONTEXT_RATE).records)
+    except NotFiniteError as error:
+        if args.process_index == 0:
+            logger.warning(f"The method context+ttt, at the learning rate {CONTEXT_RATE:g}, is out: {error}")
     best = min(rows, key=lambda row: row.bits_per_byte)
     path = Path(args.output_dir or ".", TUNED) if output is None else Path(output)
     versions = {"tttnn": version("tttnn"), "torch": torch.__version__, "transformers": transformers.__version__}

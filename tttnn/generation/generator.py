@@ -10,7 +10,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
-from tttnn.adaptation import AdaptationCache, TestTimeTrainer, context_length, random_states_kept
+from tttnn.adaptation import (
+    AdaptationCache,
+    TestTimeTrainer,
+    check_vocabulary,
+    context_length,
+    random_states_kept,
+)
 from tttnn.errors import InputError
 from tttnn.generation.prompts import Messages, Prompt, is_chat, read_prompt
 from tttnn.neighbors import Neighbor
@@ -237,6 +243,7 @@ class TestTimeGenerator:
             options = config.update(**generate_options)
         except (ValueError, TypeError) as error:
             raise InputError(f"The options of the generation cannot be: {error}") from error
+        check_vocabulary(trainer.model, trainer.processing_class, prompt.token_ids)
         number, limit = len(prompt.token_ids), context_length(trainer.model)
         if limit is not None and number >= limit:
             raise InputError(

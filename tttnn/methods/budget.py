@@ -201,6 +201,24 @@ def choose_budget(
     return BudgetChoice(row.method, row.settings, row.options, _reason(budget, row, curve, speed))
 
 
+def _taking(overrides: dict[str, Any]) -> list[str]:
+    """List the methods that use all of these arguments: one that takes no step has no use for a learning rate."""
+    from tttnn.methods import METHODS
+
+    of_steps, of_retrieval = (
+        {item.name for group in groups for item in fields(group)} & {*overrides}
+        for groups in (
+            (adaptation.StepArguments, adaptation.NeighborStepArguments),
+            (adaptation.RetrievalArguments, adaptation.NeighborStepArguments),
+        )
+    )
+    return [
+        name
+        for name, kind in METHODS.items()
+        if not kind.required_options() and (kind.trains or not of_steps) and (kind.retrieves or not of_retrieval)
+    ]
+
+
 def _as_tuning(curve: Tuning | str | Path | None, args: "TestTimeTrainingArguments") -> Tuning:
     """Give the curve that is chosen from."""
     return read_tuning(curve) if isinstance(curve, str | Path) else curve or args.tuning or default_curve()
@@ -299,7 +317,7 @@ def with_budget(
             f"The method '{method}' needs `{required[0]}`, which a budget does not know. Make it yourself, or use "
             "`tttnn evaluate --budget`."
         )
-    methods = None if method is None else [method]
+    methods = _taking(overrides) if method is None else [method]
     choice = choose_budget(budget, model, processing_class, args, curve, methods)
     chosen = replace(args, **{**choice.settings, **overrides})
     # a trainer refuses another index than the curve's

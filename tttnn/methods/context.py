@@ -113,12 +113,14 @@ class Context(Method):
         context = _lay_out(episode, self._room(episode))
         limit = _limit(episode.trainer)
         if context and limit is not None:
-            # one token more parts the context from the window
+            # one token more parts the context from each window
             text = text.cut(min(text.max_length, limit - len(context) - 1))
         windows = text.windows
         if context:
-            windows = windows[:1] + [
-                adaptation.Window([text.prefix_id, *window.input_ids], window.target_ids) for window in windows[1:]
+            # the first window begins with that token if it has the whole prompt
+            has_one = bool(windows) and windows[0].num_known == len(text.prompt_ids)
+            windows = windows[:has_one] + [
+                window._replace(input_ids=[text.prefix_id, *window.input_ids]) for window in windows[has_one:]
             ]
         episode.add_score(episode.read(windows, context), start, text)
 

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from tttnn.adaptation import (
     TestTimeTrainingArguments,
     TrainableArguments,
+    check_vocabulary,
     make_trainable,
     next_token_loss,
     random_states_kept,
@@ -265,6 +266,7 @@ def _train(
     chunks = []
     for document in index.documents(rows):
         encoded = processing_class(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+        check_vocabulary(model, processing_class, encoded)
         chunks += [encoded[: arguments.max_length]] if len(encoded) > 1 else []
     if not chunks:
         raise InputError(f"Part {number} of the index holds no text of two tokens. Pass fewer `num_experts`.")

@@ -72,7 +72,11 @@ def _how(run: Run) -> str:
     if "query" in used:
         words.append(f"query {used['query']}")
     words.append("the query in context" if run.prompt == "context" else "no prompt")
-    words.append(f"windows of {used.get('max_length')} tokens")
+    window = used.get("window_length") or (run.prompt == "none" and used.get("max_length"))
+    if window:
+        words.append(f"windows of {window} tokens")
+    if (run.retrieves or run.trains) and "max_length" in used:
+        words.append(f"chunks of {used['max_length']} tokens")
     if used.get("drop_near_copies"):
         words.append("near-copies dropped")
     return ", ".join(words) + "."

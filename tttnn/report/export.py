@@ -10,7 +10,7 @@ from typing import Any
 from tttnn.files import finite
 from tttnn.report.published import published_for
 from tttnn.report.results import Comparison, Result
-from tttnn.report.runs import differing_settings
+from tttnn.report.runs import Run, differing_settings
 from tttnn.report.study import Study
 from tttnn.report.trials import trials_of
 
@@ -40,6 +40,11 @@ def _comparison_row(comparison: Comparison) -> dict[str, Any]:
     return {**asdict(comparison), "difference": comparison.difference, "significant": comparison.significant}
 
 
+def _published(run: Run) -> dict[str, Any] | None:
+    published = published_for(run)
+    return None if published is None else {**asdict(published), "is_same": published.is_same}
+
+
 def study_json(study: Study) -> str:
     """Write results as JSON; a number that is not finite is null."""
     common, apart = differing_settings(study.runs)
@@ -53,7 +58,7 @@ def study_json(study: Study) -> str:
             "pooled": None if pooled is None else _row(pooled),
             "groups": [_row(result) for result in groups],
             "without_near_copies": None if clean is None else _row(clean),
-            "published": asdict(published) if study.grouping.is_pile and (published := published_for(run)) else None,
+            "published": _published(run) if study.grouping.is_pile else None,
             "untrained": [
                 {"index": record.index, "id": record.id, "error": record.error}
                 for record in run.records

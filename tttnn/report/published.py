@@ -22,8 +22,14 @@ class Published:
     """The published figures that stand beside a run."""
 
     name: str
-    is_same: bool  # the run has their model, by name, and their settings
+    is_same_model: bool  # by name
+    differing: dict[str, tuple[Any, Any]]  # settings of theirs and of the run, the model aside
     neighbors: int  # of the published numbers, the nearest to that of the run
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the run has their model, by name, and their settings."""
+        return self.is_same_model and not self.differing
 
     @property
     def title(self) -> str:
@@ -50,7 +56,17 @@ def published_for(run: Run) -> Published | None:
     for name, published in published_figures()["runs"].items():
         settings = published["settings"]
         if used.get("model") in (settings["model"], settings["model"].split("/")[1]) and query == settings["query"]:
-            expected = {**preset, **settings, "model": used["model"], "num_neighbors": neighbors, "trainable": "full"}
-            is_same = all(used.get(setting) == value for setting, value in expected.items())
-            return Published(name, is_same, neighbors)
-    return Published("gpt2-split" if query == "prefix" else "gpt2", False, neighbors)
+            return Published(name, True, _differing(used, preset | settings, neighbors), neighbors)
+    name = "gpt2-split" if query == "prefix" else "gpt2"
+    settings = published_figures()["runs"][name]["settings"]
+    return Published(name, False, _differing(used, preset | settings, neighbors), neighbors)
+
+
+def _differing(used: dict[str, Any], expected: dict[str, Any], neighbors: int) -> dict[str, tuple[Any, Any]]:
+    """Give the published and the run's own value of each setting but the model that is not the published one."""
+    expected = {"prompt": "none", **expected, "num_neighbors": neighbors, "trainable": "full"}
+    return {
+        name: (value, used.get(name))
+        for name, value in expected.items()
+        if name != "model" and used.get(name) != value
+    }

@@ -51,8 +51,8 @@ class Run:
 
     @property
     def retrieves(self) -> bool:
-        """Whether a document has neighbors, or lacks the neighbors that the method needs."""
-        return any(record.neighbor_ids or record.status == "untrained" for record in self.records)
+        """Whether a document has neighbors, or neighbors were looked for."""
+        return any(record.neighbor_ids or record.seconds.get("retrieve") for record in self.records)
 
     @property
     def trains(self) -> bool:
@@ -111,6 +111,11 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         whole = run.evaluation.get("num_documents", 0)
         if isinstance(whole, int) and len(run.records) < whole:
             notes.append(f"{run.label} is not finished: it has {len(run.records)} of {whole} documents.")
+        elif isinstance(whole, int) and 0 < whole < len(run.records):
+            notes.append(
+                f"{run.label} was last started with {whole} of its {len(run.records)} documents. All of them count "
+                "here."
+            )
     return runs, notes
 
 

@@ -167,7 +167,8 @@ def group_table(study: Study, run: Run, results: list[Result]) -> list[Block]:
     header = [str(study.grouping.kind), "documents", "bits per byte before", "after", "ratio"]
     header += [f"difference, {study.interval_name} interval", worse_than_before(run.prompt), "seconds"]
     if published:
-        kind = "published" if published.is_same else "another model, published"
+        kind = "published" if published.is_same_model else "another model, published"
+        kind = f"other settings, {kind}" if published.differing and published.is_same_model else kind
         header += [f"{kind}: before", "after", "ratio"]
     rows = []
     for result in results:
@@ -176,15 +177,17 @@ def group_table(study: Study, run: Run, results: list[Result]) -> list[Block]:
         rows.append([result.group, *cells, *(_published_cells(published, result.group) if published else [])])
     blocks: list[Block] = [Table(header, rows)]
     if published:
-        words = (
-            "Model and settings have the same names as in the publication; index and test documents may be others."
-            if published.is_same
-            else (f"This run's model is {run.settings.get('model')}: compare at most the ratios, and with care.")
-        )
+        words = "Model and settings have the same names as in the publication; index and test documents may be others."
+        if not published.is_same:
+            words = "" if published.is_same_model else f"This run's model is {run.settings.get('model')}. "
+            if published.differing:
+                settings = [f"{name} {own} instead of {theirs}" for name, (theirs, own) in published.differing.items()]
+                words += f"This run has {', '.join(settings)}. "
+            words += "Compare at most the ratios, and with care."
         blocks.append(
             Paragraph(
-                f"Published figures: {published.title}, on the Pile, number of neighbors {published.neighbors} "
-                f"(TTT-NN, arXiv 2305.18466). {words}"
+                f"Published figures: {published.title}, on the Pile, without the prompt in context, number of "
+                f"neighbors {published.neighbors} (TTT-NN, arXiv 2305.18466). {words}"
             )
         )
     return blocks

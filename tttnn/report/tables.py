@@ -58,10 +58,12 @@ def pooled_line(records: list[DocumentRecord], prompt: str = "none") -> str:
     interval = "one document has no interval"
     if not math.isnan(result.low):
         interval = f"95 % paired bootstrap over documents: {result.low:+.4f} to {result.high:+.4f}"
+    setting = "with the prompt in context" if prompt == "context" else "without a prompt"
     line = (
-        f"Pooled over {count} ({result.num_bytes} bytes): {figure(result.before)} -> {figure(result.after)} bits per "
-        f"byte, ratio {figure(result.ratio, '.3f')}, difference {figure(result.difference, '+.4f')} ({interval}). "
-        f"{worse_than_before(prompt).capitalize()} on {result.worse} of {count}."
+        f"Pooled over {count} ({result.num_bytes} bytes), {setting}: {figure(result.before)} -> "
+        f"{figure(result.after)} bits per byte, ratio {figure(result.ratio, '.3f')}, difference "
+        f"{figure(result.difference, '+.4f')} ({interval}). {worse_than_before(prompt).capitalize()} on "
+        f"{result.worse} of {count}."
     )
     if result.near_copies:
         line += f" {result.near_copies} had a near-copy of the document among their neighbors."
