@@ -10,6 +10,7 @@ from typing import Any
 
 from tttnn.documents import Document
 from tttnn.errors import InputError, StateError
+from tttnn.files import json_form
 from tttnn.records import DocumentRecord, digest
 
 
@@ -25,19 +26,36 @@ DEFAULTS: dict[int, dict[str, Any]] = {
     3: IN_VERSION_3,
     4: {},
 }
-# Settings that stand as null in journals of before November 2026, where the model's context decided.
-WINDOWS = ("window_length", "stride")
+# Settings that stand as null, or not at all, in journals of before December 2026.
+LATER = ("window_length", "stride", "tokenizer_digest", "prefix_token", "config_digest")
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
 
 
-def check_same(record: DocumentRecord, document: Document) -> None:
-    """Make sure that a record from a journal is of the document that now has its index."""
+def check_same(record: DocumentRecord, document: Document, exclude: str | None) -> None:
+    """
+    Make sure that a record from a journal is of the document that now has its index.
+
+    Its id and `source`, which change with the name of a file, may be others, unless neighbors are excluded by them.
+    """
+    before = {**record.metadata, "source": None}
+    now = {**document.metadata, "source": None}
+    if exclude is not None:
+        before[exclude] = record.id if exclude == "id" else record.metadata.get(exclude)
+        now[exclude] = document.value(exclude)
+    before, now = ({name: _canonical(value) for name, value in values.items()} for values in (before, now))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if record.digest != digest(document.text):
+        changed = ["the text", *changed]
+    if changed:
         raise InputError(
             f"Document {record.index} ('{document.id}') is not the one in the journal ('{record.id}'): the data set "
-            "has changed. Choose another folder, or remove the journal."
+            f"has changed (different: {', '.join(changed)}). Choose another folder, or remove the journal."
         )
+
+
+def _canonical(value: Any) -> str:  # noqa: ANN401
+    return json.dumps(json_form(value), sort_keys=True)
 
 
 def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
@@ -58,7 +76,7 @@ def _different(some: dict[str, Any], others: dict[str, Any]) -> list[str]:
     return [
         name
         for name in {**some, **others}
-        if some.get(name) != others.get(name) and not (name in WINDOWS and None in (some.get(name), others.get(name)))
+        if some.get(name) != others.get(name) and not (name in LATER and None in (some.get(name), others.get(name)))
     ]
 
 

@@ -115,6 +115,8 @@ REFUSED = [
     ({"query": "suffix"}, "`query` is 'suffix'. Pass one of 'prefix', 'document'"),
     ({"max_distance": -1.0}, "`max_distance` is -1.0.*at least 0"),
     ({"max_distance": math.nan}, "`max_distance` is nan"),
+    ({"seed": -1}, "`seed` is -1. Pass 0 to 4294967295"),
+    ({"seed": 1 << 32}, "`seed` is 4294967296"),
 ]
 
 

@@ -448,7 +448,7 @@ def estimates_in(output):
 def test_long_work_is_estimated_once_after_its_first_document(capsys, seconds, num_documents, estimates):
     state = TrainerState()
     bar, records = DocumentProgressCallback(), {}
-    bar.on_evaluation_begin(None, state, None, records=records, indices=range(num_documents))
+    bar.on_evaluation_begin(None, state, None, records=records, documents=range(num_documents))
     for index in range(num_documents):
         record = DocumentRecord(index, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": seconds})
         bar.on_document_begin(None, state, None, record=record)
@@ -462,7 +462,7 @@ def test_long_work_is_estimated_once_after_its_first_document(capsys, seconds, n
 def test_documents_of_an_earlier_run_are_not_estimated(capsys):
     state = TrainerState()
     bar = DocumentProgressCallback()
-    bar.on_evaluation_begin(None, state, None, records=dict.fromkeys(range(6)), indices=range(10))
+    bar.on_evaluation_begin(None, state, None, records=dict.fromkeys(range(6)), documents=range(10))
     record = DocumentRecord(6, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": 60.0})
     bar.on_document_begin(None, state, None, record=record)
     bar.on_document_end(SimpleNamespace(world_size=1), state, None, record=record)
@@ -475,7 +475,7 @@ def test_documents_of_an_earlier_run_are_not_estimated(capsys):
 def test_of_two_processes_a_bar_counts_what_both_have_taken_and_half_the_time(capsys):
     state, args = TrainerState(), SimpleNamespace(world_size=2)
     bar = DocumentProgressCallback()
-    bar.on_evaluation_begin(None, state, None, records={}, indices=range(10))
+    bar.on_evaluation_begin(None, state, None, records={}, documents=range(10))
     counts = []
     for index in (1, 2, 7):  # the other process has taken 0 and 3 to 6
         record = DocumentRecord(index, "", "", {}, num_bytes=8, num_words=1, nll=[1.0], seconds={"total": 60.0})

@@ -446,14 +446,59 @@ def test_a_journal_of_another_data_set_is_refused(make, finished):
         make(output_dir=finished).evaluate(changed)
 
 
-def test_documents_are_those_of_the_journal_by_their_text_whatever_their_ids(make, finished):
+def test_documents_are_those_of_the_journal_whatever_their_files_are_called(make, finished):
     """For example if a file is read beside another of its name."""
     content = (finished / "journal-eval.jsonl").read_bytes()
-    renamed = [{**document, "id": f"folder/{document['id']}"} for document in DOCUMENTS]
+    renamed = [{**document, "id": f"folder/{document['id']}", "source": "folder"} for document in DOCUMENTS]
     trainer = make(output_dir=finished)
     trainer.evaluate(renamed)
     assert [record.id for record in trainer.records] == ["a", "b", "c", "d"]
     assert (finished / "journal-eval.jsonl").read_bytes() == content
+
+
+def test_a_document_with_another_id_is_another_one_where_neighbors_are_excluded_by_it(make, path):
+    make(exclude="id").evaluate(DOCUMENTS)
+    content = path.read_bytes()
+    renamed = [*DOCUMENTS[:2], {**DOCUMENTS[2], "id": "folder/c"}, DOCUMENTS[3]]
+    with pytest.raises(ValueError, match=r"Document 2 \('folder/c'\) is not the one in the journal \('c'\).*: id\)"):
+        make(exclude="id").evaluate(renamed)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("exclude", [None, "source"])
+def test_a_document_of_another_group_is_another_one(make, path, exclude):
+    """A report would put its score into the wrong row, or neighbors of its source would have been kept."""
+    name = exclude or "pile_set_name"
+    rows = [{**document, name: "one"} for document in DOCUMENTS]
+    make(exclude=exclude).evaluate(rows)
+    with pytest.raises(ValueError, match=rf"Document 1 .* \(different: {name}\)"):
+        make(exclude=exclude).evaluate([rows[0], {**rows[1], name: "another"}, *rows[2:]])
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [("bos", "prefix_token"), ("vocabulary", "tokenizer_digest"), ("config", "config_digest")],
+)
+def test_a_run_whose_tokenizer_or_config_changed_is_not_resumed(make, path, change, name):
+    make(prompt="none").evaluate()
+    content = path.read_bytes()
+    trainer = make(prompt="none")
+    if change == "bos":
+        trainer.processing_class.bos_token = trainer.processing_class.convert_ids_to_tokens(70)
+    elif change == "vocabulary":
+        trainer.processing_class.add_tokens(["captain"])
+        trainer = TestTimeTrainer(
+            trainer.model,
+            trainer.args,
+            trainer.retriever,
+            processing_class=trainer.processing_class,
+            callbacks=[JournalCallback()],
+        )
+    else:
+        trainer.model.config.layer_norm_epsilon = 0.1
+    with pytest.raises(ValueError, match=f"`{name}` was "):
+        trainer.evaluate(DOCUMENTS)
+    assert path.read_bytes() == content
 
 
 def test_documents_in_another_order_are_another_data_set(make, finished):

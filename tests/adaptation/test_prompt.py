@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TEXTS
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tttnn.adaptation import ScoredText, TestTimeTrainingArguments, lay_out_context, score, scoring_windows
 from tttnn.adaptation.requirements import reads_in_parts
@@ -135,6 +136,18 @@ def test_neighbors_are_parted_from_a_prompt_that_lost_its_beginning(make_trainer
         assert end > length, "no window begins with the document"
         nll += nll_of(trainer.model, [*context, 0, *sequence[end - length : end + 1]], end - start)
     assert trainer.records[0].nll[1] == pytest.approx(nll, rel=1e-5)
+
+
+def test_longrope_is_not_read_in_parts(tokenizer):
+    """Beyond the original length a part would be read with other positions than the whole."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, rope_parameters=rope, **sizes)
+    torch.manual_seed(0)
+    assert not reads_in_parts(LlamaForCausalLM(config), tokenizer)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+    assert reads_in_parts(LlamaForCausalLM(config), tokenizer)
 
 
 @pytest.mark.parametrize(("method", "train_on"), [("query", "neighbors"), ("ttt", "query"), ("context+ttt", "query")])

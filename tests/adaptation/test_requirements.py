@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import GivenRetriever
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import Whitespace, WhitespaceSplit
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
 from tttnn import Document, JournalCallback, TestTimeTrainer, TestTimeTrainingArguments
-from tttnn.adaptation.requirements import check_processes
+from tttnn.adaptation.requirements import check_processes, warn_of_dropped_text
 
 
 NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational number."]
@@ -59,6 +59,43 @@ def unchanged(model):
 def test_a_data_set_without_a_document_is_refused(make, dataset, action):
     with pytest.raises(ValueError, match=r"holds no document. Pass at least one"):
         getattr(make(), action)(dataset)
+
+
+def test_mixed_precision_that_the_device_does_not_have_is_refused(make):
+    with pytest.raises(ValueError, match="`fp16` is True, and there is no such mixed precision on cpu.*bf16"):
+        make(fp16=True)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "exclude", "is_warned"),
+    [
+        ([DOCUMENT], "id", True),
+        ([{"text": DOCUMENT, "id": "a"}], "id", False),
+        ([{"text": DOCUMENT, "source": "a"}], "source", False),
+    ],
+)
+def test_excluding_by_ids_that_count_rows_is_warned_of(make, monkeypatch, dataset, exclude, is_warned):
+    warnings = []
+    monkeypatch.setattr("tttnn.adaptation.requirements.logger.warning", warnings.append)
+    make(exclude=exclude).evaluate(dataset)
+    assert ["'row 0' count rows" in warning for warning in warnings] == [True] * is_warned
+
+
+def test_a_tokenizer_that_drops_text_is_warned_of(tokenizer, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("tttnn.adaptation.requirements.logger.warning_once", warnings.append)
+    warn_of_dropped_text(tokenizer)
+    assert warnings == []
+    words = Tokenizer(BPE({"a": 0, "b": 1}, []))  # nothing stands for other letters
+    words.pre_tokenizer = Whitespace()
+    warn_of_dropped_text(PreTrainedTokenizerFast(tokenizer_object=words))
+    (warning,) = warnings
+    assert "drops text (tried: z, 7, " in warning and "line breaks)" in warning
+
+
+def test_a_schedule_that_lacks_what_it_needs_is_refused(make):
+    with pytest.raises(ValueError, match="`lr_scheduler_type` is .*, and it cannot be made: .*min_lr"):
+        make(lr_scheduler_type="cosine_with_min_lr").evaluate([DOCUMENT])
 
 
 def test_an_evaluation_without_a_data_set_is_refused(make):

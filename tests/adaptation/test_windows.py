@@ -1,5 +1,6 @@
 """Token windows: by hand, and equal to those of lm-evaluation-harness."""
 
+import copy
 import re
 
 import pytest
@@ -144,6 +145,14 @@ def test_a_tokenizer_without_bos_and_eos_is_refused(tokenizer):
     neither = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="neither a BOS nor an EOS"):
         prefix_token_id(neither)
+
+
+def test_a_bos_token_that_is_not_in_the_vocabulary_is_refused(tokenizer):
+    wrong = copy.deepcopy(tokenizer)
+    wrong.bos_token = "no token"
+    assert wrong.bos_token_id is None
+    with pytest.raises(ValueError, match="`bos_token` is 'no token', which is not in its vocabulary"):
+        prefix_token_id(wrong)
 
 
 def test_a_document_queries_and_is_scored_whole(tokenizer):

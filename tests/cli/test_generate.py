@@ -1,6 +1,7 @@
 """`tttnn generate`: where the prompt comes from, what is shown, and what is refused."""
 
 import io
+import shutil
 
 import pytest
 from commands import run_main
@@ -81,6 +82,29 @@ def test_the_adapted_model_is_saved(generate, tmp_path, model_folder):
     assert any(not saved[name].equal(base[name]) for name in base)
 
 
+@pytest.mark.parametrize("kind", ["the model", "a file"])
+def test_nothing_is_saved_over_what_is_there(generate, tmp_path, model_folder, kind, capsys):
+    place = shutil.copytree(model_folder, tmp_path / "copy")
+    if kind == "a file":
+        place = place / "config.json"
+    before = {path: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
+    assert generate("--save-adapted", place, "The captain") == 1
+    assert "Pass a new folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == before
+
+
+def test_a_comparison_shows_all_texts(generate, capsys):
+    options = ["--generation-config", '{"num_return_sequences": 2, "num_beams": 2}']
+    assert generate("--compare", *options, "The captain") == 0
+    assert capsys.readouterr().out.count("as it is") == 2
+
+
+def test_standard_input_that_is_no_text_is_refused(generate, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    assert generate() == 1
+    assert "Standard input is not UTF-8 text" in capsys.readouterr().err
+
+
 def test_nothing_that_changed_is_not_saved(generate, tmp_path, capsys):
     assert generate("--save-adapted", tmp_path / "x", "The", method=("--method", "context", "--num-neighbors", 2)) == 1
     assert "nothing changed the model" in capsys.readouterr().err
@@ -106,7 +130,15 @@ def test_a_conversation_goes_on_after_an_error(generate, monkeypatch, capsys):
         (["--index-fraction", "0.5", "--", "x"], "`--index-fraction` is for evaluations"),
         (["--generation-config", "[]", "x"], "Pass a JSON object"),
         (["--generation-config", "{", "x"], "is no JSON"),
-        (["--temperature", "-1", "x"], "`temperature` is -1.0. Pass at least 0"),
+        (["--temperature", "-1", "x"], "`temperature` is -1.0. Pass a number of at least 0"),
+        (["--temperature", "nan", "x"], "`temperature` is nan. Pass a number of at least 0"),
+        (["--temperature", "1e-320", "x"], "Pass 0.0001 to 1e+06, or `do_sample=False`"),
+        (["--top-p", "nan", "x"], "`top_p` is nan. Pass a share"),
+        (["--top-p", "2", "x"], "`top_p` is 2.0. Pass a share"),
+        (["--seed", "-1", "x"], "`seed` is -1. Pass 0 to 4294967295"),
+        (["--generation-config", '{"nosuch": 3}', "x"], "The options of the generation cannot be"),
+        (["--generation-config", '{"num_beams": -1}', "x"], "`num_beams` is -1. Pass a whole number of at least 1"),
+        (["--generation-config", '{"forced_eos_token_id": 9999}', "x"], "The options of the generation cannot be"),
         (["--learning-rates", "1e-3", "--", "x"], "is no option of the method"),
         (["--prompt-file", "/none"], "No such file"),
         ([""], "The prompt is empty"),

@@ -242,6 +242,19 @@ def test_sampling_follows_its_seed_alone(make_trainer):
     assert sampled(None, 0) == sampled(None, 0) != sampled(None, 1)
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_that_numpy_does_not_take_is_refused(generate, seed):
+    with pytest.raises(ValueError, match=f"`seed` is {seed}. Pass 0 to 4294967295"):
+        generate("The captain", seed=seed)
+
+
+def test_texts_end_at_strings_of_the_config(generate):
+    whole = generate("The captain", max_new_tokens=12).text
+    end = whole[3:5]
+    text = generate("The captain", max_new_tokens=12, stop_strings=[end]).text
+    assert end in text and len(text) < len(whole)
+
+
 def test_two_samples_without_a_seed_differ(make_trainer):
     generator = TestTimeGenerator(make_trainer())
     first, second = (generator("The", do_sample=True, max_new_tokens=12) for _ in range(2))

@@ -18,7 +18,7 @@ import uvicorn
 from conftest import TEXTS
 
 from tttnn import TestTimeGenerator, TestTimeTrainer, TestTimeTrainingArguments
-from tttnn.generation import Engine, Limits, create_app
+from tttnn.generation import Engine, Limits, Prompt, create_app
 from tttnn.generation.engine import Job, JobCancelledError, JobTimeoutError, Settings, TextPieces
 from tttnn.methods import Context, Prefix, TestTimeTraining, TrainableArguments, make_trainable
 
@@ -223,6 +223,10 @@ BAD = [
     ({"max_tokens": 0}, 400, "new tokens|tokens would|cannot be"),
     ({"max_tokens": -1}, 400, "max_tokens"),
     ({"temperature": 3}, 400, "temperature"),
+    ({"temperature": 1e-320}, 400, "`temperature` is 1e-320. Pass 0.0001 to"),
+    ({"seed": -1}, 400, "seed"),
+    ({"seed": 2**40}, 400, "seed"),
+    ({"prompt": [0]}, 400, "The prompt is empty"),
     ({"n": 2, "temperature": 0}, 400, "all texts would be the same"),
     ({"n": 2, "temperature": 1, "stream": True}, 400, "`n` is more than 1"),
     ({"stop": [""]}, 400, "empty text"),
@@ -257,6 +261,16 @@ def test_a_chat_that_cannot_be_is_refused(served, unchanged, messages, message):
     answer = served.post("/v1/chat/completions", {"messages": messages})
     assert answer.status_code == 400
     assert re.search(message, answer.json()["error"]["message"])
+
+
+def test_tokens_are_continued_as_they_are(served, tokenizer, unchanged):
+    """Also where the tokenizer would put a special token before their text once more."""
+    text, token_ids = "The captain", [0, *tokenizer("The captain")["input_ids"]]
+    answer = served.complete(prompt=token_ids).json()
+    assert answer["usage"]["prompt_tokens"] == len(token_ids)
+    expected = served.generator(Prompt(text, token_ids), max_new_tokens=4, do_sample=False)
+    assert answer["choices"][0]["text"] == expected.text
+    assert expected.num_prompt_tokens == len(token_ids)
 
 
 def test_neutral_fields_of_clients_are_no_error(served):

@@ -105,6 +105,16 @@ def test_a_value_that_is_empty_excludes_too():
     assert chosen(neighbors(("a", {"source": ""}), "b"), document, "", num_neighbors=2, exclude="source") == [1]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["東京は日本の首都であり、世界有数の大都市である。", "ภาษาไทยเป็นภาษาราชการของประเทศไทย"],
+    ids=["Japanese", "Thai"],
+)
+def test_a_text_without_spaces_that_stands_in_another_is_a_copy(text):
+    assert overlap(text, f"前の文章はここにある。{text}後の文章はここにある。") == 1
+    assert overlap(text, text[::-1]) == 0
+
+
 def test_near_copies_are_named_with_their_overlap_and_kept():
     scored = text(0, 20)
     # overlaps 1, 0, 4/8 (the 16 first words have 4 of the 8 13-grams), 3/8

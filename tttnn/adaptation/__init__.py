@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.precision import PrecisionChoice, choose_precision
     from tttnn.adaptation.presets import PRESETS, preset_settings
     from tttnn.adaptation.progress import DocumentProgressCallback
-    from tttnn.adaptation.requirements import check_vocabulary, context_length
+    from tttnn.adaptation.requirements import check_vocabulary, context_length, warn_of_counted_ids
     from tttnn.adaptation.restore import random_states_kept, restored
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, next_token_loss, score
     from tttnn.adaptation.settings import run_settings
@@ -84,6 +84,7 @@ __all__ = [
     "score",
     "scoring_windows",
     "split_document",
+    "warn_of_counted_ids",
 ]
 
 __getattr__, __dir__ = door(
@@ -129,6 +130,7 @@ __getattr__, __dir__ = door(
         "score": "scoring",
         "scoring_windows": "windows",
         "split_document": "windows",
+        "warn_of_counted_ids": "requirements",
         "NeighborStepArguments": "options",
         "RunArguments": "options",
         "RetrievalArguments": "options",

@@ -153,6 +153,10 @@ class TestTimeTrainingArguments(
             value = getattr(self, item.name)
             if item.name in UNSUPPORTED and value not in (item.default, None, "no", 0):
                 raise InputError(f"`{item.name}` is {value!r}, which has no meaning here: {UNSUPPORTED[item.name]}.")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1 << 32:
+                raise InputError(f"`{name}` is {value}. Pass 0 to {(1 << 32) - 1}.")
         for group in (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments, RunArguments):
             group.__post_init__(self)
         if self.train_on != "neighbors" and self.query == "document":

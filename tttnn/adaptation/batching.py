@@ -7,7 +7,7 @@ from transformers.data.data_collator import default_data_collator
 
 from tttnn.adaptation import internals
 from tttnn.adaptation.method import Method
-from tttnn.adaptation.requirements import PROBE_TOLERANCE, evaluating, probe_texts
+from tttnn.adaptation.requirements import PROBE_TOLERANCE, evaluating, longrope_limit, probe_texts
 from tttnn.adaptation.stacked import ADVICE, StackedAdapters, lora_places
 from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
 from tttnn.errors import InputError
@@ -77,17 +77,13 @@ def _check_arguments(trainer: "TestTimeTrainer") -> None:
 
 def _check_rope(trainer: "TestTimeTrainer") -> None:
     """Refuse chunks whose positions depend on the length of the longest text in a batch."""
-    config = trainer.model.config.get_text_config()
-    rope = vars(config).get("rope_parameters") or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    for kind in kinds:
-        limit = kind.get("original_max_position_embeddings") or vars(config).get("original_max_position_embeddings")
-        if kind.get("rope_type") == "longrope" and limit is not None and trainer.max_length > limit:
-            raise InputError(
-                f"`max_length` is {trainer.max_length}, and the model reads texts of more than {limit} tokens with "
-                "other positions (longrope): shorter texts in a batch would be read so as well. Pass at most "
-                f"{limit}, or: {ADVICE}"
-            )
+    limit = longrope_limit(trainer.model)
+    if limit is not None and trainer.max_length > limit:
+        raise InputError(
+            f"`max_length` is {trainer.max_length}, and the model reads texts of more than {limit} tokens with other "
+            "positions (longrope): shorter texts in a batch would be read so as well. Pass at most "
+            f"{limit}, or: {ADVICE}"
+        )
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from tttnn.adaptation import internals
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
+from tttnn.documents import Document
 from tttnn.errors import StateError
-from tttnn.journal import Journal
+from tttnn.journal import Journal, check_same
 from tttnn.records import DocumentRecord
 
 
@@ -52,7 +53,7 @@ class TestTimeCallback(TrainerCallback):
         control: TrainerControl,
         *,
         metric_key_prefix: str,
-        indices: Sequence[int],
+        documents: Sequence[Document],
         records: dict[int, DocumentRecord],
         settings: dict[str, Any],
         **kwargs: Any,
@@ -60,10 +61,10 @@ class TestTimeCallback(TrainerCallback):
         """
         Before the first document of `evaluate` or `predict`.
 
-        `metric_key_prefix` is `"eval"`, `"test"`, or what was passed; `indices` are all documents, of which each
-        process takes the next that nobody has; `settings` are what the numbers depend on. `records` holds the
-        documents that are done, by index: a callback that knows some from an earlier run adds them, and they are not
-        run again. It fills up as this process finishes documents.
+        `metric_key_prefix` is `"eval"`, `"test"`, or what was passed; `documents` are all, of which each process takes
+        the next that nobody has; `settings` are what the numbers depend on. `records` holds the documents that are
+        done, by their place among all: a callback that knows some from an earlier run adds them, and they are not run
+        again. It fills up as this process finishes documents.
         """
 
     def on_evaluation_end(
@@ -144,7 +145,7 @@ class JournalCallback(TestTimeCallback):
         args: TestTimeTrainingArguments,
         *_: Any,
         metric_key_prefix: str,
-        indices: Sequence[int],
+        documents: Sequence[Document],
         records: dict[int, DocumentRecord],
         settings: dict[str, Any],
         **kwargs: Any,
@@ -153,8 +154,11 @@ class JournalCallback(TestTimeCallback):
         folder = Path(self.folder or args.output_dir or ".")
         self.journal = Journal(folder / f"journal-{metric_key_prefix}.jsonl", args.process_index)
         done = self.journal.open(settings)
-        records.update({index: done[index] for index in indices if index in done})
-        if 0 < len(records) < len(indices) and not args.reset_optimizer:
+        for index, document in enumerate(documents):
+            if index in done:
+                check_same(done[index], document, args.exclude)
+                records[index] = done[index]
+        if 0 < len(records) < len(documents) and not args.reset_optimizer:
             self._load_optimizer(kwargs["optimizer"], max(records))
 
     def on_evaluation_end(self, *_: Any, **kwargs: Any) -> None:

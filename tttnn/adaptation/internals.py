@@ -59,7 +59,13 @@ def prepare_scheduler(trainer: "TestTimeTrainer", num_steps: int) -> None:
     Relies on: `create_scheduler` makes one if `lr_scheduler` is None; `TrainingArguments.get_warmup_steps`.
     """
     trainer.lr_scheduler = None
-    trainer.create_scheduler(max(num_steps, 1))
+    try:
+        trainer.create_scheduler(max(num_steps, 1))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"`lr_scheduler_type` is {str(trainer.args.lr_scheduler_type)!r}, and it cannot be made: {error} Pass "
+            "what it needs as `lr_scheduler_kwargs`, or choose another."
+        ) from error
     trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
 
 

@@ -35,7 +35,7 @@ class DocumentProgressCallback(TestTimeCallback):
         """Show the bar of documents."""
         self.records, self.num_steps, self.has_estimated = kwargs["records"], 0, False
         if state.is_local_process_zero:
-            self.document_bar = tqdm(total=len(kwargs["indices"]), desc="Documents", unit="document")
+            self.document_bar = tqdm(total=len(kwargs["documents"]), desc="Documents", unit="document")
 
     def on_document_begin(self, *_: Any, record: DocumentRecord, **kwargs: Any) -> None:
         """Count the documents that are done, those of an earlier run included."""

@@ -1,7 +1,7 @@
 """What a model and its processes must be, checked before the first document."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -12,13 +12,15 @@ from transformers.utils import logging
 from transformers.utils.import_utils import is_peft_available
 
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.adaptation.windows import prefix_token_id
+from tttnn.adaptation.windows import encode, prefix_token_id
+from tttnn.documents import Document, is_position
 from tttnn.errors import InputError, InputTypeError, StateError
 
 
 logger = logging.get_logger(__name__)
 
 PROBE_LENGTH = 16  # tokens
+PROBED = ("z", "7", "\u00e9", "\u6771", "\U0001f40b")
 # Relative, by whether logits are in single precision: what a later token may change by rounding.
 PROBE_TOLERANCE = {True: 1e-4, False: 2e-2}
 
@@ -124,6 +126,7 @@ def check_reading(
             "Pass the model's own tokenizer."
         )
     check_vocabulary(model, processing_class, [prefix_token_id(processing_class)])
+    warn_of_dropped_text(processing_class)
     texts = probe_texts(model, processing_class)
     length = texts.shape[1]
     with evaluating(model):
@@ -134,6 +137,37 @@ def check_reading(
             f"The model is a {kind} and sees the tokens that it is to predict: a change of the last token changes "
             "what it says before. Pass a causal language model (for BERT and models like it: `is_decoder=True`, and "
             "weights that were trained so)."
+        )
+
+
+def warn_of_dropped_text(processing_class: PreTrainedTokenizerBase) -> None:
+    """Warn, by a probe, of a tokenizer that leaves text out: bits per byte are too low then."""
+    dropped = [sign for sign in PROBED if not encode(processing_class, sign)]
+    if encode(processing_class, "a\n\n\nb") == encode(processing_class, "a b"):
+        dropped.append("line breaks")
+    if dropped:
+        logger.warning_once(
+            f"The tokenizer drops text (tried: {', '.join(dropped)}), whose bytes count and cost nothing. Compare "
+            "scores only with those of the same tokenizer."
+        )
+
+
+def warn_of_counted_ids(documents: Iterable[Document], exclude: str | None) -> None:
+    """
+    Warn where neighbors are excluded by ids that only count rows.
+
+    Args:
+        documents (`Iterable[Document]`):
+            Test documents.
+        exclude (`str`, *optional*):
+            The field by which neighbors are excluded.
+    """
+    counted = next((document.id for document in documents if is_position(document.id)), None)
+    if exclude == "id" and counted is not None:
+        logger.warning(
+            f"`exclude` is 'id', and ids such as '{counted}' count rows. They name the same document in the index "
+            "only if it was made of the same rows in the same order, under the same name. If it was not, the wrong "
+            "neighbors are excluded: give the documents ids of their own, or exclude by another field."
         )
 
 
@@ -188,15 +222,28 @@ def hands_out_logits(model: PreTrainedModel, processing_class: PreTrainedTokeniz
     return len(made_up) == 1 and torch.equal(logits.float(), made_up[0].float())
 
 
+def longrope_limit(model: PreTrainedModel) -> int | None:
+    """Say from how many tokens on a model reads a text with other positions (longrope); `None` if it never does."""
+    config = vars(model.config.get_text_config())
+    rope = config.get("rope_parameters") or {}
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if kind.get("rope_type") == "longrope":
+            return kind.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return None
+
+
 def reads_in_parts(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> bool:
     """
     Whether a model reads a text part by part through a key-value cache as it reads it at once, by a probe.
 
     Mamba and RWKV have a state in its place, and PEFT puts its virtual tokens before every part. Where attention has a
-    window, the cache drops what lies behind it, which Moshi without a cache still sees: too far for a probe.
+    window, the cache drops what lies behind it, which Moshi without a cache still sees: too far for a probe. So is the
+    length from which longrope has other positions.
     """
     config = vars(model.config.get_text_config())
     if any(config.get(name) is not None for name in ("sliding_window", "attention_chunk_size")):
+        return False
+    if longrope_limit(model) is not None:  # a part is read with the positions of its own length
         return False
     tokens = probe_texts(model, processing_class)[:1]
     length = tokens.shape[1]
@@ -257,6 +304,16 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> torch.Te
             f"The model is a {kind}, which has no head that predicts tokens. Load it with `AutoModelForCausalLM`."
         )
     return output.logits
+
+
+def check_precision(args: TestTimeTrainingArguments, has_autocast: bool) -> None:
+    """Refuse mixed precision that the device does not have: numbers would be in float32, and named otherwise."""
+    for name in ("fp16", "bf16"):
+        if getattr(args, name) and not has_autocast:
+            raise InputError(
+                f"`{name}` is True, and there is no such mixed precision on {args.device.type}: the model would run "
+                f"in float32. Leave it out{', or choose bf16' if name == 'fp16' else ''}."
+            )
 
 
 def check_lengths(max_length: int, window_length: int, stride: int | None, asked: int | None) -> None:

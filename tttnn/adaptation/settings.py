@@ -1,14 +1,18 @@
 """What the numbers of a run depend on, for its journal."""
 
+import json
 from dataclasses import fields
 from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 from tttnn.adaptation import internals
 from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
 from tttnn.adaptation.requirements import num_positions
+from tttnn.adaptation.windows import prefix_token_id
 from tttnn.neighbors import Selector, describe_retriever
 from tttnn.records import digest
 from tttnn.selection import SELECTORS
@@ -59,7 +63,10 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         "learning_rate": rates.pop() if len(rates) == 1 else sorted(rates),
         "model": trainer.model.config._name_or_path,
         "weights": digest(repr(samples)),
+        "config_digest": _config_digest(trainer.model.config),
         "tokenizer": trainer.processing_class.name_or_path,
+        "tokenizer_digest": trainer.tokenizer_digest,
+        "prefix_token": prefix_token_id(trainer.processing_class),
         "revision": getattr(trainer.model.config, "_commit_hash", None),  # set by transformers if it came from the Hub
         **describe_retriever(trainer.retriever),
         "selector": _name(trainer.selector),
@@ -71,6 +78,22 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
             for name, value in callback.settings().items():
                 settings[name] = [*settings.get(name, []), value]
     return settings
+
+
+def tokenizer_digest(processing_class: PreTrainedTokenizerBase) -> str:
+    """Tell a tokenizer (`PreTrainedTokenizerBase`) from another of the same name by 16 hexadecimal digits."""
+    if not processing_class.is_fast:
+        return digest(repr(sorted(processing_class.get_vocab().items())))
+    content = processing_class.backend_tokenizer.to_str()
+    # before them stand truncation and padding: a call may set these, and they change no token of ours
+    return digest(content[content.index('"added_tokens"') :])
+
+
+def _config_digest(config: PreTrainedConfig) -> str:
+    """Tell a model with the same weights by what its config says otherwise than its class does."""
+    ignored = {"_name_or_path", "transformers_version", "use_cache", "dtype", "architectures"}
+    content = {name: value for name, value in config.to_diff_dict().items() if name not in ignored}
+    return digest(json.dumps(content, sort_keys=True, default=str))
 
 
 def _windows(trainer: "TestTimeTrainer") -> tuple[int, int]:

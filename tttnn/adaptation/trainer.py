@@ -1,7 +1,7 @@
 """`TestTimeTrainer`: a step on each neighbor of a document, a score before and after, the weights as they were."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,22 @@ from tttnn.adaptation.requirements import (
     check_adapters,
     check_lengths,
     check_model,
+    check_precision,
     check_processes,
     check_reading,
     context_length,
     hands_out_logits,
     reads_in_parts,
+    warn_of_counted_ids,
 )
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
 from tttnn.adaptation.scoring import next_token_loss
-from tttnn.adaptation.settings import run_settings
+from tttnn.adaptation.settings import run_settings, tokenizer_digest
 from tttnn.adaptation.sharing import share
 from tttnn.adaptation.steps import NotFiniteError, OptimizerState
 from tttnn.adaptation.windows import default_stride, prefix_token_id
 from tttnn.documents import Document, as_documents
 from tttnn.errors import InputError, InputTypeError, StateError
-from tttnn.journal import check_same
 from tttnn.neighbors import Neighbor, Prepared, Retriever, Selector, describe_retriever
 from tttnn.records import DocumentRecord
 from tttnn.selection import SELECTORS, check_exclude
@@ -163,9 +164,11 @@ class TestTimeTrainer(Trainer):
         self.adaptation: DocumentRecord | None = None  # inside of `adapt`: what the model is adapted by
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
+        check_precision(args, self.accelerator.native_amp)
         check_reading(self.model, processing_class, args.router_aux_loss)
         check_adapters(self.model, bool(args.activation_checkpointing))
         self._context_length = context_length(model)
+        self.tokenizer_digest = tokenizer_digest(processing_class)
         check_lengths(self.max_length, self.window_length, args.stride, args.window_length)
         self.reads_in_parts = reads_in_parts(model, processing_class)
         self.can_cut_at_spaces = can_cut_at_spaces(processing_class)
@@ -209,6 +212,8 @@ class TestTimeTrainer(Trainer):
         if not documents:
             raise InputError("The data set holds no document. Pass at least one.")
         check_exclude(documents, self.args.exclude)
+        if not all(isinstance(item, Document) for item in eval_dataset):  # ids of others may be made here
+            warn_of_counted_ids(documents, self.args.exclude)
         return DataLoader(list(enumerate(documents)), batch_size=None, collate_fn=lambda item: item)  # type: ignore[arg-type]
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:  # noqa: ANN401
@@ -274,13 +279,13 @@ class TestTimeTrainer(Trainer):
                 self,
                 "on_evaluation_begin",
                 metric_key_prefix=prefix,
-                indices=range(len(documents)),
+                documents=documents,
                 records=records,
                 settings=settings,
             )
-            taken = ((index, documents[index]) for index in shared)
+            taken = ((index, documents[index]) for index in shared if index not in records)
             try:
-                for record in episodes.run_all(_not_done(taken, records)):
+                for record in episodes.run_all(taken):
                     records[record.index] = record
             except NotFiniteError:
                 shared.close()  # the other processes need not go on
@@ -597,14 +602,3 @@ class TestTimeTrainer(Trainer):
     def compute_loss_context_manager(self) -> ExitStack:
         """Enter the context of mixed precision, if `bf16` or `fp16` ask for it."""
         return internals.autocast(self, super().compute_loss_context_manager())
-
-
-def _not_done(
-    documents: Iterable[tuple[int, Document]], records: dict[int, DocumentRecord]
-) -> Iterator[tuple[int, Document]]:
-    """Leave out the documents that have a record, once it is clear that it is theirs."""
-    for index, document in documents:
-        if index in records:
-            check_same(records[index], document)
-        else:
-            yield index, document

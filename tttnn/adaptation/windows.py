@@ -71,7 +71,13 @@ def prefix_token_id(processing_class: PreTrainedTokenizerBase) -> int:
             f"`processing_class` is {processing_class!r:.100}, and the model's tokenizer is needed. Pass "
             "`AutoTokenizer.from_pretrained(...)`."
         )
-    for token_id in (processing_class.bos_token_id, processing_class.eos_token_id):
+    for name in ("bos_token", "eos_token"):
+        token, token_id = getattr(processing_class, name), getattr(processing_class, f"{name}_id")
+        if token is not None and token_id is None:
+            raise InputError(
+                f"The tokenizer's `{name}` is {str(token)!r}, which is not in its vocabulary. Set it to the token "
+                "that stood before each document when the model was trained."
+            )
         if token_id is not None:
             return int(token_id)
     raise InputError(

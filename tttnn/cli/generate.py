@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -69,8 +70,12 @@ class GenerateArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature is not None and self.temperature < 0:
-            raise InputError(f"`temperature` is {self.temperature}. Pass at least 0.")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise InputError(f"`temperature` is {self.temperature}. Pass a number of at least 0.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"`top_p` is {self.top_p}. Pass a share above 0, up to 1.")
+        if self.save_adapted is not None:
+            _check_free(Path(self.save_adapted))
         self.fields()
 
     def fields(self) -> dict[str, Any]:
@@ -122,7 +127,12 @@ def _prompt(inputs: GenerateArguments, words: list[str]) -> str | None:
             return Path(str(inputs.prompt_file)).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"'{inputs.prompt_file}' is not UTF-8 text ({error}). Pass a text file.") from error
-    return None if inputs.prompt_file is None and sys.stdin.isatty() else sys.stdin.read()
+    if inputs.prompt_file is None and sys.stdin.isatty():
+        return None
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"Standard input is not UTF-8 text ({error}). Pass a text.") from error
 
 
 def load_generator(evaluation: Any, cache_bytes: int = 1 << 31) -> "TestTimeGenerator":  # noqa: ANN401
@@ -164,7 +174,8 @@ def _answer(generator: "TestTimeGenerator", inputs: GenerateArguments, prompt: s
         options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     generation: Generation = generator(prompt, **options)
     if base is not None:
-        print(_side_by_side(base.text, generation.text))
+        pairs = zip(base.texts, generation.texts, strict=True)
+        print("\n\n".join(_side_by_side(*pair) for pair in pairs))
     elif not can_stream:
         print("\n\n".join(generation.texts))
     sys.stdout.flush()
@@ -224,6 +235,14 @@ def _tell(generation: "Generation") -> None:
         tell("An earlier adaptation to the same neighbors was used again.")
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in generation.seconds.items())
     tell(f"{generation.num_new_tokens[0]} tokens; seconds: {seconds}")
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to save over what is there, which may be the model itself."""
+    if folder.is_dir() and not any(folder.iterdir()) or not folder.exists():
+        return
+    kind = "a folder that is not empty" if folder.is_dir() else "a file"
+    raise InputError(f"`save_adapted` is '{folder}', {kind}. Pass a new folder.")
 
 
 def _save(generator: "TestTimeGenerator", prompt: str | Messages, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The command `tttnn`: it parses, runs a command, and tells what is wrong with the input in one line."""
 
+import io
 import os
 import select
 import sys
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         `SystemExit`: With 2 after a wrong use, and with 0 after `--help` and `--version`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter of a text shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     raw = [*(sys.argv[1:] if argv is None else argv)]
     # lm-evaluation-harness has names with underscores
     words = raw if raw[:1] == ["lm-eval"] else dashed(raw)

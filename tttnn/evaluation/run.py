@@ -18,6 +18,7 @@ from tttnn.adaptation import (
     TrainableArguments,
     make_trainable,
     split_document,
+    warn_of_counted_ids,
 )
 from tttnn.documents import Document
 from tttnn.errors import InputError
@@ -81,6 +82,7 @@ def evaluate_documents(
         `ValueError`: If there is something to choose and no validation document, or the other way around, or a
             document is on both sides.
     """
+    warn_of_counted_ids(documents, evaluation.args.exclude)
     if evaluation.budget is None:
         check_validation(evaluation.rates, evaluation.method, documents, validation)
     loaded = load_trainer_arguments(evaluation)
@@ -98,7 +100,7 @@ def evaluate_documents(
     if not method.retrieves:
         whole = None  # it was loaded for a method that a budget did not choose
 
-    files[EVALUATION] = _arguments(evaluation, len(documents), len(validation))
+    about = {EVALUATION: _arguments(evaluation, len(documents), len(validation))}
     callbacks = [JournalCallback(), FilesCallback(files)]
 
     def make_trainer(
@@ -114,6 +116,7 @@ def evaluate_documents(
     outcomes = []
     for name, retriever in retrievers.items():
         trainer = make_trainer(args, method, retriever)
+        trainer.add_callback(FilesCallback(about))
         metrics = trainer.evaluate(documents, metric_key_prefix=name)  # type: ignore[arg-type]
         trainer.save_metrics(name, metrics)
         outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
@@ -129,7 +132,7 @@ def evaluate_documents(
 
 class FilesCallback(TestTimeCallback):
     """
-    Write what is evaluated beside the journal, when the journal has been opened: not over that of a run that it is of.
+    Write files beside a journal when it has been opened and is of this run: not over those of another one.
 
     Args:
         files (`dict[str, dict[str, Any]]`):

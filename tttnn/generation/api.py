@@ -74,7 +74,7 @@ class Request(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] = 1
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -25,6 +25,7 @@ from tttnn.records import DocumentRecord
 
 logger = logging.get_logger(__name__)
 
+LEAST_TEMPERATURE = 1e-4  # smaller ones overflow
 MAX_NEW_TOKENS = 256  # where neither the call nor the model's generation config says how many
 
 
@@ -67,7 +68,7 @@ class Generation:
             By phase: `retrieve`, `train`, `generate`, `total`.
     """
 
-    prompt: str | Messages
+    prompt: str | Messages | Prompt
     texts: list[str]
     finish_reasons: list[str]
     neighbors: list[Neighbor] = field(repr=False)
@@ -139,7 +140,7 @@ class TestTimeGenerator:
 
     def __call__(
         self,
-        prompts: str | Messages | Sequence[str | Messages],
+        prompts: str | Messages | Prompt | Sequence[str | Messages | Prompt],
         generation_config: GenerationConfig | None = None,
         *,
         neighbors: Sequence[Neighbor | str] | None = None,
@@ -154,8 +155,9 @@ class TestTimeGenerator:
         With `batch_documents`, the steps of several prompts are taken at once; then each generates by itself.
 
         Args:
-            prompts (`str`, `list[dict]`, or a list of these):
-                A text to continue, or the messages of a chat (see `read_prompt`).
+            prompts (`str`, `list[dict]`, `Prompt`, or a list of these):
+                A text to continue, the messages of a chat (see `read_prompt`), or tokens with what finds their
+                neighbors.
             generation_config (`GenerationConfig`, *optional*):
                 How to generate. By default that of the model. If nothing says how long, 256 new tokens at most.
             neighbors (`Sequence[Neighbor | str]`, *optional*):
@@ -181,7 +183,7 @@ class TestTimeGenerator:
             `ConnectionError`, `TimeoutError`: If retrieving fails.
         """
         options = {"neighbors": neighbors, "query": query, "adapts": adapts, "seed": seed}
-        if isinstance(prompts, str) or is_chat(prompts):
+        if isinstance(prompts, str | Prompt) or is_chat(prompts):
             return self._generate(prompts, generation_config, generate_options, **options)  # type: ignore[arg-type]
         if not isinstance(prompts, Sequence) or not prompts:
             raise InputError("There is no prompt. Pass a text, the messages of a chat, or a list of these.")
@@ -192,7 +194,7 @@ class TestTimeGenerator:
 
     def _generate(
         self,
-        prompt: str | Messages,
+        prompt: str | Messages | Prompt,
         generation_config: GenerationConfig | None,
         generate_options: dict[str, Any],
         neighbors: Sequence[Neighbor | str] | None,
@@ -205,6 +207,8 @@ class TestTimeGenerator:
         read = read_prompt(trainer.processing_class, prompt)
         config, options, room = self._settle(generation_config, generate_options, read)
         seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        if not 0 <= seed < 1 << 32:
+            raise InputError(f"`seed` is {seed}. Pass 0 to {(1 << 32) - 1}.")
         if not adapts:
             with trainer.unadapted():
                 finished, seconds = self._run(read.token_ids, config, options, seed)
@@ -244,6 +248,9 @@ class TestTimeGenerator:
         except (ValueError, TypeError) as error:
             raise InputError(f"The options of the generation cannot be: {error}") from error
         check_vocabulary(trainer.model, trainer.processing_class, prompt.token_ids)
+        _check_numbers(config)
+        if config.stop_strings is not None:
+            options.setdefault("tokenizer", trainer.processing_class)
         number, limit = len(prompt.token_ids), context_length(trainer.model)
         if limit is not None and number >= limit:
             raise InputError(
@@ -278,16 +285,19 @@ class TestTimeGenerator:
         inputs = torch.tensor([token_ids], device=trainer.model.device)
         with random_states_kept(), trainer.compute_loss_context_manager():
             set_seed(seed)
-            output = trainer.model.generate(  # type: ignore[operator]
-                input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config, **options
-            )
+            try:
+                output = trainer.model.generate(  # type: ignore[operator]
+                    input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config, **options
+                )
+            except (ValueError, TypeError, IndexError) as error:
+                raise InputError(f"The options of the generation cannot be: {error}") from error
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         new = [_finished(row[len(token_ids) :].tolist(), config) for row in sequences]
         return new, perf_counter() - start
 
     def _pack(
         self,
-        prompt: str | Messages,
+        prompt: str | Messages | Prompt,
         read: Prompt,
         context: list[int],
         finished: list[Finished],
@@ -324,6 +334,20 @@ def _finished(token_ids: list[int], config: GenerationConfig) -> Finished:
         if token in ends:
             return Finished(token_ids[: place + 1], "stop")
     return Finished(token_ids, "stop" if len(token_ids) < config.max_new_tokens else "length")
+
+
+def _check_numbers(config: GenerationConfig) -> None:
+    """Refuse numbers that `generate` takes for something else, or ends over in the middle."""
+    for name in ("num_beams", "num_return_sequences"):
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise InputError(f"`{name}` is {value!r}. Pass a whole number of at least 1.")
+    if not config.do_sample:
+        return
+    for name, least, most in (("temperature", LEAST_TEMPERATURE, 1e6), ("top_p", 1e-9, 1.0)):
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int | float) and least <= value <= most):
+            raise InputError(f"`{name}` is {value!r}. Pass {least:g} to {most:g}, or `do_sample=False`.")
 
 
 def _text_after(processing_class: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:

@@ -28,16 +28,17 @@ class Prompt(NamedTuple):
     token_ids: list[int]
 
 
-def read_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | Messages) -> Prompt:
+def read_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | Messages | Prompt) -> Prompt:
     """
     Tokenize a prompt.
 
     Args:
         processing_class (`PreTrainedTokenizerBase`):
             The model's tokenizer.
-        prompt (`str` or `list[dict]`):
+        prompt (`str`, `list[dict]` or `Prompt`):
             A text, which is continued as it is, or the messages of a chat, `{"role": ..., "content": ...}`, which the
-            tokenizer's chat template lays out. A content is a text, or a list of parts `{"type": "text", ...}`.
+            tokenizer's chat template lays out. A content is a text, or a list of parts `{"type": "text", ...}`. Tokens
+            are a `Prompt` already.
 
     Returns:
         `Prompt`: its query and its tokens.
@@ -47,6 +48,10 @@ def read_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | Message
             if no message is the user's.
         `TypeError`: If it is neither a text nor messages.
     """
+    if isinstance(prompt, Prompt):
+        if not prompt.token_ids or not prompt.query.strip():
+            raise InputError("The prompt is empty. Pass the text to continue: its neighbors are found by it.")
+        return prompt
     if isinstance(prompt, str):
         if not check_text(prompt, "`prompt`").strip():
             raise InputError("The prompt is empty. Pass the text to continue: its neighbors are found by it.")

@@ -30,7 +30,7 @@ from tttnn.generation.answers import (
 from tttnn.generation.api import ChatRequest, CompletionRequest, Request
 from tttnn.generation.engine import Engine, Job, StopAtToken, TextPieces
 from tttnn.generation.generator import MAX_NEW_TOKENS, Generation
-from tttnn.generation.prompts import read_prompt
+from tttnn.generation.prompts import Prompt, read_prompt
 
 
 POLL = 0.5  # seconds between two looks whether the client is still there
@@ -116,7 +116,7 @@ class Service:
             if len(prompts) > 1 and request.stream:
                 raise InputError("`stream` is true, and there are several prompts. Pass one of them.")
             self._check(request, request.max_tokens)
-            texts = [self._as_text(prompt) for prompt in prompts]
+            texts = [self._as_prompt(prompt) for prompt in prompts]
         except InputError as error:
             return failure(400, str(error))
         head = self._head("cmpl", "text_completion")
@@ -165,14 +165,14 @@ class Service:
         identity = f"{kind}-{uuid.uuid4().hex}"
         return {"id": identity, "object": name, "created": int(time.time()), "model": self.model_name}
 
-    def _as_text(self, prompt: str | list[int]) -> str:
-        """Give the text of a prompt that may be tokens."""
+    def _as_prompt(self, prompt: str | list[int]) -> str | Prompt:
+        """Give a prompt that may be tokens: they are continued as they are, and their text finds the neighbors."""
         if isinstance(prompt, str):
             return prompt
         tokenizer, size = self.engine.trainer.processing_class, self._vocab_size()
         if any(not 0 <= token < size for token in prompt):
             raise InputError(f"A token of the prompt is not in the vocabulary of {size}. Pass its text.")
-        return str(tokenizer.decode(prompt))
+        return Prompt(str(tokenizer.decode(prompt, skip_special_tokens=True)), list(prompt))
 
     def _as_tokens(self, prompt: str | list[int]) -> list[int]:
         """Give the tokens of a prompt that may be a text."""

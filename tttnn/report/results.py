@@ -191,8 +191,9 @@ class Grouping:
             not math.isclose(of_run[key].nll[0], of_baseline[key].nll[0], rel_tol=1e-5, abs_tol=1e-4) for key in keys
         )
         if comparison.other_bytes or comparison.other_before:
-            names = ("model", "revision", "weights", "tokenizer", "query", "prompt", "window_length", "stride")
-            for name in (*names, "max_length", "bf16", "fp16"):
+            names = ("model", "revision", "weights", "config_digest", "tokenizer", "tokenizer_digest", "prefix_token")
+            of_text = ("query", "cut", "prompt", "window_length", "stride", "max_length")
+            for name in (*names, *of_text, "bf16", "fp16"):
                 values = run.settings.get(name), baseline.settings.get(name)
                 if values[0] != values[1]:
                     comparison.causes[name] = values

@@ -4,6 +4,9 @@ import re
 
 
 NGRAM_LENGTH = 13
+# of Thai, Lao, Burmese, Khmer, kana, Chinese characters
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 NEAR_COPY_OVERLAP = 0.5
 
@@ -12,7 +15,8 @@ def overlap(text: str, other: str) -> float:
     """
     Measure how much of the shorter of two texts stands in the other.
 
-    Words are runs of letters and digits, in lower case. Of the distinct 13-grams of words of the text that has fewer,
+    Words are runs of letters and digits, in lower case; where words have no spaces between them, as in Chinese and
+    Japanese, each character is one. Of the distinct 13-grams of words of the text that has fewer,
     the share is taken that the other text has too: 1 if one text contains the other. Texts under 13 words overlap
     only if all their words are the same.
 
@@ -30,7 +34,7 @@ def overlap(text: str, other: str) -> float:
 
 def ngrams_of(text: str) -> set[int]:
     """Hash the 13-grams of words of a text; a shorter text is one n-gram."""
-    words = re.findall(r"\w+", text.lower())
+    words = WORD.findall(text.lower())
     starts = range(max(len(words) - NGRAM_LENGTH + 1, 1 if words else 0))
     return {hash(tuple(words[start : start + NGRAM_LENGTH])) for start in starts}
 
