@@ -4,9 +4,14 @@ import fcntl
 import glob
 import json
 import os
+from datetime import date, time
+from decimal import Decimal
 from io import FileIO
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import numpy as np
 
 from tttnn.documents import Document
 from tttnn.errors import InputError, StateError
@@ -26,8 +31,8 @@ DEFAULTS: dict[int, dict[str, Any]] = {
     3: IN_VERSION_3,
     4: {},
 }
-# Settings that stand as null, or not at all, in journals of before December 2026.
-LATER = ("window_length", "stride", "tokenizer_digest", "prefix_token", "config_digest")
+# Settings that journals of before December 2026 do not name, and that cannot be told from them.
+LATER = ("window_tokens", "stride_tokens", "tokenizer_digest", "prefix_token", "config_digest")
 RANDOM_DISTANCES = "random-distances.json"  # stands beside a journal, for the report
 EVALUATION = "evaluation.json"  # stands beside a journal: what was evaluated on what
 
@@ -38,13 +43,16 @@ def check_same(record: DocumentRecord, document: Document, exclude: str | None) 
 
     Its id and `source`, which change with the name of a file, may be others, unless neighbors are excluded by them.
     """
-    before = {**record.metadata, "source": None}
-    now = {**document.metadata, "source": None}
+    # a value that JSON has only as `str` writes it may be written otherwise the next time: a set, an object
+    ignored = {"source", *(str(name) for name, value in document.metadata.items() if not _has_one_form(value))}
+    before, now = (
+        {name: value for name, value in json_form(metadata).items() if name not in ignored}
+        for metadata in (record.metadata, document.metadata)
+    )
     if exclude is not None:
         before[exclude] = record.id if exclude == "id" else record.metadata.get(exclude)
-        now[exclude] = document.value(exclude)
-    before, now = ({name: _canonical(value) for name, value in values.items()} for values in (before, now))
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        now[exclude] = json_form(document.value(exclude))
+    changed = [name for name in {**before, **now} if name not in before or before[name] != now.get(name)]
     if record.digest != digest(document.text):
         changed = ["the text", *changed]
     if changed:
@@ -54,8 +62,14 @@ def check_same(record: DocumentRecord, document: Document, exclude: str | None) 
         )
 
 
-def _canonical(value: Any) -> str:  # noqa: ANN401
-    return json.dumps(json_form(value), sort_keys=True)
+def _has_one_form(value: Any) -> bool:  # noqa: ANN401
+    """Whether a value is written to JSON in the same way by every process."""
+    if isinstance(value, dict):
+        return all(map(_has_one_form, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_has_one_form, value))
+    kinds = (str, int, float, type(None), bytes, date, time, Decimal, UUID, np.number, np.bool_, np.ndarray)
+    return isinstance(value, kinds)
 
 
 def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]]:
@@ -72,11 +86,12 @@ def read_journal(path: str | Path) -> tuple[dict[str, Any], list[DocumentRecord]
 
 
 def _different(some: dict[str, Any], others: dict[str, Any]) -> list[str]:
-    """Name the settings that are not the same."""
+    """Name the settings that are not the same, as far as both name them; the rules, which follow from others, last."""
+    some, others = ({**settings, "rules": settings.get("rules", 1)} for settings in (some, others))
     return [
         name
-        for name in {**some, **others}
-        if some.get(name) != others.get(name) and not (name in LATER and None in (some.get(name), others.get(name)))
+        for name in sorted({**some, **others}, key=lambda name: name == "rules")
+        if some.get(name) != others.get(name) and not (name in LATER and not (name in some and name in others))
     ]
 
 
@@ -178,6 +193,11 @@ class Journal:
         if not records:
             return []  # nothing is done, so nothing to protect
         different = _different(written, settings)
+        if different == ["rules"]:
+            raise InputError(
+                f"'{path}' was written by another version of tttnn, which gives other numbers for such a run. Choose "
+                "another folder, or remove it."
+            )
         if different:
             name = different[0]
             raise InputError(

@@ -180,8 +180,11 @@ def test_a_token_that_was_added_to_the_tokenizer_only_is_refused(tiny_models, to
     number, size = own.add_tokens(["[NEW]"]), len(tokenizer)
     assert number == 1
     texts = {name: "The captain wrote in the log." for name in ("document", "query", "neighbor")}
-    if place in texts:
-        texts[place] += " The [NEW] captain."
+    texts["document"] += " The [NEW] captain." if place == "document" else ""
+    texts["query"] = ("[NEW] " if place == "query" else "") + texts["query"]
+    texts["neighbor"] += " The [NEW] captain." if place == "neighbor" else ""
+    query, scored = split_document(own, texts["query"] + texts["document"], "prefix")
+    assert ("[NEW]" in query, "[NEW]" in scored) == (place == "query", place == "document")
     args = TestTimeTrainingArguments(str(tmp_path), use_cpu=True, max_length=16, prompt="none", train_on="both")
     if place == "BOS":
         own.bos_token = "[NEW]"

@@ -151,6 +151,9 @@ def test_a_selector_is_named_in_the_journal(make_trainer, documents, tmp_path):
 class Chooser:
     """A selector without a representation of its own."""
 
+    def __init__(self, number=1):
+        self.number = number
+
     def __call__(self, *args, **options):
         return select(*args, **options)
 
@@ -158,9 +161,9 @@ class Chooser:
 @pytest.mark.parametrize(
     ("make_selector", "name"),
     [
-        (lambda: partial(select, distinct=None), "partial(nearest, distinct=None)"),
-        (Chooser, "Chooser"),
-        (lambda: Chooser().__call__, "Chooser.__call__"),
+        (lambda: partial(select, distinct=None), "partial(select, distinct=None)"),
+        (Chooser, "Chooser(number=1)"),
+        (lambda: Chooser(2).__call__, "Chooser(number=2).__call__"),
         (lambda: Sift(alpha=2.0), "Sift(regularization=0.01, alpha=2.0)"),
     ],
     ids=["partial", "object", "method", "dataclass"],

@@ -13,13 +13,15 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import GivenRetriever
+from conftest import TEXTS, GivenRetriever
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tttnn import (
+    Document,
     DocumentRecord,
     JournalCallback,
     NeighborEarlyStoppingCallback,
@@ -27,7 +29,8 @@ from tttnn import (
     TestTimeTrainer,
     TestTimeTrainingArguments,
 )
-from tttnn.journal import Journal, _with_checksum, read_journal
+from tttnn.journal import LATER, Journal, _with_checksum, read_journal
+from tttnn.methods import Context
 
 
 DOCUMENTS = [
@@ -40,7 +43,7 @@ NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational nu
 TIMES = ("runtime", "per_second")
 
 
-def build(parts, output_dir, callbacks=(), retriever=None, **settings):
+def build(parts, output_dir, callbacks=(), retriever=None, method=None, **settings):
     """Make a trainer of what lies in a folder, in this process or in another."""
     defaults = {
         "num_neighbors": 5,
@@ -58,6 +61,7 @@ def build(parts, output_dir, callbacks=(), retriever=None, **settings):
         processing_class=AutoTokenizer.from_pretrained(parts),
         eval_dataset=DOCUMENTS,
         callbacks=list(callbacks),
+        method=method,
     )
 
 
@@ -465,6 +469,17 @@ def test_a_document_with_another_id_is_another_one_where_neighbors_are_excluded_
     assert path.read_bytes() == content
 
 
+def test_metadata_of_any_kind_are_those_of_the_journal(make, path):
+    values = {1: "x", "date": date(2026, 1, 2), "nan": math.nan, "tags": {"a", "b", "c"}, "thing": object()}
+    documents = [Document(name, TEXTS[0], {**values, "number": np.float32(0.1)}) for name in "ab"]
+    make().evaluate(documents)
+    changed = [Document(item.id, item.text, {**item.metadata, "thing": object()}) for item in documents]
+    make().evaluate(changed)
+    changed[1].metadata[1] = "y"
+    with pytest.raises(ValueError, match=r"Document 1 .* \(different: 1\)"):
+        make().evaluate(changed)
+
+
 @pytest.mark.parametrize("exclude", [None, "source"])
 def test_a_document_of_another_group_is_another_one(make, path, exclude):
     """A report would put its score into the wrong row, or neighbors of its source would have been kept."""
@@ -557,7 +572,7 @@ def test_a_journal_without_checksums_of_version_2_resumes(make, path, finished):
     for line in lines:
         del line["checksum"]
     lines[0]["tttnn_journal"] = 2
-    for name in ("cut", "router_aux_loss"):
+    for name in ("cut", "router_aux_loss", *LATER, "rules"):
         del lines[0]["settings"][name]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
     trainer = make(cut="tokens")  # as all runs of version 2 did
@@ -577,29 +592,45 @@ def test_a_journal_names_the_windows_that_the_model_has(make, path, prompt):
     trainer.evaluate()
     settings, _ = read_journal(path)
     window, stride = {"context": (64, 32), "none": (trainer.max_length, trainer.max_length)}[prompt]
-    assert (settings["window_length"], settings["stride"]) == (window, stride)
+    assert (settings["window_tokens"], settings["stride_tokens"]) == (window, stride)
+
+
+def as_before(path, **settings):
+    """Leave one document in a journal, and out of its settings what it did not name before December 2026."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for name in (*LATER, "rules"):
+        del lines[0]["settings"][name]
+    lines[0]["settings"] |= settings
+    for line in lines:
+        del line["checksum"]
+    path.write_text("".join(_with_checksum(json.dumps(line)) + "\n" for line in lines[:2]))
 
 
 def test_a_journal_from_before_windows_were_named_resumes(make, path):
     trainer = make(prompt="context")
     trainer.evaluate()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0]["settings"] |= {"window_length": None, "stride": None}
-    for line in lines:
-        del line["checksum"]
-    path.write_text("".join(_with_checksum(json.dumps(line)) + "\n" for line in lines[:2]))
+    as_before(path)
+    with pytest.raises(ValueError, match="`window_length` was None and is now 16"):
+        make(prompt="context", window_length=16, stride=3).evaluate()
     resumed = make(prompt="context")
     resumed.evaluate()
     assert [record.nll for record in resumed.records] == [record.nll for record in trainer.records]
-    with pytest.raises(ValueError, match="`prompt` was 'context' and is now 'none'"):
-        make(prompt="none").evaluate()
+
+
+@pytest.mark.parametrize("options", [{"drop_near_copies": True}, {"method": Context()}])
+def test_a_journal_whose_rules_were_others_is_not_resumed(make, path, options):
+    """Near-copies were found otherwise, and neighbors were not parted from a prompt that lost its beginning."""
+    make(prompt="context", **options).evaluate()
+    as_before(path)
+    with pytest.raises(ValueError, match="written by another version of tttnn, which gives other numbers"):
+        make(prompt="context", **options).evaluate()
 
 
 def without_new_settings(finished, path):
     """Write the journal of a finished run as an earlier tttnn did, with one document done."""
     path.parent.mkdir()
     lines = [json.loads(line) for line in (finished / "journal-eval.jsonl").read_text().splitlines()[:2]]
-    for name in NEW_SETTINGS:
+    for name in (*NEW_SETTINGS, *LATER, "rules"):
         lines[0]["settings"].pop(name, None)
     lines[0]["tttnn_journal"] = 3
     for line in lines:

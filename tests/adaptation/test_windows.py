@@ -147,10 +147,12 @@ def test_a_tokenizer_without_bos_and_eos_is_refused(tokenizer):
         prefix_token_id(neither)
 
 
-def test_a_bos_token_that_is_not_in_the_vocabulary_is_refused(tokenizer):
+@pytest.mark.parametrize("unknown", [None, "a"])
+def test_a_bos_token_that_is_not_in_the_vocabulary_is_refused(tokenizer, unknown):
     wrong = copy.deepcopy(tokenizer)
+    wrong.unk_token = unknown
     wrong.bos_token = "no token"
-    assert wrong.bos_token_id is None
+    assert wrong.bos_token_id == wrong.unk_token_id
     with pytest.raises(ValueError, match="`bos_token` is 'no token', which is not in its vocabulary"):
         prefix_token_id(wrong)
 

@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 
 from tttnn import NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.evaluation import TestTimeLM, harness_results, read_harness_run
-from tttnn.evaluation.lm_eval_requests import hash_of
+from tttnn.evaluation.lm_eval_requests import halves, hash_of
 from tttnn.methods import TrainableArguments, make_trainable
 from tttnn.neighbors import PartialAnswer
 
@@ -224,6 +224,20 @@ def test_rolling_without_adapting_and_with_the_whole_text_as_query(harness_model
     assert model.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("rolling", ["prefix", "document"])
+@pytest.mark.parametrize("text", ["naïve café 東京 " * 20, "a b " * 200], ids=["words", "letters"])
+def test_a_text_that_repeats_itself_is_scored_as_hflm_does(harness_model, rolling, text):
+    """Windows that overlap have the same tokens, and predict others of them."""
+    ours, theirs = harness_model(rolling=rolling, learning_rate=1e-14, weight_decay=0.0), harness_model(kind=HFLM)
+    requests = requests_of("loglikelihood_rolling", (text,))
+    (expected,) = theirs.loglikelihood_rolling(requests)
+    if rolling == "prefix":  # in two parts, whose windows are others
+        token_ids = theirs.tok_encode(text)
+        windows = [*sum(halves(token_ids, len(token_ids) // 2, theirs.prefix_token_id, theirs.max_length), [])]
+        expected = sum(theirs._loglikelihood_tokens([window], disable_tqdm=True)[0][0] for window in windows)
+    assert ours.loglikelihood_rolling(requests) == pytest.approx([expected], abs=1e-3)
+
+
 def test_neighbors_that_are_read_stand_before_the_context(harness_model, tokenizer):
     """By hand: prefix token, farther neighbor, prefix token, nearer one, prefix token, question."""
     model, plain = harness_model("context", num_neighbors=2, neighbor_length=8), harness_model(kind=HFLM)
@@ -357,6 +371,14 @@ def test_a_cache_of_answers_is_resumed_and_one_of_other_settings_refused(harness
     with pytest.raises(ValueError, match="another model"):
         evaluate(harness_model(), tasks, use_cache=plain)
     evaluate(harness_model("none"), tasks, use_cache=plain)  # the answers are the same
+
+
+@pytest.mark.parametrize("options", [{"add_bos_token": True}, {"dtype": "bfloat16"}, {"prefix_token_id": 7}])
+@pytest.mark.parametrize("method", ["none", "ttt"])
+def test_a_cache_of_another_way_to_load_the_model_is_refused(harness_model, tasks, tmp_path, method, options):
+    evaluate(harness_model(method), tasks, use_cache=str(tmp_path / "answers"))
+    with pytest.raises(ValueError, match="other settings"):
+        evaluate(harness_model(method, **options), tasks, use_cache=str(tmp_path / "answers"))
 
 
 def test_a_cache_is_refused_where_answers_depend_on_other_choices(harness_model, tmp_path):

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, StoppingCriteria, TextStreamer
 
 from tttnn import Neighbor, TestTimeGenerator
 from tttnn.adaptation import AdaptationCache
-from tttnn.generation import read_prompt
+from tttnn.generation import Prompt, read_prompt
 from tttnn.methods import Context, Dynamic, KnnLM, Prefix, Query, TestTimeTraining, TrainableArguments, make_trainable
 
 
@@ -240,6 +240,31 @@ def test_sampling_follows_its_seed_alone(make_trainer):
     assert sampled(1, 0) == sampled(1, 5)
     assert sampled(1, 0) != sampled(2, 0)
     assert sampled(None, 0) == sampled(None, 0) != sampled(None, 1)
+
+
+def test_an_error_of_the_callers_own_code_is_theirs(generate, tokenizer):
+    class Closed(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            raise ValueError("I/O operation on closed file")
+
+    with pytest.raises(ValueError, match="^I/O operation on closed file$"):
+        generate("The captain", streamer=Closed(tokenizer))
+    with pytest.raises(ValueError, match="The options of the generation cannot be: .*not used by the model"):
+        generate("The captain", nosuch=3)
+
+
+def test_tokens_need_a_text_only_where_neighbors_are_found_by_it(generate):
+    tokens = Prompt("", [0, 70, 80])
+    with pytest.raises(ValueError, match="has no text, and its neighbors are found by it"):
+        generate(tokens)
+    assert generate(tokens, adapts=False).num_prompt_tokens == 3
+    assert generate(tokens, query="The whale").is_adapted
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_a_token_that_the_model_does_not_have_is_refused(generate, token):
+    with pytest.raises(ValueError, match=f"{token} is no token of the model, which has 0 to 399"):
+        generate(Prompt("The captain", [0, token]))
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 32])

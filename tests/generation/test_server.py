@@ -226,7 +226,7 @@ BAD = [
     ({"temperature": 1e-320}, 400, "`temperature` is 1e-320. Pass 0.0001 to"),
     ({"seed": -1}, 400, "seed"),
     ({"seed": 2**40}, 400, "seed"),
-    ({"prompt": [0]}, 400, "The prompt is empty"),
+    ({"prompt": [0]}, 400, "The prompt has no text, and its neighbors are found by it"),
     ({"n": 2, "temperature": 0}, 400, "all texts would be the same"),
     ({"n": 2, "temperature": 1, "stream": True}, 400, "`n` is more than 1"),
     ({"stop": [""]}, 400, "empty text"),

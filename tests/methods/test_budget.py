@@ -229,6 +229,8 @@ def test_an_override_leaves_out_methods_without_it(model, tokenizer, args, fixed
     method, chosen = with_budget("fast", model, tokenizer, args, **override)
     assert method.name == expected
     assert vars(chosen).items() >= override.items()
+    same = {name: getattr(args, name) for name in override}
+    assert with_budget("fast", model, tokenizer, args, **same)[0].name == "context", "what it is anyway"
 
 
 def test_what_a_budget_makes_evaluates_and_adapts(model, tokenizer, args, retriever, documents):

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from conftest import TEXTS
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tttnn import TestTimeTrainer, TestTimeTrainingArguments
+from tttnn import NeighborRetriever, TestTimeTrainer, TestTimeTrainingArguments
 from tttnn.methods import METHODS, ExpertArguments, ExpertTrainingArguments, make_trainable, train_experts
 from tttnn.methods.expert_files import adapter_parameters, digest_of_weights
 
@@ -170,6 +171,38 @@ def test_a_changed_file_is_refused(experts):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ValueError, match="is not the file that was written"):
         METHODS["experts"](experts=ExpertArguments(str(experts)))
+
+
+@pytest.mark.parametrize("damage", ["a missing adapter", "no JSON", "another kind of JSON"])
+def test_training_again_into_a_damaged_folder_says_what_to_do(experts, model, tokenizer, retriever, damage):
+    if damage == "a missing adapter":
+        (experts / "expert-00001" / "adapter_model.safetensors").unlink()
+    else:
+        (experts / "experts.json").write_text("{" if damage == "no JSON" else "[]")
+    with pytest.raises(ValueError, match="Remove the folder, and run `tttnn train-experts` again"):
+        train_experts(model, tokenizer, retriever.index, experts, ExpertTrainingArguments(**SIZES))
+
+
+def test_a_call_that_was_killed_before_its_plan_goes_on(experts, model, tokenizer, retriever, tmp_path):
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "centers.safetensors").write_bytes((experts / "centers.safetensors").read_bytes())
+    train_experts(model, tokenizer, retriever.index, tmp_path / "cut", ExpertTrainingArguments(**SIZES))
+    assert (tmp_path / "cut" / "experts.json").is_file()
+
+
+def test_a_part_of_blank_rows_is_refused_before_the_work(model, tokenizer, embedder, tmp_path):
+    retriever = NeighborRetriever.from_documents([*TEXTS[:4], " ", "", "  "], embedder)
+    arguments = ExpertTrainingArguments(**{**SIZES, "num_experts": 5})
+    with pytest.raises(ValueError, match=r"Part \d of the index holds no text of two tokens"):
+        train_experts(model, tokenizer, retriever.index, tmp_path / "x", arguments)
+    assert not list((tmp_path / "x").glob("expert-*"))
+    train_experts(model, tokenizer, retriever.index, tmp_path / "x", replace(arguments, num_experts=1))
+
+
+def test_longer_chunks_than_the_model_reads_are_refused(model, tokenizer, retriever, tmp_path):
+    with pytest.raises(ValueError, match="`max_length` is 65, and the model reads 64 tokens at once"):
+        arguments = ExpertTrainingArguments(**{**SIZES, "max_length": 65})
+        train_experts(model, tokenizer, retriever.index, tmp_path / "x", arguments)
 
 
 @pytest.mark.parametrize("options", [{"exclude": "id"}, {"drop_near_copies": True}, {"max_distance": 1.0}])

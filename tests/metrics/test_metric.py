@@ -135,7 +135,7 @@ def test_the_result_equals_that_of_lm_evaluation_harness(bits_per_byte: evaluate
     assert result["byte_perplexity"] == pytest.approx(weighted_perplexity(items), rel=1e-12)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e-9, None])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e-9, None, "-8"])
 def test_a_log_likelihood_that_is_positive_or_not_finite_is_an_error_that_names_the_row(
     bits_per_byte: evaluate.Metric, value: float | None
 ) -> None:

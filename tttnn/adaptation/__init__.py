@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tttnn.adaptation.requirements import check_vocabulary, context_length, warn_of_counted_ids
     from tttnn.adaptation.restore import random_states_kept, restored
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, next_token_loss, score
-    from tttnn.adaptation.settings import run_settings
+    from tttnn.adaptation.settings import run_settings, tokenizer_digest, weights_digest
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
     from tttnn.adaptation.trainable import make_trainable
@@ -84,7 +84,9 @@ __all__ = [
     "score",
     "scoring_windows",
     "split_document",
+    "tokenizer_digest",
     "warn_of_counted_ids",
+    "weights_digest",
 ]
 
 __getattr__, __dir__ = door(
@@ -130,7 +132,9 @@ __getattr__, __dir__ = door(
         "score": "scoring",
         "scoring_windows": "windows",
         "split_document": "windows",
+        "tokenizer_digest": "settings",
         "warn_of_counted_ids": "requirements",
+        "weights_digest": "settings",
         "NeighborStepArguments": "options",
         "RunArguments": "options",
         "RetrievalArguments": "options",

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_utils import SchedulerType
 
 from tttnn.adaptation.options import OPTIMIZER_ARGUMENTS
 from tttnn.errors import InputError
@@ -63,8 +64,8 @@ def prepare_scheduler(trainer: "TestTimeTrainer", num_steps: int) -> None:
         trainer.create_scheduler(max(num_steps, 1))
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"`lr_scheduler_type` is {str(trainer.args.lr_scheduler_type)!r}, and it cannot be made: {error} Pass "
-            "what it needs as `lr_scheduler_kwargs`, or choose another."
+            f"`lr_scheduler_type` is {SchedulerType(trainer.args.lr_scheduler_type).value!r}, and it cannot be made: "
+            f"{str(error).rstrip('. ')}. Pass what it needs as `lr_scheduler_kwargs`, or choose another."
         ) from error
     trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
 

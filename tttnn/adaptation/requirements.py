@@ -186,9 +186,14 @@ def check_vocabulary(
             Of a text; may be empty.
 
     Raises:
-        `ValueError`: If one of them is beyond the model's vocabulary.
+        `ValueError`: If one of them is not in the model's vocabulary.
     """
     vocabulary, largest = len(model.get_input_embeddings().weight), max(token_ids, default=0)  # type: ignore[arg-type]
+    for token_id in (largest, min(token_ids, default=0)):
+        if not 0 <= token_id < max(vocabulary, len(processing_class)):
+            raise InputError(
+                f"{token_id} is no token of the model, which has 0 to {vocabulary - 1}. Pass one of these."
+            )
     if largest >= vocabulary:
         token = processing_class.convert_ids_to_tokens(largest)
         raise InputError(

@@ -6,6 +6,7 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from tttnn.adaptation import internals
@@ -52,17 +53,14 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     """
     groups = (RetrievalArguments, StepArguments, NeighborStepArguments, ScoringArguments)
     names = [item.name for group in groups for item in fields(group) if item.name not in NO_NUMBER]
-    parameters = trainer.model.parameters()
-    # a sample of each tensor tells a model from another of the same name, at almost no cost
-    samples = [weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in parameters]
     rates = {group.get("initial_lr", group["lr"]) for group in trainer.optimizer.param_groups}
     settings = {
         **trainer.method.settings(),
         **{name: getattr(trainer.args, name) for name in (*names, *TRAINER_FIELDS)},
-        **dict(zip(("window_length", "stride"), _windows(trainer), strict=True)),
+        **dict(zip(("window_tokens", "stride_tokens"), _windows(trainer), strict=True)),
         "learning_rate": rates.pop() if len(rates) == 1 else sorted(rates),
         "model": trainer.model.config._name_or_path,
-        "weights": digest(repr(samples)),
+        "weights": weights_digest(trainer.model),
         "config_digest": _config_digest(trainer.model.config),
         "tokenizer": trainer.processing_class.name_or_path,
         "tokenizer_digest": trainer.tokenizer_digest,
@@ -73,6 +71,9 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         "optimizer": repr(trainer.optimizer.defaults),
         "early_stopping": [],
     }
+    # an earlier journal of such a run does not resume: its numbers are those of other rules
+    has_new_rules = settings["drop_near_copies"] or settings.get("trainable") == "prefix"
+    settings["rules"] = 2 if has_new_rules or trainer.method.name.startswith("context") else 1
     for callback in internals.callbacks(trainer):
         if isinstance(callback, TestTimeCallback):
             for name, value in callback.settings().items():
@@ -80,8 +81,32 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     return settings
 
 
+def weights_digest(model: torch.nn.Module) -> str:
+    """
+    Tell a model from another of the same name by a sample of each tensor, at almost no cost.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+
+    Returns:
+        `str`: 16 hexadecimal digits; of the same weights in another precision others.
+    """
+    parameters = model.parameters()
+    return digest(repr([weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in parameters]))
+
+
 def tokenizer_digest(processing_class: PreTrainedTokenizerBase) -> str:
-    """Tell a tokenizer (`PreTrainedTokenizerBase`) from another of the same name by 16 hexadecimal digits."""
+    """
+    Tell a tokenizer from another of the same name.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            The tokenizer.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
     if not processing_class.is_fast:
         return digest(repr(sorted(processing_class.get_vocab().items())))
     content = processing_class.backend_tokenizer.to_str()
@@ -91,9 +116,15 @@ def tokenizer_digest(processing_class: PreTrainedTokenizerBase) -> str:
 
 def _config_digest(config: PreTrainedConfig) -> str:
     """Tell a model with the same weights by what its config says otherwise than its class does."""
-    ignored = {"_name_or_path", "transformers_version", "use_cache", "dtype", "architectures"}
-    content = {name: value for name, value in config.to_diff_dict().items() if name not in ignored}
-    return digest(json.dumps(content, sort_keys=True, default=str))
+    return digest(json.dumps(_without_names(config.to_diff_dict()), sort_keys=True, default=str))
+
+
+def _without_names(content: Any) -> Any:  # noqa: ANN401
+    """Leave out, at any depth, what changes no number of a model with the same weights."""
+    ignored = ("_name_or_path", "transformers_version", "use_cache", "dtype", "architectures")
+    if not isinstance(content, dict):
+        return content
+    return {str(name): _without_names(value) for name, value in content.items() if name not in ignored}
 
 
 def _windows(trainer: "TestTimeTrainer") -> tuple[int, int]:
@@ -107,10 +138,25 @@ def _name(selector: Selector) -> str:
     for name, known in SELECTORS.items():
         if selector is known:
             return name
-    if isinstance(selector, partial):
-        values = [*map(repr, selector.args), *(f"{name}={value!r}" for name, value in selector.keywords.items())]
-        return f"partial({', '.join([_name(selector.func), *values])})"
-    if isinstance(selector, FunctionType | MethodType):
-        return selector.__qualname__
-    has_own = "__repr__" in {name for kind in type(selector).__mro__[:-1] for name in vars(kind)}
-    return repr(selector) if has_own else type(selector).__qualname__
+    return _name_of(selector)
+
+
+def _name_of(value: Any) -> str:  # noqa: ANN401
+    """Name a value of a selector; an address, which every process has another of, is the last resort."""
+    if isinstance(value, FunctionType):
+        return value.__qualname__
+    if isinstance(value, MethodType):
+        return f"{_name_of(value.__self__)}.{value.__name__}"
+    if isinstance(value, partial):
+        return _call("partial", [value.func, *value.args], value.keywords)
+    if any("__repr__" in vars(kind) for kind in type(value).__mro__[:-1]):
+        return repr(value)
+    try:
+        return _call(type(value).__qualname__, [], vars(value))
+    except TypeError:  # it has slots
+        return repr(value)
+
+
+def _call(name: str, values: list[Any], named: dict[str, Any]) -> str:
+    shown = [*map(_name_of, values), *(f"{key}={_name_of(value)}" for key, value in named.items())]
+    return f"{name}({', '.join(shown)})"

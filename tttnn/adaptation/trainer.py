@@ -212,7 +212,8 @@ class TestTimeTrainer(Trainer):
         if not documents:
             raise InputError("The data set holds no document. Pass at least one.")
         check_exclude(documents, self.args.exclude)
-        if not all(isinstance(item, Document) for item in eval_dataset):  # ids of others may be made here
+        # ids of rows and texts may be made here
+        if self.args.exclude == "id" and not all(isinstance(item, Document) for item in eval_dataset):
             warn_of_counted_ids(documents, self.args.exclude)
         return DataLoader(list(enumerate(documents)), batch_size=None, collate_fn=lambda item: item)  # type: ignore[arg-type]
 
@@ -545,6 +546,8 @@ class TestTimeTrainer(Trainer):
         args = self.args
         internals.prepare_optimizer(self)
         optimizer = OptimizerState(self)
+        if self.method.trains:
+            internals.prepare_scheduler(self, 1)  # one that cannot be made is refused before the work
         steps = num_documents * args.num_neighbors * int(args.chunks_per_neighbor or 1) * int(args.num_train_epochs)
         with ExitStack() as stack:
             stack.callback(setattr, self, "_running", None)

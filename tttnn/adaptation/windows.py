@@ -73,7 +73,8 @@ def prefix_token_id(processing_class: PreTrainedTokenizerBase) -> int:
         )
     for name in ("bos_token", "eos_token"):
         token, token_id = getattr(processing_class, name), getattr(processing_class, f"{name}_id")
-        if token is not None and token_id is None:
+        is_unknown = token != processing_class.unk_token and token_id == processing_class.unk_token_id
+        if token is not None and (token_id is None or is_unknown):
             raise InputError(
                 f"The tokenizer's `{name}` is {str(token)!r}, which is not in its vocabulary. Set it to the token "
                 "that stood before each document when the model was trained."

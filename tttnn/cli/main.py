@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         `SystemExit`: With 2 after a wrong use, and with 0 after `--help` and `--version`.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter of a text shows its number
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where a letter cannot be written, its number is
         sys.stdout.reconfigure(errors="backslashreplace")
     raw = [*(sys.argv[1:] if argv is None else argv)]
     # lm-evaluation-harness has names with underscores

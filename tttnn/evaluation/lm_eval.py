@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from tttnn.adaptation import Episode, TestTimeTrainer, run_settings
+from tttnn.adaptation import Episode, TestTimeTrainer, run_settings, tokenizer_digest, weights_digest
 from tttnn.errors import InputError, StateError
 from tttnn.evaluation.loading import load_trainer
 from tttnn.evaluation.options import ModelArguments
@@ -47,6 +47,9 @@ ROLLING = ("prefix", "document", "none")
 CACHE_KEY, NOTES_KEY = "tttnn", "tttnn notes"
 # what transformers' `from_pretrained` takes beside the arguments of `HFLM`
 LOADING = {"attn_implementation", "load_in_4bit", "load_in_8bit"}
+# options of the harness's model on which no answer depends
+NO_ANSWER = {"device", "batch_size", "max_batch_size", "parallelize", "device_map", "offload_folder"}
+NO_ANSWER |= {"max_memory_per_gpu", "max_cpu_memory", "gpus"}
 
 
 @dataclass(kw_only=True)
@@ -121,6 +124,7 @@ class TestTimeLM(HFLM):
         ours = {name: value for name, value in options.items() if name not in known}
         options = {"dtype": "float32"} | {name: value for name, value in options.items() if name in known}
         super().__init__(pretrained, **options)
+        self._loaded = {name: str(value) for name, value in options.items() if name not in NO_ANSWER}
         self.trainer: TestTimeTrainer | None = None
         self.settings: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
@@ -149,7 +153,7 @@ class TestTimeLM(HFLM):
         if self.trainer.args.device != self.model.device:
             raise InputError(
                 f"The model is on {self.model.device}, and steps are taken on {self.trainer.args.device}. Choose a "
-                "GPU with CUDA_VISIBLE_DEVICES, and pass device=cuda or device=cpu."
+                "GPU with CUDA_VISIBLE_DEVICES, and pass --device cuda or --device cpu."
             )
 
     def _check(self, methods: Sequence[str], mix: str) -> None:
@@ -197,8 +201,9 @@ class TestTimeLM(HFLM):
             `str`: a digest.
         """
         settings = {"rolling": self.rolling, **self.settings} if self.trainer else {}
+        model = [str(self.pretrained), weights_digest(self.model), tokenizer_digest(self.tokenizer), self.max_length]
         # with what a cache keeps: one without notes would lose near-copies
-        return digest(repr((NOTES_KEY, str(self.pretrained), self.max_length, sorted(settings.items(), key=str))))
+        return digest(repr((NOTES_KEY, model, sorted(self._loaded.items()), sorted(settings.items(), key=str))))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """
@@ -292,11 +297,24 @@ class TestTimeLM(HFLM):
         assert self.trainer is not None
         if before:
             with self.trainer.unadapted():
-                total += sum(value for value, _ in self._loglikelihood_tokens(before, disable_tqdm=True))
+                total += self._sum_of(before)
         with self._adapted(query, [request], None, scored=self.tok_decode(token_ids[number:])):
             if after:
-                total += sum(value for value, _ in self._loglikelihood_tokens(after, disable_tqdm=True))
+                total += self._sum_of(after)
         return total
+
+    def _sum_of(self, windows: list[Any]) -> float:
+        """
+        Add up the log-likelihoods of windows.
+
+        The harness reads windows of the same tokens once, and takes the logits of the first for all: in a text that
+        repeats itself, where windows overlap, they predict other tokens of these.
+        """
+        cached, self.logits_cache = self.logits_cache, False  # type: ignore[has-type]
+        try:
+            return float(sum(value for value, _ in self._loglikelihood_tokens(windows, disable_tqdm=True)))
+        finally:
+            self.logits_cache = cached
 
     def get_model_info(self) -> dict[str, Any]:
         """

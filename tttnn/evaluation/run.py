@@ -1,12 +1,13 @@
 """What `tttnn evaluate` and `examples/pile_eval.py` share: loading, choices on validation documents, runs."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
 from tttnn.adaptation import (
@@ -100,34 +101,39 @@ def evaluate_documents(
     if not method.retrieves:
         whole = None  # it was loaded for a method that a budget did not choose
 
-    about = {EVALUATION: _arguments(evaluation, len(documents), len(validation))}
-    callbacks = [JournalCallback(), FilesCallback(files)]
-
     def make_trainer(
         args: TestTimeTrainingArguments, method: Method, retriever: Retriever | None = whole
     ) -> TestTimeTrainer:
-        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=[*callbacks], **loaded)
+        callbacks: list[TrainerCallback] = [JournalCallback(), FilesCallback(files)]
+        return TestTimeTrainer(args=args, method=method, retriever=retriever, callbacks=callbacks, **loaded)
 
     retrievers = {"eval": whole}
     if index is not None and index.index_fraction:
         retrievers = _subsets(whole, index.index_fraction, args.top_k or args.num_neighbors)
     if validation:
         args, method = choose(make_trainer, rates, args, method, validation)
-    outcomes = []
-    for name, retriever in retrievers.items():
-        trainer = make_trainer(args, method, retriever)
-        trainer.add_callback(FilesCallback(about))
+    files[EVALUATION] = _arguments(evaluation, len(documents), len(validation))
+    outcomes = {}
+    for name in _earlier_first(retrievers, Path(args.output_dir or ".")):
+        trainer = make_trainer(args, method, retrievers[name])
         metrics = trainer.evaluate(documents, metric_key_prefix=name)  # type: ignore[arg-type]
         trainer.save_metrics(name, metrics)
-        outcomes.append(Outcome(name, trainer.records, metrics, trainer.is_world_process_zero()))
+        outcomes[name] = Outcome(name, trainer.records, metrics, trainer.is_world_process_zero())
     # distances of passages cannot be compared with those of random documents
-    if whole is not None and whole.passage_length is None and outcomes[0].is_main:
+    if whole is not None and whole.passage_length is None and args.process_index == 0:
         tokenizer = loaded["processing_class"]
         queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
         # a report shows them beside the distances of neighbors
         distances = whole.random_distances(queries[:MAX_QUERIES])
         write_json(Path(args.output_dir or ".") / RANDOM_DISTANCES, {"distances": distances})
-    return outcomes
+    return [outcomes[name] for name in retrievers]
+
+
+def _earlier_first(names: Iterable[str], folder: Path) -> list[str]:
+    """Begin with what has a journal: if it is of another run, that is said before anything is written."""
+    ordered = sorted(names, key=lambda name: not (folder / f"journal-{name}.jsonl").is_file())
+    # a process that looks later may find a journal of this run
+    return list(broadcast_object_list([ordered])[0])
 
 
 class FilesCallback(TestTimeCallback):

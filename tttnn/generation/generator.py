@@ -1,8 +1,12 @@
 """`TestTimeGenerator`: adapt to a prompt, and generate with it in context; the weights are as before afterwards."""
 
 import copy
+import inspect
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -42,7 +46,7 @@ class Generation:
     What was generated for a prompt, and from what.
 
     Args:
-        prompt (`str` or `list[dict]`):
+        prompt (`str`, `list[dict]` or `Prompt`):
             The prompt, as it was passed.
         texts (`list[str]`):
             What follows it, without special tokens; `num_return_sequences` texts.
@@ -214,6 +218,8 @@ class TestTimeGenerator:
                 finished, seconds = self._run(read.token_ids, config, options, seed)
             phases = {"retrieve": 0.0, "train": 0.0, "generate": seconds}
             return self._pack(prompt, read, [], finished, seed, phases, start)
+        if not (query or read.query).strip():
+            raise InputError("The prompt has no text, and its neighbors are found by it. Pass `query`.")
         with trainer.adapted_episode(query or read.query, neighbors, self.cache) as episode:
             context = episode.lay_before(read.token_ids, room)
             record = episode.record
@@ -290,6 +296,8 @@ class TestTimeGenerator:
                     input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config, **options
                 )
             except (ValueError, TypeError, IndexError) as error:
+                if not _is_of_options(error):
+                    raise
                 raise InputError(f"The options of the generation cannot be: {error}") from error
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         new = [_finished(row[len(token_ids) :].tolist(), config) for row in sequences]
@@ -336,17 +344,23 @@ def _finished(token_ids: list[int], config: GenerationConfig) -> Finished:
     return Finished(token_ids, "stop" if len(token_ids) < config.max_new_tokens else "length")
 
 
+def _is_of_options(error: Exception) -> bool:
+    """Whether transformers raised it over options of `generate`, and not a streamer, a processor or the model."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return files[-1].parent == Path(inspect.getfile(GenerationConfig)).parent and files[-1].stem != "streamers"
+
+
 def _check_numbers(config: GenerationConfig) -> None:
     """Refuse numbers that `generate` takes for something else, or ends over in the middle."""
     for name in ("num_beams", "num_return_sequences"):
         value = getattr(config, name)
-        if value is not None and not (isinstance(value, int) and value >= 1):
+        if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
             raise InputError(f"`{name}` is {value!r}. Pass a whole number of at least 1.")
     if not config.do_sample:
         return
     for name, least, most in (("temperature", LEAST_TEMPERATURE, 1e6), ("top_p", 1e-9, 1.0)):
         value = getattr(config, name)
-        if value is not None and not (isinstance(value, int | float) and least <= value <= most):
+        if value is not None and not (isinstance(value, Real) and least <= float(value) <= most):
             raise InputError(f"`{name}` is {value!r}. Pass {least:g} to {most:g}, or `do_sample=False`.")
 
 

@@ -49,8 +49,8 @@ def read_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | Message
         `TypeError`: If it is neither a text nor messages.
     """
     if isinstance(prompt, Prompt):
-        if not prompt.token_ids or not prompt.query.strip():
-            raise InputError("The prompt is empty. Pass the text to continue: its neighbors are found by it.")
+        if not prompt.token_ids:
+            raise InputError("The prompt is empty. Pass at least one token.")
         return prompt
     if isinstance(prompt, str):
         if not check_text(prompt, "`prompt`").strip():

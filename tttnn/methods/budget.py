@@ -201,12 +201,12 @@ def choose_budget(
     return BudgetChoice(row.method, row.settings, row.options, _reason(budget, row, curve, speed))
 
 
-def _taking(overrides: dict[str, Any]) -> list[str]:
+def _taking(names: set[str]) -> list[str]:
     """List the methods that use all of these arguments: one that takes no step has no use for a learning rate."""
     from tttnn.methods import METHODS
 
     of_steps, of_retrieval = (
-        {item.name for group in groups for item in fields(group)} & {*overrides}
+        {item.name for group in groups for item in fields(group)} & names
         for groups in (
             (adaptation.StepArguments, adaptation.NeighborStepArguments),
             (adaptation.RetrievalArguments, adaptation.NeighborStepArguments),
@@ -291,7 +291,8 @@ def with_budget(
         method (`str`, *optional*):
             Choose among the settings of this method. `TestTimeTrainer.adapt` takes steps: for it pass `"ttt"`.
         overrides (*optional*):
-            Fields of the arguments to set otherwise than the budget does.
+            Fields of the arguments to set otherwise than the budget does. As on the command line, they leave out the
+            methods that do not take them: a learning rate those that take no step.
 
     Returns:
         `tuple[Method, TestTimeTrainingArguments]`: for `TestTimeTrainer(method=..., args=...)`.
@@ -311,13 +312,14 @@ def with_budget(
 
     args = adaptation.TestTimeTrainingArguments() if args is None else args
     curve = _as_tuning(curve, args)
-    args = replace(args, **overrides)
+    before, args = args, replace(args, **overrides)
     if method in METHODS and (required := METHODS[method].required_options()):
         raise InputError(
             f"The method '{method}' needs `{required[0]}`, which a budget does not know. Make it yourself, or use "
             "`tttnn evaluate --budget`."
         )
-    methods = _taking(overrides) if method is None else [method]
+    changed = {name for name, value in overrides.items() if value != getattr(before, name)}
+    methods = _taking(changed) if method is None else [method]
     choice = choose_budget(budget, model, processing_class, args, curve, methods)
     chosen = replace(args, **{**choice.settings, **overrides})
     # a trainer refuses another index than the curve's

@@ -19,7 +19,7 @@ MANIFEST = "experts.json"
 CENTERS = "centers.safetensors"
 ADAPTER = "adapter_model.safetensors"
 FORMAT_VERSION = 1
-AGAIN = "Run `tttnn train-experts` again."
+AGAIN = "Remove the folder, and run `tttnn train-experts` again."
 
 
 @dataclass(frozen=True)

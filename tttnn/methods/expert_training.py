@@ -24,6 +24,7 @@ from tttnn.adaptation import (
     TestTimeTrainingArguments,
     TrainableArguments,
     check_vocabulary,
+    context_length,
     make_trainable,
     next_token_loss,
     random_states_kept,
@@ -31,7 +32,15 @@ from tttnn.adaptation import (
 from tttnn.documents import Document
 from tttnn.errors import InputError
 from tttnn.files import sha256_of, sync, write_json
-from tttnn.methods.expert_files import ADAPTER, CENTERS, FORMAT_VERSION, MANIFEST, digest_of_weights
+from tttnn.methods.expert_files import (
+    ADAPTER,
+    AGAIN,
+    CENTERS,
+    FORMAT_VERSION,
+    MANIFEST,
+    digest_of_weights,
+    read_experts,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -167,6 +176,11 @@ def train_experts(
             "Experts are trained by one process each. Start the command once for each GPU, with the same folder and "
             "without a launcher: CUDA_VISIBLE_DEVICES=0 tttnn train-experts ..."
         )
+    limit = context_length(model)
+    if limit is not None and arguments.max_length > limit:
+        raise InputError(
+            f"`max_length` is {arguments.max_length}, and the model reads {limit} tokens at once. Pass at most that."
+        )
     if not index.keeps_vectors:
         raise InputError("The index keeps no vectors to divide it by. Build it with the preset flat, ivf or scale.")
     if len(index) < arguments.num_experts:
@@ -179,11 +193,12 @@ def train_experts(
         "versions": {"tttnn": version("tttnn"), "torch": torch.__version__, "transformers": transformers.__version__},
     }
     if (folder / MANIFEST).is_file():
-        _check_plan(folder, json.loads((folder / MANIFEST).read_bytes()), plan)
+        _check_plan(folder, _read(folder / MANIFEST), plan)
+        read_experts(folder)  # all of it is there, or that is said
         return folder
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     with FileLock(folder / WORK / "parts.lock"):
-        rows = _parts(index, folder, arguments, plan)
+        rows = _parts(processing_class, index, folder, arguments, plan)
     for number, members in enumerate(rows):
         try:
             with FileLock(folder / WORK / f"{number}.lock", timeout=0):
@@ -213,16 +228,32 @@ def _check_plan(folder: Path, known: dict[str, Any], plan: dict[str, Any]) -> No
         )
 
 
-def _parts(index: Divided, folder: Path, arguments: ExpertTrainingArguments, plan: dict[str, Any]) -> list[list[int]]:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"'{path}' is no JSON ({error}). {AGAIN}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' is {type(content).__name__}, and no object. {AGAIN}")
+    return content
+
+
+def _parts(
+    processing_class: PreTrainedTokenizerBase,
+    index: Divided,
+    folder: Path,
+    arguments: ExpertTrainingArguments,
+    plan: dict[str, Any],
+) -> list[list[int]]:
     """Cluster the vectors, draw the rows of each part, and keep both for the next call and other processes."""
     from faiss import Kmeans
 
     path = folder / WORK / PLAN
     if path.is_file():
-        known = json.loads(path.read_bytes())
-        _check_plan(folder, known["plan"], plan)
+        known = _read(path)
+        _check_plan(folder, known.get("plan", {}), plan)
         return list(known["rows"])
-    if [item for item in folder.iterdir() if item.name != WORK]:
+    if [item for item in folder.iterdir() if item.name not in (WORK, CENTERS)]:
         raise InputError(f"'{folder}' is not empty, and holds no experts. Choose a new folder.")
     size, number = len(index), arguments.num_experts
     draw = random.Random(arguments.seed)
@@ -244,6 +275,9 @@ def _parts(index: Divided, folder: Path, arguments: ExpertTrainingArguments, pla
             "as `num_experts`."
         )
     drawn = [sorted(draw.sample(part, min(len(part), arguments.max_rows))) for part in members]
+    for part, rows in enumerate(drawn):
+        if not any(_chunk(processing_class, item.text, arguments) for item in index.documents(rows)):
+            raise InputError(f"Part {part} of the index holds no text of two tokens. Pass fewer `num_experts`.")
     save_file({"centers": centers}, folder / CENTERS)
     sync(folder / CENTERS)
     write_json(path, {"plan": plan, "rows": drawn, "sizes": [len(part) for part in members]})
@@ -263,13 +297,10 @@ def _train(
     work = folder / WORK / _name(number)
     shutil.rmtree(work, ignore_errors=True)
     random.Random(arguments.seed + number).shuffle(rows)
-    chunks = []
-    for document in index.documents(rows):
-        encoded = processing_class(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-        check_vocabulary(model, processing_class, encoded)
-        chunks += [encoded[: arguments.max_length]] if len(encoded) > 1 else []
-    if not chunks:
-        raise InputError(f"Part {number} of the index holds no text of two tokens. Pass fewer `num_experts`.")
+    texts = (document.text for document in index.documents(rows))
+    chunks = [chunk for chunk in (_chunk(processing_class, text, arguments) for text in texts) if chunk]
+    for chunk in chunks:
+        check_vocabulary(model, processing_class, chunk)
     with random_states_kept(), _adapted(model, arguments) as adapted:
         trainer = Trainer(
             model=adapted,
@@ -307,6 +338,12 @@ def _train(
     (work / "adapter").replace(folder / _name(number))
     sync(folder)
     logger.warning(f"Expert {number}: {len(chunks)} rows, mean loss {loss:.3f} nats per token.")
+
+
+def _chunk(processing_class: PreTrainedTokenizerBase, text: str, arguments: ExpertTrainingArguments) -> list[int]:
+    """Give the tokens of a text that are trained on; none of a text that has none to predict."""
+    encoded: list[int] = processing_class(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return encoded[: arguments.max_length] if len(encoded) > 1 else []
 
 
 @contextmanager

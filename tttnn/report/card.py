@@ -72,7 +72,7 @@ def _how(run: Run) -> str:
     if "query" in used:
         words.append(f"query {used['query']}")
     words.append("the query in context" if run.prompt == "context" else "no prompt")
-    window = used.get("window_length") or (run.prompt == "none" and used.get("max_length"))
+    window = used.get("window_tokens") or (run.prompt == "none" and used.get("max_length"))
     if window:
         words.append(f"windows of {window} tokens")
     if (run.retrieves or run.trains) and "max_length" in used:

@@ -11,6 +11,7 @@ import numpy as np
 from tttnn.errors import InputError
 from tttnn.evaluation.pile import TASK_OF_SET, TASKS, pile_weights, task_of
 from tttnn.intervals import Bootstrap, PairedScores
+from tttnn.journal import LATER
 from tttnn.records import SECONDS, DocumentRecord
 from tttnn.report.runs import Run
 
@@ -193,9 +194,9 @@ class Grouping:
         if comparison.other_bytes or comparison.other_before:
             names = ("model", "revision", "weights", "config_digest", "tokenizer", "tokenizer_digest", "prefix_token")
             of_text = ("query", "cut", "prompt", "window_length", "stride", "max_length")
-            for name in (*names, *of_text, "bf16", "fp16"):
+            for name in (*names, *of_text, "window_tokens", "stride_tokens", "bf16", "fp16"):
                 values = run.settings.get(name), baseline.settings.get(name)
-                if values[0] != values[1]:
+                if values[0] != values[1] and not (name in LATER and None in values):
                     comparison.causes[name] = values
         return comparison
 

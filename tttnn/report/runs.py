@@ -217,6 +217,10 @@ def differing_settings(runs: list[Run]) -> tuple[dict[str, Any], list[dict[str, 
     common: dict[str, Any] = {}
     apart: list[dict[str, Any]] = [{} for _ in runs]
     differing = [name for name in names if len({repr(settings[name]) for settings in used if name in settings}) > 1]
+    # of other models and tokenizers they say nothing more
+    for name, digest in (("model", "config_digest"), ("tokenizer", "tokenizer_digest")):
+        if name in differing and digest in differing:
+            differing.remove(digest)
     if set(OPTIMIZER_ARGUMENTS) & set(differing):  # which `optimizer` repeats
         differing = [name for name in differing if name != "optimizer"]
     for name in differing:

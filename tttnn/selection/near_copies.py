@@ -4,9 +4,12 @@ import re
 
 
 NGRAM_LENGTH = 13
-# of Thai, Lao, Burmese, Khmer, kana, Chinese characters
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+# Thai and Lao, Burmese, Khmer, kana, Chinese characters
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\uff66-\uff9f"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+)
+WORD = re.compile(rf"(?=\w)[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 NEAR_COPY_OVERLAP = 0.5
 
@@ -16,7 +19,7 @@ def overlap(text: str, other: str) -> float:
     Measure how much of the shorter of two texts stands in the other.
 
     Words are runs of letters and digits, in lower case; where words have no spaces between them, as in Chinese and
-    Japanese, each character is one. Of the distinct 13-grams of words of the text that has fewer,
+    Japanese, each letter is one. Of the distinct 13-grams of words of the text that has fewer,
     the share is taken that the other text has too: 1 if one text contains the other. Texts under 13 words overlap
     only if all their words are the same.
 
