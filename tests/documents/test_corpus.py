@@ -127,9 +127,12 @@ def test_the_limit_of_a_corpus_is_one_of_its_places_too(tmp_path):
     assert Corpus(tmp_path / "a.jsonl", limit=4).count() == 4
 
 
-def test_a_corpus_is_known_by_names_sizes_and_options(tmp_path):
+def test_a_corpus_is_known_by_names_sizes_contents_and_options(tmp_path):
     path = write(tmp_path, "a.jsonl")
     described = Corpus(path).describe()
+    path.write_bytes(LINES[:-9] + LINES[-9:].swapcase())
+    assert {name for name, value in Corpus(path).describe().items() if value != described[name]} == {"contents"}
+    path.write_bytes(LINES)
     assert described == json.loads(json.dumps(Corpus(str(path)).describe()))
     assert described != Corpus(path, limit=3).describe()
     assert described != Corpus(path, text_column="body").describe()

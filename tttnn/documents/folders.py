@@ -78,11 +78,11 @@ class Files:
         for path, name in self._each(source):
             yield from self._unless_empty(self._places(path, name, in_folder), name, in_folder)
 
-    def sizes(self, source: Path) -> Iterator[tuple[str, int]]:
-        """Name the files of a source, and give their sizes."""
+    def sizes(self, source: Path) -> Iterator[tuple[str, int, list[Path]]]:
+        """Name the files and saved data sets of a source, and give their sizes and their files."""
         for path, name in self._each(source):
-            inside = path.iterdir() if path.is_dir() else [path]
-            yield name, sum(file.stat().st_size for file in inside)
+            inside = sorted(path.iterdir()) if path.is_dir() else [path]
+            yield name, sum(file.stat().st_size for file in inside), [file for file in inside if file.is_file()]
 
     def _each(self, source: Path) -> Iterator[tuple[Path, str]]:
         """List the files and saved data sets of a source with their names."""
