@@ -4,10 +4,10 @@ import fcntl
 import glob
 import json
 import os
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
 
@@ -52,7 +52,9 @@ def check_same(record: DocumentRecord, document: Document, exclude: str | None) 
     if exclude is not None:
         before[exclude] = record.id if exclude == "id" else record.metadata.get(exclude)
         now[exclude] = json_form(document.value(exclude))
-    changed = [name for name in {**before, **now} if name not in before or before[name] != now.get(name)]
+    changed = [
+        name for name in {**before, **now} if (name in before, before.get(name)) != (name in now, now.get(name))
+    ]
     if record.digest != digest(document.text):
         changed = ["the text", *changed]
     if changed:
@@ -68,7 +70,21 @@ def _has_one_form(value: Any) -> bool:  # noqa: ANN401
         return all(map(_has_one_form, value.values()))
     if isinstance(value, list | tuple):
         return all(map(_has_one_form, value))
-    kinds = (str, int, float, type(None), bytes, date, time, Decimal, UUID, np.number, np.bool_, np.ndarray)
+    kinds = (
+        str,
+        int,
+        float,
+        type(None),
+        bytes,
+        Decimal,
+        UUID,
+        PurePath,
+        date,
+        time,
+        timedelta,
+        np.generic,
+        np.ndarray,
+    )
     return isinstance(value, kinds)
 
 

@@ -152,7 +152,7 @@ class Chooser:
     """A selector without a representation of its own."""
 
     def __init__(self, number=1):
-        self.number = number
+        self.number, self.words, self.thing = number, {"b", "a"}, object()
 
     def __call__(self, *args, **options):
         return select(*args, **options)
@@ -162,8 +162,8 @@ class Chooser:
     ("make_selector", "name"),
     [
         (lambda: partial(select, distinct=None), "partial(select, distinct=None)"),
-        (Chooser, "Chooser(number=1)"),
-        (lambda: Chooser(2).__call__, "Chooser(number=2).__call__"),
+        (Chooser, "Chooser(number=1, words={'a', 'b'}, thing=object)"),
+        (lambda: Chooser(2).__call__, "Chooser(number=2, words={'a', 'b'}, thing=object).__call__"),
         (lambda: Sift(alpha=2.0), "Sift(regularization=0.01, alpha=2.0)"),
     ],
     ids=["partial", "object", "method", "dataclass"],

@@ -224,8 +224,11 @@ def test_rolling_without_adapting_and_with_the_whole_text_as_query(harness_model
     assert model.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("rolling", ["prefix", "document"])
-@pytest.mark.parametrize("text", ["naïve café 東京 " * 20, "a b " * 200], ids=["words", "letters"])
+@pytest.mark.parametrize(
+    ("rolling", "text"),
+    [("prefix", "naïve café 東京 " * 20), ("document", "naïve café 東京 " * 20), ("prefix", "a b " * 200)],
+    ids=["words in two parts", "words", "letters in two parts"],
+)
 def test_a_text_that_repeats_itself_is_scored_as_hflm_does(harness_model, rolling, text):
     """Windows that overlap have the same tokens, and predict others of them."""
     ours, theirs = harness_model(rolling=rolling, learning_rate=1e-14, weight_decay=0.0), harness_model(kind=HFLM)
@@ -371,6 +374,20 @@ def test_a_cache_of_answers_is_resumed_and_one_of_other_settings_refused(harness
     with pytest.raises(ValueError, match="another model"):
         evaluate(harness_model(), tasks, use_cache=plain)
     evaluate(harness_model("none"), tasks, use_cache=plain)  # the answers are the same
+
+
+@pytest.mark.parametrize("change", ["weights", "tokenizer"])
+def test_a_cache_of_another_model_at_the_same_place_is_refused(
+    harness_model, model_folder, tasks, tmp_path, monkeypatch, change
+):
+    evaluate(harness_model("none"), tasks, use_cache=str(tmp_path / "answers"))
+    other = harness_model("none")
+    if change == "weights":
+        next(other.model.parameters()).data += 1.0
+    else:
+        other.tokenizer.add_tokens(["captain"])
+    with pytest.raises(ValueError, match="another model"):
+        evaluate(other, tasks, use_cache=str(tmp_path / "answers"))
 
 
 @pytest.mark.parametrize("options", [{"add_bos_token": True}, {"dtype": "bfloat16"}, {"prefix_token_id": 7}])

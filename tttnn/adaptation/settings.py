@@ -14,7 +14,7 @@ from tttnn.adaptation.callbacks import TestTimeCallback
 from tttnn.adaptation.options import NeighborStepArguments, RetrievalArguments, ScoringArguments, StepArguments
 from tttnn.adaptation.requirements import num_positions
 from tttnn.adaptation.windows import prefix_token_id
-from tttnn.neighbors import Selector, describe_retriever
+from tttnn.neighbors import describe_retriever
 from tttnn.records import digest
 from tttnn.selection import SELECTORS
 
@@ -67,7 +67,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
         "prefix_token": prefix_token_id(trainer.processing_class),
         "revision": getattr(trainer.model.config, "_commit_hash", None),  # set by transformers if it came from the Hub
         **describe_retriever(trainer.retriever),
-        "selector": _name(trainer.selector),
+        "selector": trainer.selector_name,
         "optimizer": repr(trainer.optimizer.defaults),
         "early_stopping": [],
     }
@@ -133,30 +133,37 @@ def _windows(trainer: "TestTimeTrainer") -> tuple[int, int]:
     return length, trainer.stride_within(length)
 
 
-def _name(selector: Selector) -> str:
-    """Name a selector the same in every process: what has no representation of its own is shown by its address."""
+def selector_name(selector: Any) -> str:  # noqa: ANN401
+    """Name a selector the same in every process, by what it holds; what has no such form is named by its type."""
     for name, known in SELECTORS.items():
         if selector is known:
             return name
-    return _name_of(selector)
+    if isinstance(selector, MethodType):
+        return f"{selector_name(selector.__self__)}.{selector.__name__}"
+    name = _form(selector)
+    try:
+        return _call(name, [], vars(selector)) if name == type(selector).__qualname__ else name
+    except TypeError:  # it has slots
+        return name
 
 
-def _name_of(value: Any) -> str:  # noqa: ANN401
-    """Name a value of a selector; an address, which every process has another of, is the last resort."""
+def _form(value: Any) -> str:  # noqa: ANN401
+    """Write a value without addresses, and sets in one order."""
     if isinstance(value, FunctionType):
         return value.__qualname__
-    if isinstance(value, MethodType):
-        return f"{_name_of(value.__self__)}.{value.__name__}"
     if isinstance(value, partial):
         return _call("partial", [value.func, *value.args], value.keywords)
-    if any("__repr__" in vars(kind) for kind in type(value).__mro__[:-1]):
-        return repr(value)
-    try:
-        return _call(type(value).__qualname__, [], vars(value))
-    except TypeError:  # it has slots
-        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_form, value))}]"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_form, value)))}}}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_form(key)}: {_form(item)}' for key, item in value.items())}}}"
+    shown = repr(value)
+    has_own = any("__repr__" in vars(kind) for kind in type(value).__mro__[:-1])
+    return shown if has_own and " at 0x" not in shown.lower() else type(value).__qualname__
 
 
 def _call(name: str, values: list[Any], named: dict[str, Any]) -> str:
-    shown = [*map(_name_of, values), *(f"{key}={_name_of(value)}" for key, value in named.items())]
+    shown = [*map(_form, values), *(f"{key}={_form(value)}" for key, value in named.items())]
     return f"{name}({', '.join(shown)})"

@@ -42,7 +42,7 @@ from tttnn.adaptation.requirements import (
 )
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
 from tttnn.adaptation.scoring import next_token_loss
-from tttnn.adaptation.settings import run_settings, tokenizer_digest
+from tttnn.adaptation.settings import run_settings, selector_name, tokenizer_digest
 from tttnn.adaptation.sharing import share
 from tttnn.adaptation.steps import NotFiniteError, OptimizerState
 from tttnn.adaptation.windows import default_stride, prefix_token_id
@@ -160,6 +160,7 @@ class TestTimeTrainer(Trainer):
         if selector is not None and args.selector != "nearest":
             raise InputError(f"`args.selector` is {args.selector!r}, and `selector` is passed too. Pass one of them.")
         self.selector: Selector = selector or SELECTORS[args.selector]
+        self.selector_name = selector_name(self.selector)  # now: it may count while it selects
         self.records: list[DocumentRecord] = []
         self.adaptation: DocumentRecord | None = None  # inside of `adapt`: what the model is adapted by
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed

@@ -81,8 +81,8 @@ class Files:
     def sizes(self, source: Path) -> Iterator[tuple[str, int, list[Path]]]:
         """Name the files and saved data sets of a source, and give their sizes and their files."""
         for path, name in self._each(source):
-            inside = sorted(path.iterdir()) if path.is_dir() else [path]
-            yield name, sum(file.stat().st_size for file in inside), [file for file in inside if file.is_file()]
+            inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+            yield name, sum(file.stat().st_size for file in inside), inside
 
     def _each(self, source: Path) -> Iterator[tuple[Path, str]]:
         """List the files and saved data sets of a source with their names."""

@@ -234,7 +234,7 @@ class Corpus:
         hub = [str(item) for item, path in zip(self.sources, self.paths, strict=True) if path is None]
         return {
             "files": sizes.hexdigest(),
-            "contents": _sample(paths[:: len(paths) // SAMPLED + 1]),
+            "contents": _sample(paths[:: (len(paths) - 1) // SAMPLED + 1]),
             "data_sets": [*hub, self.split, self.revision, self.dataset_config],
             "columns": [*self.columns],
             "limit": self.limit,

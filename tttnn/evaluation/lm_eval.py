@@ -124,7 +124,12 @@ class TestTimeLM(HFLM):
         ours = {name: value for name, value in options.items() if name not in known}
         options = {"dtype": "float32"} | {name: value for name, value in options.items() if name in known}
         super().__init__(pretrained, **options)
-        self._loaded = {name: str(value) for name, value in options.items() if name not in NO_ANSWER}
+        defaults = {name: item.default for name, item in inspect.signature(HFLM.__init__).parameters.items()}
+        self._loaded = {
+            name: str(value)
+            for name, value in options.items()
+            if name not in NO_ANSWER and (name not in defaults or value != defaults[name])
+        }
         self.trainer: TestTimeTrainer | None = None
         self.settings: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()

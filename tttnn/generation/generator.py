@@ -193,7 +193,7 @@ class TestTimeGenerator:
             raise InputError("There is no prompt. Pass a text, the messages of a chat, or a list of these.")
         if adapts and neighbors is None and query is None and self.trainer.args.documents_at_once > 1:
             queries = [read_prompt(self.trainer.processing_class, item).query for item in prompts]  # type: ignore[arg-type]
-            self.trainer.learn_ahead(queries, self.cache)
+            self.trainer.learn_ahead([text for text in queries if text.strip()], self.cache)
         return [self._generate(item, generation_config, generate_options, **options) for item in prompts]  # type: ignore[arg-type]
 
     def _generate(
@@ -218,7 +218,9 @@ class TestTimeGenerator:
                 finished, seconds = self._run(read.token_ids, config, options, seed)
             phases = {"retrieve": 0.0, "train": 0.0, "generate": seconds}
             return self._pack(prompt, read, [], finished, seed, phases, start)
-        if not (query or read.query).strip():
+        args, takes_query = trainer.args, trainer.method.trains and trainer.args.train_on != "neighbors"
+        looks = neighbors is None and trainer.method.needs_neighbors(args)
+        if (looks or takes_query) and not (query or read.query).strip():
             raise InputError("The prompt has no text, and its neighbors are found by it. Pass `query`.")
         with trainer.adapted_episode(query or read.query, neighbors, self.cache) as episode:
             context = episode.lay_before(read.token_ids, room)

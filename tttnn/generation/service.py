@@ -196,7 +196,8 @@ class Service:
 
         def read_queries() -> list[str]:
             tokenizer = self.engine.trainer.processing_class
-            return [asked.query or read_prompt(tokenizer, prompt).query for prompt in prompts]
+            queries = [asked.query or read_prompt(tokenizer, prompt).query for prompt in prompts]
+            return [query for query in queries if query.strip()]
 
         def generate(job: Job, prompt: Any) -> Generation:  # noqa: ANN401
             generator = self.engine.generator_of(asked.settings())

@@ -176,11 +176,6 @@ def train_experts(
             "Experts are trained by one process each. Start the command once for each GPU, with the same folder and "
             "without a launcher: CUDA_VISIBLE_DEVICES=0 tttnn train-experts ..."
         )
-    limit = context_length(model)
-    if limit is not None and arguments.max_length > limit:
-        raise InputError(
-            f"`max_length` is {arguments.max_length}, and the model reads {limit} tokens at once. Pass at most that."
-        )
     if not index.keeps_vectors:
         raise InputError("The index keeps no vectors to divide it by. Build it with the preset flat, ivf or scale.")
     if len(index) < arguments.num_experts:
@@ -196,6 +191,11 @@ def train_experts(
         _check_plan(folder, _read(folder / MANIFEST), plan)
         read_experts(folder)  # all of it is there, or that is said
         return folder
+    limit = context_length(model)
+    if limit is not None and arguments.max_length > limit:
+        raise InputError(
+            f"`max_length` is {arguments.max_length}, and the model reads {limit} tokens at once. Pass at most that."
+        )
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     with FileLock(folder / WORK / "parts.lock"):
         rows = _parts(processing_class, index, folder, arguments, plan)
@@ -251,7 +251,9 @@ def _parts(
     path = folder / WORK / PLAN
     if path.is_file():
         known = _read(path)
-        _check_plan(folder, known.get("plan", {}), plan)
+        if not isinstance(known.get("plan"), dict) or not isinstance(known.get("rows"), list):
+            raise InputError(f"'{path}' is damaged. {AGAIN}")
+        _check_plan(folder, known["plan"], plan)
         return list(known["rows"])
     if [item for item in folder.iterdir() if item.name not in (WORK, CENTERS)]:
         raise InputError(f"'{folder}' is not empty, and holds no experts. Choose a new folder.")
@@ -299,6 +301,8 @@ def _train(
     random.Random(arguments.seed + number).shuffle(rows)
     texts = (document.text for document in index.documents(rows))
     chunks = [chunk for chunk in (_chunk(processing_class, text, arguments) for text in texts) if chunk]
+    if not chunks:
+        raise InputError(f"Part {number} of the index holds no text of two tokens. Pass fewer `num_experts`.")
     for chunk in chunks:
         check_vocabulary(model, processing_class, chunk)
     with random_states_kept(), _adapted(model, arguments) as adapted:

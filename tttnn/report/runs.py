@@ -212,15 +212,18 @@ def differing_settings(runs: list[Run]) -> tuple[dict[str, Any], list[dict[str, 
     names = [
         name
         for name in dict.fromkeys(name for settings in used for name in settings)
-        if name not in ("method", "prompt")
+        if name not in ("method", "prompt", "rules")
     ]
     common: dict[str, Any] = {}
     apart: list[dict[str, Any]] = [{} for _ in runs]
     differing = [name for name in names if len({repr(settings[name]) for settings in used if name in settings}) > 1]
-    # of other models and tokenizers they say nothing more
-    for name, digest in (("model", "config_digest"), ("tokenizer", "tokenizer_digest")):
-        if name in differing and digest in differing:
-            differing.remove(digest)
+    # these say nothing more
+    for name, same in (
+        *(("model", "config_digest"), ("tokenizer", "tokenizer_digest")),
+        *(("window_tokens", "window_length"), ("stride_tokens", "stride")),
+    ):
+        if name in differing and same in differing:
+            differing.remove(same)
     if set(OPTIMIZER_ARGUMENTS) & set(differing):  # which `optimizer` repeats
         differing = [name for name in differing if name != "optimizer"]
     for name in differing:
