@@ -7,6 +7,7 @@ package it ships with, one module per import line and without comments there.
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import datasets
@@ -103,7 +104,7 @@ class BitsPerByte(evaluate.Metric):
         if predictions is None or references is None:
             raise ValueError("Pass both `predictions` (log-likelihoods in nats) and `references` (the scored texts).")
         for row, log_likelihood in enumerate(predictions, start=len(self)):
-            if log_likelihood is None or not -math.inf < log_likelihood <= 0:
+            if not isinstance(log_likelihood, Real) or not -math.inf < log_likelihood <= 0:
                 raise ValueError(
                     f"The log-likelihood of row {row} is {log_likelihood}, but that of a text is finite and never "
                     "above 0. Pass the sum of the natural log-probabilities of its tokens, not its negative (a loss)."
@@ -128,7 +129,10 @@ class BitsPerByte(evaluate.Metric):
                 "text that is not empty."
             )
         # `abs`, because the negative of a sum of 0.0 would be -0.0.
-        nats_per_byte = abs(math.fsum(predictions)) / num_bytes
+        try:
+            nats_per_byte = abs(math.fsum(predictions)) / num_bytes
+        except OverflowError:
+            raise ValueError("The log-likelihoods add up to more nats than a number holds. Check them.") from None
         try:
             byte_perplexity = math.exp(nats_per_byte)
         except OverflowError:

@@ -297,7 +297,7 @@ PHASES = {
     "training_step": 2,
     "data_collator": 2,
     "optimizer.step": 2,
-    "lr_scheduler": 2,
+    "lr_scheduler": 3,  # after that of the check before the first document
     "log": 2,
     "compute_metrics": 1,
     "on_train_begin": 2,

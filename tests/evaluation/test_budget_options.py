@@ -190,6 +190,8 @@ def test_another_process_takes_the_choice_of_the_first_or_its_refusal(words, cur
     monkeypatch.setattr("tttnn.methods.budget.measure_speed", lambda *parts: own)
 
     def from_first(outcomes):
+        if isinstance(outcomes[0], list):  # in which order journals are taken
+            return outcomes
         outcome = TTT
         if status:
             outcome = InputError("`budget` is 5 seconds per document, and the cheapest choice takes 1000 here.")

@@ -53,6 +53,15 @@ def prepare_optimizer(trainer: "TestTimeTrainer") -> torch.optim.Optimizer:
     return trainer.optimizer
 
 
+def has_autocast(trainer: "TestTimeTrainer") -> bool:
+    """
+    Whether mixed precision that was asked for is in effect on the device.
+
+    Relies on: `Accelerator.native_amp`.
+    """
+    return bool(trainer.accelerator.native_amp)
+
+
 def prepare_scheduler(trainer: "TestTimeTrainer", num_steps: int) -> None:
     """
     Make the learning-rate schedule of one document.

@@ -165,7 +165,7 @@ class TestTimeTrainer(Trainer):
         self.adaptation: DocumentRecord | None = None  # inside of `adapt`: what the model is adapted by
         self.made_optimizer_of: object = None  # of which arguments and parameters; of none if it was passed
         check_processes(args, internals.is_sharded(self))
-        check_precision(args, self.accelerator.native_amp)
+        check_precision(args, internals.has_autocast(self))
         check_reading(self.model, processing_class, args.router_aux_loss)
         check_adapters(self.model, bool(args.activation_checkpointing))
         self._context_length = context_length(model)

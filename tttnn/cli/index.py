@@ -117,7 +117,8 @@ def _retrieve(arguments: argparse.Namespace) -> None:
         print(f"Without the shards {answer.missing_shards}, whose machines do not answer.", file=sys.stderr)
     for neighbor in answer[0]:
         if arguments.json:
-            print(json.dumps(asdict(neighbor), default=str))
+            has_all_letters = "utf" in (sys.stdout.encoding or "").lower()
+            print(json.dumps(asdict(neighbor), ensure_ascii=not has_all_letters, default=str))
             continue
         beginning = " ".join(neighbor.text.split())[:100]
         print(f"{neighbor.distance:8.4f}  {_place(neighbor.metadata)}\n          {beginning}")
