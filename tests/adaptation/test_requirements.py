@@ -16,7 +16,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
 from tttnn import Document, JournalCallback, TestTimeTrainer, TestTimeTrainingArguments
-from tttnn.adaptation.requirements import check_processes, warn_of_dropped_text
+from tttnn.adaptation.requirements import check_processes
+from tttnn.adaptation.text_checks import warn_of_dropped_text
 
 
 NEIGHBORS = ["The white whale was seen.", "import json", "Let x be a rational number."]
@@ -76,14 +77,14 @@ def test_mixed_precision_that_the_device_does_not_have_is_refused(make):
 )
 def test_excluding_by_ids_that_count_rows_is_warned_of(make, monkeypatch, dataset, exclude, is_warned):
     warnings = []
-    monkeypatch.setattr("tttnn.adaptation.requirements.logger.warning", warnings.append)
+    monkeypatch.setattr("tttnn.adaptation.text_checks.logger.warning", warnings.append)
     make(exclude=exclude).evaluate(dataset)
     assert ["'row 0' count rows" in warning for warning in warnings] == [True] * is_warned
 
 
 def test_a_tokenizer_that_drops_text_is_warned_of(tokenizer, monkeypatch):
     warnings = []
-    monkeypatch.setattr("tttnn.adaptation.requirements.logger.warning_once", warnings.append)
+    monkeypatch.setattr("tttnn.adaptation.text_checks.logger.warning_once", warnings.append)
     warn_of_dropped_text(tokenizer)
     assert warnings == []
     words = Tokenizer(BPE({"a": 0, "b": 1}, []))  # nothing stands for other letters

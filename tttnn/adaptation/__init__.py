@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from tttnn.adaptation.precision import PrecisionChoice, choose_precision
     from tttnn.adaptation.presets import PRESETS, preset_settings
     from tttnn.adaptation.progress import DocumentProgressCallback
-    from tttnn.adaptation.requirements import check_vocabulary, context_length, warn_of_counted_ids
+    from tttnn.adaptation.requirements import context_length
     from tttnn.adaptation.restore import random_states_kept, restored
     from tttnn.adaptation.scoring import ScoredText, TokenNll, lay_out_context, next_token_loss, score
     from tttnn.adaptation.settings import run_settings, tokenizer_digest, weights_digest
     from tttnn.adaptation.steps import NotFiniteError, in_model
     from tttnn.adaptation.stopping import NeighborEarlyStoppingCallback
+    from tttnn.adaptation.text_checks import check_vocabulary, warn_of_counted_ids
     from tttnn.adaptation.trainable import make_trainable
     from tttnn.adaptation.trainer import TestTimeTrainer
     from tttnn.adaptation.tuning import CurveRow, Tuning, read_tuning
@@ -115,7 +116,7 @@ __getattr__, __dir__ = door(
         "TrainableArguments": "options",
         "Tuning": "tuning",
         "Window": "windows",
-        "check_vocabulary": "requirements",
+        "check_vocabulary": "text_checks",
         "choose_precision": "precision",
         "context_length": "requirements",
         "in_model": "steps",
@@ -133,7 +134,7 @@ __getattr__, __dir__ = door(
         "scoring_windows": "windows",
         "split_document": "windows",
         "tokenizer_digest": "settings",
-        "warn_of_counted_ids": "requirements",
+        "warn_of_counted_ids": "text_checks",
         "weights_digest": "settings",
         "NeighborStepArguments": "options",
         "RunArguments": "options",

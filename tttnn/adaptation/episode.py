@@ -13,9 +13,9 @@ from tttnn.adaptation.beginnings import encode_beginning
 from tttnn.adaptation.mixture import mix_online
 from tttnn.adaptation.ngram_cache import NgramCache
 from tttnn.adaptation.options import RetrievalArguments
-from tttnn.adaptation.requirements import check_vocabulary
 from tttnn.adaptation.scoring import ScoredText, TokenNll, score
 from tttnn.adaptation.steps import Chunks, in_model, raise_not_finite, train_on
+from tttnn.adaptation.text_checks import check_vocabulary
 from tttnn.adaptation.windows import Window, encode, split_document, token_texts, training_chunks
 from tttnn.documents import Document, check_text
 from tttnn.errors import InputError, InputTypeError, StateError

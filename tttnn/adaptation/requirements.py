@@ -1,7 +1,7 @@
 """What a model and its processes must be, checked before the first document."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -12,15 +12,14 @@ from transformers.utils import logging
 from transformers.utils.import_utils import is_peft_available
 
 from tttnn.adaptation.arguments import TestTimeTrainingArguments
-from tttnn.adaptation.windows import encode, prefix_token_id
-from tttnn.documents import Document, is_position
+from tttnn.adaptation.text_checks import check_vocabulary, warn_of_dropped_text
+from tttnn.adaptation.windows import prefix_token_id
 from tttnn.errors import InputError, InputTypeError, StateError
 
 
 logger = logging.get_logger(__name__)
 
 PROBE_LENGTH = 16  # tokens
-PROBED = ("z", "7", "\u00e9", "\u6771", "\U0001f40b")
 # Relative, by whether logits are in single precision: what a later token may change by rounding.
 PROBE_TOLERANCE = {True: 1e-4, False: 2e-2}
 
@@ -137,68 +136,6 @@ def check_reading(
             f"The model is a {kind} and sees the tokens that it is to predict: a change of the last token changes "
             "what it says before. Pass a causal language model (for BERT and models like it: `is_decoder=True`, and "
             "weights that were trained so)."
-        )
-
-
-def warn_of_dropped_text(processing_class: PreTrainedTokenizerBase) -> None:
-    """Warn, by a probe, of a tokenizer that leaves text out: bits per byte are too low then."""
-    dropped = [sign for sign in PROBED if not encode(processing_class, sign)]
-    if encode(processing_class, "a\n\n\nb") == encode(processing_class, "a b"):
-        dropped.append("line breaks")
-    if dropped:
-        logger.warning_once(
-            f"The tokenizer drops text (tried: {', '.join(dropped)}), whose bytes count and cost nothing. Compare "
-            "scores only with those of the same tokenizer."
-        )
-
-
-def warn_of_counted_ids(documents: Iterable[Document], exclude: str | None) -> None:
-    """
-    Warn where neighbors are excluded by ids that only count rows.
-
-    Args:
-        documents (`Iterable[Document]`):
-            Test documents.
-        exclude (`str`, *optional*):
-            The field by which neighbors are excluded.
-    """
-    counted = next((document.id for document in documents if is_position(document.id)), None)
-    if exclude == "id" and counted is not None:
-        logger.warning(
-            f"`exclude` is 'id', and ids such as '{counted}' count rows. They name the same document in the index "
-            "only if it was made of the same rows in the same order, under the same name. If it was not, the wrong "
-            "neighbors are excluded: give the documents ids of their own, or exclude by another field."
-        )
-
-
-def check_vocabulary(
-    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int]
-) -> None:
-    """
-    Refuse tokens that were added to the tokenizer and not to the model, which has no embeddings for them.
-
-    Args:
-        model (`PreTrainedModel`):
-            The model.
-        processing_class (`PreTrainedTokenizerBase`):
-            The tokenizer.
-        token_ids (`Sequence[int]`):
-            Of a text; may be empty.
-
-    Raises:
-        `ValueError`: If one of them is not in the model's vocabulary.
-    """
-    vocabulary, largest = len(model.get_input_embeddings().weight), max(token_ids, default=0)  # type: ignore[arg-type]
-    for token_id in (largest, min(token_ids, default=0)):
-        if not 0 <= token_id < max(vocabulary, len(processing_class)):
-            raise InputError(
-                f"{token_id} is no token of the model, which has 0 to {vocabulary - 1}. Pass one of these."
-            )
-    if largest >= vocabulary:
-        token = processing_class.convert_ids_to_tokens(largest)
-        raise InputError(
-            f"{token!r} is token {largest} of the tokenizer, but the model's vocabulary has {vocabulary}. Call "
-            "`model.resize_token_embeddings(len(tokenizer))`, or take a tokenizer to which it was not added."
         )
 
 

@@ -38,13 +38,13 @@ from tttnn.adaptation.requirements import (
     context_length,
     hands_out_logits,
     reads_in_parts,
-    warn_of_counted_ids,
 )
 from tttnn.adaptation.restore import Snapshot, prepared_for_training, restored, undisturbed
 from tttnn.adaptation.scoring import next_token_loss
 from tttnn.adaptation.settings import run_settings, selector_name, tokenizer_digest
 from tttnn.adaptation.sharing import share
 from tttnn.adaptation.steps import NotFiniteError, OptimizerState
+from tttnn.adaptation.text_checks import warn_of_counted_ids
 from tttnn.adaptation.windows import default_stride, prefix_token_id
 from tttnn.documents import Document, as_documents
 from tttnn.errors import InputError, InputTypeError, StateError

@@ -121,12 +121,21 @@ def evaluate_documents(
         outcomes[name] = Outcome(name, trainer.records, metrics, trainer.is_world_process_zero())
     # distances of passages cannot be compared with those of random documents
     if whole is not None and whole.passage_length is None and args.process_index == 0:
-        tokenizer = loaded["processing_class"]
-        queries = [split_document(tokenizer, item.text, args.query, args.cut)[0] for item in documents]
-        # a report shows them beside the distances of neighbors
-        distances = whole.random_distances(queries[:MAX_QUERIES])
-        write_json(Path(args.output_dir or ".") / RANDOM_DISTANCES, {"distances": distances})
+        _write_random_distances(whole, loaded["processing_class"], documents, args)
     return [outcomes[name] for name in retrievers]
+
+
+def _write_random_distances(
+    whole: NeighborRetriever,
+    processing_class: PreTrainedTokenizerBase,
+    documents: list[Document],
+    args: TestTimeTrainingArguments,
+) -> None:
+    """Measure how far random documents are; a report shows them beside the distances of neighbors."""
+    first = documents[:MAX_QUERIES]
+    queries = [split_document(processing_class, document.text, args.query, args.cut)[0] for document in first]
+    path = Path(args.output_dir or ".") / RANDOM_DISTANCES
+    write_json(path, {"distances": whole.random_distances(queries)})
 
 
 def _earlier_first(names: Iterable[str], folder: Path) -> list[str]:

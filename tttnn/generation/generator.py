@@ -1,12 +1,7 @@
 """`TestTimeGenerator`: adapt to a prompt, and generate with it in context; the weights are as before afterwards."""
 
-import copy
-import inspect
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -17,20 +12,16 @@ from transformers.utils import logging
 from tttnn.adaptation import (
     AdaptationCache,
     TestTimeTrainer,
-    check_vocabulary,
-    context_length,
     random_states_kept,
 )
 from tttnn.errors import InputError
+from tttnn.generation.options import is_of_options, settle_options
 from tttnn.generation.prompts import Messages, Prompt, is_chat, read_prompt
 from tttnn.neighbors import Neighbor
 from tttnn.records import DocumentRecord
 
 
 logger = logging.get_logger(__name__)
-
-LEAST_TEMPERATURE = 1e-4  # smaller ones overflow
-MAX_NEW_TOKENS = 256  # where neither the call nor the model's generation config says how many
 
 
 class Finished(NamedTuple):
@@ -209,7 +200,7 @@ class TestTimeGenerator:
         """Generate for one prompt."""
         start, trainer = perf_counter(), self.trainer
         read = read_prompt(trainer.processing_class, prompt)
-        config, options, room = self._settle(generation_config, generate_options, read)
+        config, options, room = settle_options(trainer, generation_config, generate_options, read)
         seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         if not 0 <= seed < 1 << 32:
             raise InputError(f"`seed` is {seed}. Pass 0 to {(1 << 32) - 1}.")
@@ -245,46 +236,6 @@ class TestTimeGenerator:
             is_reused=episode.reused,
         )
 
-    def _settle(
-        self, generation_config: GenerationConfig | None, generate_options: dict[str, Any], prompt: Prompt
-    ) -> tuple[GenerationConfig, dict[str, Any], int | None]:
-        """Settle the config, what else `generate` gets, and how many tokens are left for neighbors."""
-        trainer = self.trainer
-        config = copy.deepcopy(generation_config or trainer.model.generation_config or GenerationConfig())
-        try:
-            options = config.update(**generate_options)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"The options of the generation cannot be: {error}") from error
-        check_vocabulary(trainer.model, trainer.processing_class, prompt.token_ids)
-        _check_numbers(config)
-        if config.stop_strings is not None:
-            options.setdefault("tokenizer", trainer.processing_class)
-        number, limit = len(prompt.token_ids), context_length(trainer.model)
-        if limit is not None and number >= limit:
-            raise InputError(
-                f"The prompt has {number} tokens, and the model reads {limit}: none is left to generate. Shorten the "
-                "prompt, or choose a model with a longer context."
-            )
-        new = config.max_new_tokens
-        if new is None:
-            new = MAX_NEW_TOKENS if config.max_length is None else config.max_length - number
-        if new < 1:
-            raise InputError(
-                f"At most {new} tokens would be generated after the {number} of the prompt. Pass a larger "
-                "`max_new_tokens`."
-            )
-        if limit is not None and new > limit - number:
-            logger.warning(
-                f"At most {limit - number} new tokens instead of {new}: the prompt has {number}, and the model reads "
-                f"{limit} in all."
-            )
-            new = limit - number
-        config.max_new_tokens, config.max_length = new, None
-        if config.pad_token_id is None:
-            eos = config.eos_token_id
-            config.pad_token_id = eos[0] if isinstance(eos, list) else eos
-        return config, options, None if limit is None else limit - number - new
-
     def _run(
         self, token_ids: list[int], config: GenerationConfig, options: dict[str, Any], seed: int
     ) -> tuple[list[Finished], float]:
@@ -298,7 +249,7 @@ class TestTimeGenerator:
                     input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config, **options
                 )
             except (ValueError, TypeError, IndexError) as error:
-                if not _is_of_options(error):
+                if not is_of_options(error):
                     raise
                 raise InputError(f"The options of the generation cannot be: {error}") from error
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
@@ -344,26 +295,6 @@ def _finished(token_ids: list[int], config: GenerationConfig) -> Finished:
         if token in ends:
             return Finished(token_ids[: place + 1], "stop")
     return Finished(token_ids, "stop" if len(token_ids) < config.max_new_tokens else "length")
-
-
-def _is_of_options(error: Exception) -> bool:
-    """Whether transformers raised it over options of `generate`, and not a streamer, a processor or the model."""
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    return files[-1].parent == Path(inspect.getfile(GenerationConfig)).parent and files[-1].stem != "streamers"
-
-
-def _check_numbers(config: GenerationConfig) -> None:
-    """Refuse numbers that `generate` takes for something else, or ends over in the middle."""
-    for name in ("num_beams", "num_return_sequences"):
-        value = getattr(config, name)
-        if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
-            raise InputError(f"`{name}` is {value!r}. Pass a whole number of at least 1.")
-    if not config.do_sample:
-        return
-    for name, least, most in (("temperature", LEAST_TEMPERATURE, 1e6), ("top_p", 1e-9, 1.0)):
-        value = getattr(config, name)
-        if value is not None and not (isinstance(value, Real) and least <= float(value) <= most):
-            raise InputError(f"`{name}` is {value!r}. Pass {least:g} to {most:g}, or `do_sample=False`.")
 
 
 def _text_after(processing_class: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:

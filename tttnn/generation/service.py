@@ -29,7 +29,8 @@ from tttnn.generation.answers import (
 )
 from tttnn.generation.api import ChatRequest, CompletionRequest, Request
 from tttnn.generation.engine import Engine, Job, StopAtToken, TextPieces
-from tttnn.generation.generator import MAX_NEW_TOKENS, Generation
+from tttnn.generation.generator import Generation
+from tttnn.generation.options import MAX_NEW_TOKENS
 from tttnn.generation.prompts import Prompt, read_prompt
 
 
