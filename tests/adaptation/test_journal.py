@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import TEXTS, GivenRetriever
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,6 +30,7 @@ from tttnn import (
     TestTimeTrainer,
     TestTimeTrainingArguments,
 )
+from tttnn.adaptation import weights_digest
 from tttnn.journal import LATER, Journal, _with_checksum, read_journal
 from tttnn.methods import Context
 
@@ -579,6 +581,14 @@ def test_a_journal_without_checksums_of_version_2_resumes(make, path, finished):
     trainer.evaluate()
     assert len(path.read_text().splitlines()) == len(lines)
     assert trainer.records[0].nll == lines[1]["nll"]
+
+
+def test_weights_that_lie_elsewhere_have_a_digest(parts):
+    model = AutoModelForCausalLM.from_pretrained(parts)
+    before = weights_digest(model)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert next(model.parameters()).is_meta
+    assert weights_digest(model) != before
 
 
 # What journals of version 3 do not name, and what it was in their runs.

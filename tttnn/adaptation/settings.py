@@ -73,7 +73,7 @@ def run_settings(trainer: "TestTimeTrainer") -> dict[str, Any]:
     }
     # an earlier journal of such a run does not resume: its numbers are those of other rules
     has_new_rules = settings["drop_near_copies"] or settings.get("trainable") == "prefix"
-    settings["rules"] = 2 if has_new_rules or trainer.method.name.startswith("context") else 1
+    settings["rules"] = 2 if has_new_rules or "context_length" in settings else 1
     for callback in internals.callbacks(trainer):
         if isinstance(callback, TestTimeCallback):
             for name, value in callback.settings().items():
@@ -92,8 +92,13 @@ def weights_digest(model: torch.nn.Module) -> str:
     Returns:
         `str`: 16 hexadecimal digits; of the same weights in another precision others.
     """
-    parameters = model.parameters()
-    return digest(repr([weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist() for weight in parameters]))
+    return digest(repr([_sample(weight) for weight in model.parameters()]))
+
+
+def _sample(weight: torch.Tensor) -> list[Any]:
+    if weight.is_meta:  # accelerate keeps its values on a disk or another device
+        return [*weight.shape, str(weight.dtype)]
+    return list(weight.detach().flatten()[:: max(1, weight.numel() // 64)].tolist())
 
 
 def tokenizer_digest(processing_class: PreTrainedTokenizerBase) -> str:
